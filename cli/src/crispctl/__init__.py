@@ -1,0 +1,1 @@
+"""crispctl: the operators' command."""

@@ -1,0 +1,154 @@
+"""Calls from the gateway (and crispctl) to a service's replicas over their unix sockets.
+
+The folder RUNDIR/<service>/ is the list of replicas. A call goes to the least busy one; when a replica goes away under a
+call, the call is sent again, to another replica or to the same one's successor, until the deadline or for PATIENCE seconds,
+whichever is sooner. That is safe because every write is keyed by an id; the few calls that are not say so.
+"""
+
+import asyncio
+import json
+import os
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import httpx
+from pydantic import BaseModel, TypeAdapter
+
+from servicekit import context, metrics
+from servicekit.errors import DeadlineExceeded, Unavailable, from_problem
+
+T = TypeVar("T")
+PATIENCE = 10.0
+_RETRY_PAUSE = 0.05
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call to a service as its caller saw it; `milliseconds` includes the way there and back."""
+
+    service: str
+    method: str
+    path: str
+    milliseconds: float
+
+
+steps: ContextVar[list[Step] | None] = ContextVar("crisp_steps", default=None)
+"""Where the calls of the current task are noted down, if someone wants to know."""
+
+
+@dataclass(slots=True)
+class _Replica:
+    transport: httpx.AsyncHTTPTransport
+    inode: int
+    in_flight: int = 0
+
+
+@dataclass(slots=True)
+class ServiceClient:
+    """All replicas of one service. `deadline` in seconds is for calls that don't bring their own."""
+
+    service: str
+    run_dir: Path
+    deadline: float = 60.0
+    _replicas: dict[str, _Replica] = field(default_factory=dict)
+    _folder_version: int = -1
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        for replica in self._replicas.values():
+            await replica.transport.aclose()
+        self._replicas.clear()
+        self._folder_version = -1
+
+    @overload
+    async def call(self, method: str, path: str, reply: type[T], body: BaseModel | None = None, *, deadline: float | None = None, idempotent: bool = True) -> T: ...
+    @overload
+    async def call(self, method: str, path: str, reply: None = None, body: BaseModel | None = None, *, deadline: float | None = None, idempotent: bool = True) -> None: ...
+    async def call(self, method: str, path: str, reply: type[T] | None = None, body: BaseModel | None = None, *, deadline: float | None = None, idempotent: bool = True) -> T | None:
+        """Sends a request and answers its reply as `reply`. Raises the error that the service named.
+
+        Unavailable: no replica answered for PATIENCE seconds. DeadlineExceeded: one did not answer within `deadline` seconds.
+        """
+        limit = self.deadline if deadline is None else deadline
+        started = time.perf_counter()
+        status = "none"
+        try:
+            async with asyncio.timeout(limit):
+                response = await self._send(method, path, b"" if body is None else body.model_dump_json().encode(), idempotent)
+            status = str(response.status_code)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"{self.service} did not answer {method} {path} within {limit:g} s") from error
+        finally:
+            elapsed = time.perf_counter() - started
+            metrics.CALLS.labels(self.service, method, status).observe(elapsed)
+            noted = steps.get()
+            if noted is not None:
+                noted.append(Step(self.service, method, path, elapsed * 1000))
+        if response.status_code >= 400:
+            raise from_problem(response.status_code, _json(response.content), self.service)
+        if reply is None:
+            return None
+        adapter = _adapters.get(reply) or _adapters.setdefault(reply, TypeAdapter(reply))
+        parsed: T = adapter.validate_json(response.content)
+        return parsed
+
+    async def _send(self, method: str, path: str, content: bytes, idempotent: bool) -> httpx.Response:
+        headers = {"host": self.service, "content-length": str(len(content))}
+        if content:
+            headers["content-type"] = "application/json"
+        call = context.current()
+        if call is not None:
+            headers[context.REQUEST_ID_HEADER] = call.request_id
+            headers[context.TRACEPARENT_HEADER] = call.traceparent
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            replica = self._least_busy()
+            if replica is not None:
+                replica.in_flight += 1
+                try:
+                    # The transport itself, not httpx.AsyncClient: cookies, redirects and proxies cost half a millisecond a hop.
+                    response = await replica.transport.handle_async_request(httpx.Request(method, f"http://{self.service}{path}", headers=headers, content=content))
+                    await response.aread()
+                    return response
+                except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+                    if not (idempotent or isinstance(error, httpx.ConnectError)):
+                        raise Unavailable(f"{self.service} went away during {method} {path}, which is not safe to repeat; look before you try again") from error
+                    metrics.CALL_RETRIES.labels(self.service).inc()
+                finally:
+                    replica.in_flight -= 1
+            if time.monotonic() > give_up:
+                raise Unavailable(f"{self.service} is away: no replica answers in {self.run_dir / self.service}; see its log, or start it")
+            await asyncio.sleep(_RETRY_PAUSE)
+
+    def _least_busy(self) -> _Replica | None:
+        folder = self.run_dir / self.service
+        try:
+            version = os.stat(folder).st_mtime_ns
+        except FileNotFoundError:
+            return None
+        if version != self._folder_version:
+            self._refresh(folder)
+            self._folder_version = version
+        return min(self._replicas.values(), key=lambda replica: replica.in_flight, default=None)
+
+    def _refresh(self, folder: Path) -> None:
+        sockets = {entry.path: entry.inode() for entry in os.scandir(folder) if entry.name.endswith(".sock") and not entry.name.startswith(".")}
+        self._replicas = {
+            path: replica if (replica := self._replicas.get(path)) and replica.inode == inode else _Replica(_transport(path), inode)
+            for path, inode in sockets.items()
+        }
+
+
+def _transport(path: str) -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(uds=path, limits=httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=3000))
+
+
+def _json(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None

@@ -1,0 +1,122 @@
+"""The one exception tree of crisp, and its one mapping to HTTP and to gRPC.
+
+A message says what was asked, what went wrong and what to do. It travels between services as problem+json (RFC 9457) and
+leaves the gateway as a gRPC status; both carry the same code.
+"""
+
+from typing import ClassVar
+
+
+class CrispError(Exception):
+    """An error that a caller can act on. `field` names the part of the request that is at fault, if one is."""
+
+    code: ClassVar[str] = "UNKNOWN"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class InvalidArgument(CrispError):
+    """The request can never succeed as it is."""
+
+    code, status = "INVALID_ARGUMENT", 400
+
+
+class Unauthenticated(CrispError):
+    """Someone else (a registry) wants credentials, or better ones."""
+
+    code, status = "UNAUTHENTICATED", 401
+
+
+class PermissionDenied(CrispError):
+    """The caller, or crisp itself, may not do this."""
+
+    code, status = "PERMISSION_DENIED", 403
+
+
+class NotFound(CrispError):
+    """What the request names does not exist."""
+
+    code, status = "NOT_FOUND", 404
+
+
+class AlreadyExists(CrispError):
+    """The id is taken by something else than what the request describes."""
+
+    code, status = "ALREADY_EXISTS", 409
+
+
+class FailedPrecondition(CrispError):
+    """The request is fine, but not in the state that things are in."""
+
+    code, status = "FAILED_PRECONDITION", 412
+
+
+class ResourceExhausted(CrispError):
+    """No address, port, disk or memory is left for this."""
+
+    code, status = "RESOURCE_EXHAUSTED", 429
+
+
+class Internal(CrispError):
+    """A tool or the kernel refused something that should have worked."""
+
+    code, status = "INTERNAL", 500
+
+
+class Unknown(CrispError):
+    """The OCI runtime failed in its own words."""
+
+    code, status = "UNKNOWN", 500
+
+
+class Unimplemented(CrispError):
+    """crisp, or this machine, cannot do this."""
+
+    code, status = "UNIMPLEMENTED", 501
+
+
+class Unavailable(CrispError):
+    """A service or registry is away; the same call may work later."""
+
+    code, status = "UNAVAILABLE", 503
+
+
+class DeadlineExceeded(CrispError):
+    """It took longer than the caller, or crisp, was ready to wait."""
+
+    code, status = "DEADLINE_EXCEEDED", 504
+
+
+BY_CODE: dict[str, type[CrispError]] = {
+    kind.code: kind
+    for kind in (
+        InvalidArgument, Unauthenticated, PermissionDenied, NotFound, AlreadyExists, FailedPrecondition,
+        ResourceExhausted, Internal, Unknown, Unimplemented, Unavailable, DeadlineExceeded,
+    )
+}  # fmt: skip
+
+
+def to_problem(error: CrispError) -> dict[str, str | int]:
+    """The problem+json document of an error (RFC 9457, members `code` and `field` are ours)."""
+    problem: dict[str, str | int] = {
+        "type": f"urn:crisp:error:{error.code.lower().replace('_', '-')}",
+        "title": type(error).__name__,
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+    }
+    if error.field:
+        problem["field"] = error.field
+    return problem
+
+
+def from_problem(status: int, problem: object, service: str) -> CrispError:
+    """The error that a service's answer stands for, whatever the answer looks like."""
+    if not isinstance(problem, dict):
+        return Internal(f"{service} answered {status} without saying why; its log has more")
+    kind = BY_CODE.get(str(problem.get("code")), NotFound if status == 404 else Internal)
+    return kind(str(problem.get("detail", f"{service} answered {status}")), field=str(problem.get("field", "")))

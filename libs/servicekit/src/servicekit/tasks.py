@@ -1,0 +1,92 @@
+"""Tasks with owners: equal work that is done once for all who ask, and several things at once of which all must succeed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Joining(Generic[T]):
+    """Work by key: who asks while it is being done waits for that, instead of starting it again.
+
+    A caller that gives up (kubelet cancels at its timeout, then retries) does not stop the work: the retry finds it going on.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, asyncio.Task[T]] = {}
+
+    async def join(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, or of an equal one that is under way already."""
+        task = self._running.get(key)
+        if task is None:
+
+            async def body() -> T:
+                return await work()
+
+            task = self._running[key] = asyncio.create_task(body())
+            task.add_done_callback(lambda done: self._finished(key, done))
+        return await asyncio.shield(task)
+
+    def _finished(self, key: Hashable, task: asyncio.Task[T]) -> None:
+        self._running.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen, even if every caller has gone
+
+
+class Turns:
+    """Changes to things with ids: one at a time for each id, and a change equal to the last one asked for joins it.
+
+    As with Joining, a caller that gives up does not stop the change.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[str, asyncio.Task[Any]]] = {}
+
+    async def take(self, thing: str, change: str, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, done after the changes to `thing` that were asked for before; or of its equal, still under way."""
+        verb, before = self._last.get(thing, ("", None))
+        if before is not None and verb == change:
+            joined: T = await asyncio.shield(before)
+            return joined
+
+        async def body() -> T:
+            if before is not None:
+                await asyncio.wait([before])
+            return await work()
+
+        task = asyncio.create_task(body())
+        self._last[thing] = (change, task)
+        task.add_done_callback(lambda done: self._finished(thing, done))
+        return await asyncio.shield(task)
+
+    def _finished(self, thing: str, task: asyncio.Task[Any]) -> None:
+        if self._last.get(thing, ("", None))[1] is task:
+            del self._last[thing]
+        if not task.cancelled():
+            task.exception()  # seen, even if every caller has gone
+
+    async def settle(self) -> None:
+        """Waits until all that is under way has ended, however it ends."""
+        while self._last:
+            await asyncio.wait([task for _, task in self._last.values()])
+
+
+async def all_of(*works: Awaitable[Any]) -> Any:
+    """Results of `works`, done at the same time. The first failure cancels the others, waits for them, and is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def every(*works: Awaitable[Any]) -> None:
+    """Does all `works` at the same time, and to their ends even if some fail; then raises the first failure."""
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome

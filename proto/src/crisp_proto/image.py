@@ -1,0 +1,96 @@
+"""image-svc's contract: images, pulls, root filesystems, disk use."""
+
+from pydantic import Field
+
+from crisp_proto.contract import Contract
+
+
+class PullRequest(Contract):
+    """What to fetch. Pulling what is there already asks the registry for the digest and downloads nothing."""
+
+    reference: str
+    username: str = ""
+    password: str = ""
+    auth: str = ""
+    identity_token: str = ""
+    registry_token: str = ""
+
+
+class LoadRequest(Contract):
+    """An OCI image layout: a folder, or a tar of one, on the host."""
+
+    path: str
+    reference: str = Field("", description="Name for an image whose layout gives it none")
+
+
+class ImageConfig(Contract):
+    """What a container takes over from its image (OCI image spec, config.md)."""
+
+    user: str = ""
+    env: list[str] = []
+    entrypoint: list[str] = []
+    cmd: list[str] = []
+    working_dir: str = ""
+    stop_signal: str = ""
+    volumes: list[str] = []
+    labels: dict[str, str] = {}
+
+
+class Image(Contract):
+    """An image; id is the digest of its config, size the bytes of its layers as fetched and of its config."""
+
+    id: str
+    repo_tags: list[str] = []
+    repo_digests: list[str] = []
+    size: int
+    pinned: bool = False
+    config: ImageConfig
+
+
+class ImageList(Contract):
+    """All images."""
+
+    images: list[Image]
+
+
+class RootfsRequest(Contract):
+    """Mount a container's root filesystem."""
+
+    image: str = Field(description="Reference, id or unique id prefix")
+
+
+class Rootfs(Contract):
+    """A mounted root filesystem; path is on the host."""
+
+    id: str
+    path: str
+    image_id: str
+    config: ImageConfig
+
+
+class RootfsIds(Contract):
+    """All root filesystems that exist, and how old they are in seconds."""
+
+    ages: dict[str, float]
+
+
+class DiskUse(Contract):
+    """bytes and inodes under mountpoint, at timestamp (ns since the epoch)."""
+
+    timestamp: int
+    mountpoint: str
+    used_bytes: int
+    inodes_used: int
+
+
+class FilesystemInfo(Contract):
+    """What images and what containers' writable layers take."""
+
+    images: DiskUse
+    containers: DiskUse
+
+
+class WritableLayers(Contract):
+    """Disk use of each container's writable layer, by container id."""
+
+    layers: dict[str, DiskUse]

@@ -1,0 +1,79 @@
+"""net-svc's contract: attachments of pods to networks."""
+
+from crisp_proto.config import PortMapping
+from crisp_proto.contract import Contract
+
+
+class AttachmentRequest(Contract):
+    """Give a pod a network namespace and connect it. Pods on the node's network have none."""
+
+    namespace: str
+    name: str
+    uid: str
+    port_mappings: list[PortMapping] = []
+    sysctls: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class Interface(Contract):
+    """An interface inside the pod with its addresses in CIDR notation."""
+
+    name: str
+    mac: str = ""
+    addresses: list[str] = []
+
+
+class Attachment(Contract):
+    """A pod's network. netns is the path of its namespace; ips the pod's addresses, the primary one first."""
+
+    id: str
+    netns: str
+    ips: list[str] = []
+    interfaces: list[Interface] = []
+    network: str = ""
+
+
+class AttachmentList(Contract):
+    """All attachments, and how old each is in seconds."""
+
+    attachments: list[Attachment]
+    ages: dict[str, float]
+
+
+class NetworkStatus(Contract):
+    """Whether pods can be connected; reason and message as CRI's NetworkReady condition has them."""
+
+    ready: bool
+    reason: str = ""
+    message: str = ""
+    network: str = ""
+    configuration: str = ""
+
+
+class NodeConfig(Contract):
+    """What kubelet tells by UpdateRuntimeConfig."""
+
+    pod_cidr: str
+
+
+class InterfaceUsage(Contract):
+    """Counters of an interface since it was made."""
+
+    name: str
+    rx_bytes: int
+    rx_errors: int
+    tx_bytes: int
+    tx_errors: int
+
+
+class NetworkUsage(Contract):
+    """Counters of a pod's interfaces at timestamp (ns since the epoch)."""
+
+    timestamp: int
+    interfaces: list[InterfaceUsage]
+
+
+class NetworkUsages(Contract):
+    """Counters by pod id."""
+
+    pods: dict[str, NetworkUsage]

@@ -1,0 +1,165 @@
+"""runtime-svc's contract: pods, containers, their resources and statistics."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from crisp_proto.config import ContainerConfig, LinuxContainerResources, PodSandboxConfig
+from crisp_proto.contract import Contract
+from crisp_proto.image import ImageConfig
+
+
+class PodState(StrEnum):
+    """READY until stopped, or until the machine has booted again."""
+
+    READY = "ready"
+    NOTREADY = "notready"
+
+
+class PodRequest(Contract):
+    """A pod to make; handler is the RuntimeClass handler, empty for the default one."""
+
+    config: PodSandboxConfig
+    handler: str = ""
+
+
+class Pod(Contract):
+    """A pod. created_at is ns since the epoch."""
+
+    id: str
+    state: PodState
+    created_at: int
+    handler: str
+    config: PodSandboxConfig
+    cgroup: str = Field(description="Path of the pod's cgroup below each hierarchy's root")
+
+
+class PodList(Contract):
+    """Pods."""
+
+    pods: list[Pod]
+
+
+class ContainerRequest(Contract):
+    """A container to make: what kubelet asked for, and what the other services said of it."""
+
+    pod_id: str
+    config: ContainerConfig
+    rootfs: str
+    image_id: str
+    image_config: ImageConfig
+    netns: str = ""
+    pod_ips: list[str] = []
+
+
+class ContainerUser(Contract):
+    """What was applied."""
+
+    uid: int = 0
+    gid: int = 0
+    supplemental_groups: list[int] = []
+
+
+class Launch(Contract):
+    """How the container is to be created by its monitor (fields as in crisp_proto.monitor.MonitorRequest)."""
+
+    bundle: str
+    runtime: list[str]
+    stop_signal: str
+    systemd_cgroup: bool = False
+    cgroup_procs: list[str] = []
+
+
+class Container(Contract):
+    """A container. Times are ns since the epoch; started_at is 0 until it was started."""
+
+    id: str
+    pod_id: str
+    config: ContainerConfig
+    image_id: str
+    created_at: int
+    started_at: int = 0
+    user: ContainerUser
+    log_path: str = ""
+    start_error: str = Field("", description="Why the OCI runtime could not start it")
+    launch: Launch
+
+
+class ContainerList(Contract):
+    """Containers."""
+
+    containers: list[Container]
+
+
+class StartRequest(Contract):
+    """attempt is chosen by the caller, anew for every StartContainer: the same one again is answered as the first time."""
+
+    attempt: str
+
+
+class StartResult(Contract):
+    """already: the container had been started before, by another attempt."""
+
+    started_at: int
+    already: bool = False
+
+
+class UpdateRequest(Contract):
+    """New limits of a container; 0 and empty leave one as it is."""
+
+    resources: LinuxContainerResources
+
+
+class Handler(Contract):
+    """An OCI runtime that pods may ask for by name, and what it said of itself."""
+
+    name: str
+    runtime: str
+    default: bool
+    recursive_read_only_mounts: bool
+    user_namespaces: bool
+
+
+class RuntimeInfo(Contract):
+    """What this node's runtime side is."""
+
+    cgroup_driver: str
+    cgroup_version: int
+    handlers: list[Handler]
+
+
+class CpuUse(Contract):
+    """usage in ns since the cgroup was made; nano_cores the rate between the last two readings."""
+
+    timestamp: int
+    usage: int
+    nano_cores: int
+
+
+class MemoryUse(Contract):
+    """Bytes, and faults since the cgroup was made. available is -1 without a limit."""
+
+    timestamp: int
+    working_set: int
+    available: int
+    usage: int
+    rss: int
+    page_faults: int
+    major_page_faults: int
+    swap_usage: int
+    swap_available: int
+
+
+class CgroupUse(Contract):
+    """One reading of a cgroup."""
+
+    cpu: CpuUse
+    memory: MemoryUse
+    processes: int
+
+
+class Usages(Contract):
+    """Readings by container id and by pod id; what is gone is left out."""
+
+    containers: dict[str, CgroupUse]
+    pods: dict[str, CgroupUse]

@@ -1,0 +1,266 @@
+"""Containers: the steps of each call, in order, with their undo (DESIGN: the main flows)."""
+
+import asyncio
+import json
+import secrets
+
+from crisp_proto.config import ContainerConfig, LinuxContainerResources, NamespaceMode
+from crisp_proto.cri import api_pb2
+from crisp_proto.image import RootfsRequest
+from crisp_proto.monitor import ExecRequest, MonitorRequest, Process, ProcessState
+from crisp_proto.net import Attachment
+from crisp_proto.runtime import Container, ContainerRequest, UpdateRequest
+from cri_gateway import convert, ids, lookup
+from cri_gateway.filters import matches
+from cri_gateway.services import Services
+from cri_gateway.undo import undone_on_failure
+from servicekit.crashpoints import crashpoint
+from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument, NotFound
+from servicekit.tasks import Turns, all_of, every
+
+
+class Containers:
+    """RuntimeService's calls about containers."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._turns = Turns()
+
+    async def create(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
+        """CreateContainer: root filesystem, bundle, monitor."""
+        config = convert.to_model(request.config, ContainerConfig)
+        pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
+        container_id = ids.container_id(pod_id, request.config.metadata)
+        await self._turns.take(container_id, "create", lambda: self._create(container_id, pod_id, config))
+        return api_pb2.CreateContainerResponse(container_id=container_id)
+
+    async def _create(self, container_id: str, pod_id: str, config: ContainerConfig) -> None:
+        services = self._services
+        image = config.image.image or config.image.image_ref
+        if not image:
+            raise InvalidArgument("image.image is empty; it names the image to run", field="image.image")
+        async with undone_on_failure() as undo:
+            undo.push_async_callback(services.image.unmount, container_id)
+            rootfs, attachment = await all_of(services.image.mount(container_id, RootfsRequest(image=image)), self._attachment(pod_id, config))
+            crashpoint("create-rootfs-mounted")
+            undo.push_async_callback(services.runtime.remove_container, container_id)
+            request = ContainerRequest(
+                pod_id=pod_id,
+                config=config,
+                rootfs=rootfs.path,
+                image_id=rootfs.image_id,
+                image_config=rootfs.config,
+                netns=attachment.netns if attachment else "",
+                pod_ips=attachment.ips if attachment else [],
+            )
+            container = await services.runtime.create_container(container_id, request)
+            crashpoint("create-bundle-written")
+            await services.monitor.create(container_id, _monitor_request(container))
+            crashpoint("create-monitored")
+
+    async def _attachment(self, pod_id: str, config: ContainerConfig) -> Attachment | None:
+        if config.linux.security_context.namespace_options.network is NamespaceMode.NODE:
+            return None
+        try:
+            return await self._services.net.attachment(pod_id)
+        except NotFound as error:
+            await self._services.runtime.pod(pod_id)  # says so if there is no such pod at all
+            raise FailedPrecondition(f"pod {pod_id} has no network: it was stopped, or it uses the node's (namespace_options.network of container and pod must agree)", field="pod_sandbox_id") from error
+
+    async def start(self, request: api_pb2.StartContainerRequest) -> api_pb2.StartContainerResponse:
+        """StartContainer. FAILED_PRECONDITION for one that was started before."""
+        container_id = await lookup.container_id(self._services.runtime, request.container_id)
+        await self._turns.take(container_id, "start", lambda: self._start(container_id))
+        return api_pb2.StartContainerResponse()
+
+    async def _start(self, container_id: str) -> None:
+        try:
+            result = await self._services.runtime.start_container(container_id, secrets.token_hex(8))
+        except CrispError as error:
+            if error.code == "UNKNOWN":  # the OCI runtime could not: what it created must not stay half alive
+                await asyncio.gather(self._services.monitor.stop(container_id, 0), return_exceptions=True)
+            raise
+        if result.already:
+            raise FailedPrecondition(f"container {container_id} was started before; only a container in state CREATED can be started", field="container_id")
+        crashpoint("container-started")
+
+    async def stop(self, request: api_pb2.StopContainerRequest) -> api_pb2.StopContainerResponse:
+        """StopContainer: the signal, then after `timeout` seconds SIGKILL. Unknown is fine."""
+        if request.timeout < 0:
+            raise InvalidArgument(f"timeout = {request.timeout}: seconds, 0 or more", field="timeout")
+        try:
+            container_id = await lookup.container_id(self._services.runtime, request.container_id)
+            await self._services.monitor.stop(container_id, float(request.timeout))
+        except NotFound:
+            pass
+        crashpoint("container-stopped")
+        return api_pb2.StopContainerResponse()
+
+    async def remove(self, request: api_pb2.RemoveContainerRequest) -> api_pb2.RemoveContainerResponse:
+        """RemoveContainer, running or not. Unknown is fine."""
+        try:
+            container_id = await lookup.container_id(self._services.runtime, request.container_id)
+        except NotFound:
+            return api_pb2.RemoveContainerResponse()
+        await self._remove(container_id)
+        return api_pb2.RemoveContainerResponse()
+
+    async def _remove(self, container_id: str) -> None:
+        await self._turns.take(container_id, "remove", lambda: self._remove_steps(container_id))
+
+    async def _remove_steps(self, container_id: str) -> None:
+        await self._services.monitor.remove(container_id)
+        crashpoint("remove-unmonitored")
+        await self._services.runtime.remove_container(container_id)
+        crashpoint("remove-bundle-removed")
+        await self._services.image.unmount(container_id)
+
+    async def kill_all(self, pod_id: str) -> None:
+        """Ends all containers of a pod at the same time."""
+        await every(*(self._kill(container.id) for container in await self._services.runtime.containers(pod_id)))
+
+    async def _kill(self, container_id: str) -> None:
+        try:
+            await self._services.monitor.stop(container_id, 0)
+        except NotFound:
+            pass
+
+    async def remove_all(self, pod_id: str) -> None:
+        """Removes all containers of a pod at the same time."""
+        await every(*(self._remove(container.id) for container in await self._services.runtime.containers(pod_id)))
+
+    async def update_resources(self, request: api_pb2.UpdateContainerResourcesRequest) -> api_pb2.UpdateContainerResourcesResponse:
+        """UpdateContainerResources."""
+        container_id = await lookup.container_id(self._services.runtime, request.container_id)
+        resources = convert.to_model(request.linux, LinuxContainerResources)
+        await self._services.runtime.update_container(container_id, UpdateRequest(resources=resources))
+        return api_pb2.UpdateContainerResourcesResponse()
+
+    async def reopen_log(self, request: api_pb2.ReopenContainerLogRequest) -> api_pb2.ReopenContainerLogResponse:
+        """ReopenContainerLog."""
+        await self._services.monitor.reopen_log(await lookup.container_id(self._services.runtime, request.container_id))
+        return api_pb2.ReopenContainerLogResponse()
+
+    async def exec_sync(self, request: api_pb2.ExecSyncRequest) -> api_pb2.ExecSyncResponse:
+        """ExecSync. DEADLINE_EXCEEDED: the command took longer than `timeout` seconds and was killed."""
+        if not request.cmd:
+            raise InvalidArgument("cmd is empty; give the command to run", field="cmd")
+        container_id = await lookup.container_id(self._services.runtime, request.container_id)
+        result = await self._services.monitor.exec(container_id, ExecRequest(command=list(request.cmd), timeout=float(max(0, request.timeout))))
+        return api_pb2.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
+
+    # Looking
+
+    async def status(self, request: api_pb2.ContainerStatusRequest) -> api_pb2.ContainerStatusResponse:
+        """ContainerStatus: runtime-svc's record joined with monitor-svc's facts."""
+        container_id = await lookup.container_id(self._services.runtime, request.container_id)
+        container, process = await asyncio.gather(self._services.runtime.container(container_id), self._process(container_id))
+        status = to_status(container, process)
+        return api_pb2.ContainerStatusResponse(status=status, info=_info(container, process) if request.verbose else None)
+
+    async def _process(self, container_id: str) -> Process | None:
+        try:
+            return await self._services.monitor.process(container_id)
+        except NotFound:
+            return None
+
+    async def list(self, request: api_pb2.ListContainersRequest) -> api_pb2.ListContainersResponse:
+        """ListContainers."""
+        wanted = request.filter
+        containers, processes = await asyncio.gather(self._services.runtime.containers(), self._services.monitor.processes())
+        by_id = {process.id: process for process in processes}
+        items = []
+        for container in containers:
+            config = container.config
+            state = state_of(container, by_id.get(container.id))
+            if wanted.HasField("state") and wanted.state.state != state:
+                continue
+            if container.pod_id.startswith(wanted.pod_sandbox_id) and matches(wanted.id, wanted.label_selector, container.id, config.labels):
+                items.append(
+                    api_pb2.Container(
+                        id=container.id,
+                        pod_sandbox_id=container.pod_id,
+                        metadata=api_pb2.ContainerMetadata(name=config.metadata.name, attempt=config.metadata.attempt),
+                        image=_image(container),
+                        image_ref=container.image_id,
+                        image_id=container.image_id,
+                        state=state,
+                        created_at=container.created_at,
+                        labels=config.labels,
+                        annotations=config.annotations,
+                    )
+                )
+        return api_pb2.ListContainersResponse(containers=items)
+
+
+def state_of(container: Container, process: Process | None) -> api_pb2.ContainerState:
+    """CREATED, RUNNING, EXITED; UNKNOWN where monitor-svc knows no process."""
+    if process is None or process.state is ProcessState.LOST:
+        return api_pb2.CONTAINER_UNKNOWN
+    if process.state is ProcessState.EXITED:
+        return api_pb2.CONTAINER_EXITED
+    return api_pb2.CONTAINER_RUNNING if container.started_at else api_pb2.CONTAINER_CREATED
+
+
+def to_status(container: Container, process: Process | None) -> api_pb2.ContainerStatus:
+    """CRI's ContainerStatus."""
+    config = container.config
+    exited = process is not None and process.state is ProcessState.EXITED
+    failed_start = bool(container.start_error) and not container.started_at
+    return api_pb2.ContainerStatus(
+        id=container.id,
+        metadata=api_pb2.ContainerMetadata(name=config.metadata.name, attempt=config.metadata.attempt),
+        state=state_of(container, process),
+        created_at=container.created_at,
+        started_at=container.started_at,
+        finished_at=process.finished_at if process and exited else 0,
+        exit_code=process.exit_code if process and exited else 0,
+        image=_image(container),
+        image_ref=container.image_id,
+        image_id=container.image_id,
+        reason="StartError" if failed_start else process.reason if process and exited else "",
+        message=container.start_error if failed_start else process.message if process and exited else "",
+        labels=config.labels,
+        annotations=config.annotations,
+        mounts=[convert.to_message(mount, api_pb2.Mount()) for mount in config.mounts],
+        log_path=container.log_path,
+        resources=api_pb2.ContainerResources(linux=convert.to_message(config.linux.resources, api_pb2.LinuxContainerResources())),
+        user=api_pb2.ContainerUser(
+            linux=api_pb2.LinuxContainerUser(uid=container.user.uid, gid=container.user.gid, supplemental_groups=container.user.supplemental_groups)
+        ),
+        stop_signal=_signal(container.launch.stop_signal),
+    )
+
+
+def _image(container: Container) -> api_pb2.ImageSpec:
+    asked = container.config.image
+    return api_pb2.ImageSpec(image=asked.user_specified_image or asked.image, annotations=asked.annotations)
+
+
+def _signal(name: str) -> api_pb2.Signal:
+    wanted = "SIGNAL_SIG" + name.upper().removeprefix("SIG").replace("+", "PLUS").replace("-", "MINUS")
+    return api_pb2.Signal.Value(wanted) if wanted in api_pb2.Signal.keys() else api_pb2.SIGNAL_RUNTIME_DEFAULT
+
+
+def _monitor_request(container: Container) -> MonitorRequest:
+    config, launch = container.config, container.launch
+    return MonitorRequest(
+        pod_id=container.pod_id,
+        name=config.metadata.name,
+        **launch.model_dump(),
+        log_path=container.log_path,
+        tty=config.tty,
+        stdin=config.stdin,
+        stdin_once=config.stdin_once,
+    )
+
+
+def _info(container: Container, process: Process | None) -> dict[str, str]:
+    document = {
+        "sandboxID": container.pod_id,
+        "pid": process.pid if process else 0,
+        "runtime": container.launch.runtime,
+        "bundle": container.launch.bundle,
+        "config": container.config.model_dump(mode="json", exclude_defaults=True),
+    }
+    return {"info": json.dumps(document)}

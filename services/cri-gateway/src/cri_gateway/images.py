@@ -1,0 +1,92 @@
+"""ImageService."""
+
+import json
+import time
+
+from crisp_proto.cri import api_pb2
+from crisp_proto.image import DiskUse, Image, PullRequest
+from cri_gateway.services import Services
+from servicekit.errors import InvalidArgument, NotFound
+
+
+class Images:
+    """ImageService's calls."""
+
+    def __init__(self, services: Services) -> None:
+        self._image = services.image
+
+    async def list(self, request: api_pb2.ListImagesRequest) -> api_pb2.ListImagesResponse:
+        """ListImages; a filter names one image."""
+        name = request.filter.image.image
+        if not name:
+            return api_pb2.ListImagesResponse(images=[_to_message(image) for image in await self._image.images()])
+        try:
+            return api_pb2.ListImagesResponse(images=[_to_message(await self._image.image(name))])
+        except NotFound:
+            return api_pb2.ListImagesResponse()
+
+    async def status(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
+        """ImageStatus; an absent image is an answer without one."""
+        try:
+            image = await self._image.image(_name(request.image))
+        except NotFound:
+            return api_pb2.ImageStatusResponse()
+        info = {"info": json.dumps({"config": image.config.model_dump(mode="json"), "labels": image.config.labels})} if request.verbose else None
+        return api_pb2.ImageStatusResponse(image=_to_message(image), info=info)
+
+    async def pull(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:
+        """PullImage."""
+        auth = request.auth
+        pulled = await self._image.pull(
+            PullRequest(
+                reference=_name(request.image),
+                username=auth.username,
+                password=auth.password,
+                auth=auth.auth,
+                identity_token=auth.identity_token,
+                registry_token=auth.registry_token,
+            )
+        )
+        return api_pb2.PullImageResponse(image_ref=pulled.id)
+
+    async def remove(self, request: api_pb2.RemoveImageRequest) -> api_pb2.RemoveImageResponse:
+        """RemoveImage; unknown is fine."""
+        await self._image.remove(_name(request.image))
+        return api_pb2.RemoveImageResponse()
+
+    async def filesystem(self, _request: api_pb2.ImageFsInfoRequest) -> api_pb2.ImageFsInfoResponse:
+        """ImageFsInfo."""
+        info = await self._image.filesystem()
+        return api_pb2.ImageFsInfoResponse(image_filesystems=[disk_use(info.images)], container_filesystems=[disk_use(info.containers)])
+
+
+def disk_use(use: DiskUse | None) -> api_pb2.FilesystemUsage:
+    """CRI's FilesystemUsage."""
+    if use is None:
+        return api_pb2.FilesystemUsage(timestamp=time.time_ns())
+    return api_pb2.FilesystemUsage(
+        timestamp=use.timestamp,
+        fs_id=api_pb2.FilesystemIdentifier(mountpoint=use.mountpoint),
+        used_bytes=api_pb2.UInt64Value(value=use.used_bytes),
+        inodes_used=api_pb2.UInt64Value(value=use.inodes_used),
+    )
+
+
+def _name(image: api_pb2.ImageSpec) -> str:
+    if not image.image:
+        raise InvalidArgument("image.image is empty; it names the image", field="image.image")
+    return image.image
+
+
+def _to_message(image: Image) -> api_pb2.Image:
+    user = image.config.user.partition(":")[0]
+    return api_pb2.Image(
+        id=image.id,
+        repo_tags=image.repo_tags,
+        repo_digests=image.repo_digests,
+        size=image.size,
+        uid=api_pb2.Int64Value(value=int(user)) if user.isdecimal() else None,
+        username="" if user.isdecimal() else user,
+        spec=api_pb2.ImageSpec(image=image.repo_tags[0] if image.repo_tags else image.id),
+        pinned=image.pinned,
+    )

@@ -1,0 +1,155 @@
+"""Pods: the steps of each call, in order, with their undo (DESIGN: the main flows)."""
+
+import asyncio
+import json
+
+from crisp_proto.config import NamespaceMode, PodSandboxConfig
+from crisp_proto.cri import api_pb2
+from crisp_proto.net import Attachment, AttachmentRequest
+from crisp_proto.runtime import Pod, PodRequest, PodState
+from cri_gateway import convert, ids, lookup
+from cri_gateway.containers import Containers
+from cri_gateway.filters import matches
+from cri_gateway.services import Services
+from servicekit.crashpoints import crashpoint
+from servicekit.errors import DeadlineExceeded, NotFound, Unavailable
+from servicekit.tasks import Turns, every
+
+_STATES = {PodState.READY: api_pb2.SANDBOX_READY, PodState.NOTREADY: api_pb2.SANDBOX_NOTREADY}
+
+
+class Pods:
+    """RuntimeService's calls about pods."""
+
+    def __init__(self, services: Services, containers: Containers) -> None:
+        self._services = services
+        self._containers = containers
+        self._turns = Turns()
+
+    async def run(self, request: api_pb2.RunPodSandboxRequest) -> api_pb2.RunPodSandboxResponse:
+        """RunPodSandbox: the runtime's part and the network's at the same time."""
+        config = convert.to_model(request.config, PodSandboxConfig)
+        pod_id = ids.pod_id(request.config.metadata)
+        await self._turns.take(pod_id, "run", lambda: self._run(pod_id, PodRequest(config=config, handler=request.runtime_handler)))
+        return api_pb2.RunPodSandboxResponse(pod_sandbox_id=pod_id)
+
+    async def _run(self, pod_id: str, request: PodRequest) -> None:
+        steps = [self._services.runtime.create_pod(pod_id, request)]
+        if not _on_node_network(request.config):
+            steps.append(self._services.net.attach(pod_id, _attachment_request(request.config)))  # type: ignore[arg-type]
+        made, *attached = await asyncio.gather(*steps, return_exceptions=True)
+        failed = [outcome for outcome in (made, *attached) if isinstance(outcome, BaseException)]
+        if not failed:
+            crashpoint("pod-run")
+            return
+        # Each service has taken its own failed part back; here goes the other's. A pod that has containers keeps its part:
+        # runtime-svc refuses to remove it. A runtime-svc that is away may well have the pod, so its network stays.
+        if isinstance(made, BaseException) and not isinstance(made, Unavailable | DeadlineExceeded):
+            await every(self._services.net.detach(pod_id))
+        if not isinstance(made, BaseException):
+            await asyncio.gather(self._services.runtime.remove_pod(pod_id), return_exceptions=True)
+        raise failed[0]
+
+    async def stop(self, request: api_pb2.StopPodSandboxRequest) -> api_pb2.StopPodSandboxResponse:
+        """StopPodSandbox: its containers at once, then network and namespaces; the record stays. Unknown is fine."""
+        try:
+            pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
+        except NotFound:
+            return api_pb2.StopPodSandboxResponse()
+        await self._turns.take(pod_id, "stop", lambda: self._stop(pod_id))
+        return api_pb2.StopPodSandboxResponse()
+
+    async def _stop(self, pod_id: str) -> None:
+        await self._containers.kill_all(pod_id)
+        crashpoint("pod-containers-stopped")
+        await every(self._services.net.detach(pod_id), self._services.runtime.stop_pod(pod_id))
+
+    async def remove(self, request: api_pb2.RemovePodSandboxRequest) -> api_pb2.RemovePodSandboxResponse:
+        """RemovePodSandbox: whatever is left of it, running containers included. Unknown is fine."""
+        try:
+            pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
+        except NotFound:
+            return api_pb2.RemovePodSandboxResponse()
+        await self._turns.take(pod_id, "remove", lambda: self._remove(pod_id))
+        return api_pb2.RemovePodSandboxResponse()
+
+    async def _remove(self, pod_id: str) -> None:
+        await self._containers.remove_all(pod_id)
+        crashpoint("pod-containers-removed")
+        await self._services.net.detach(pod_id)
+        await self._services.runtime.remove_pod(pod_id)
+
+    async def status(self, request: api_pb2.PodSandboxStatusRequest) -> api_pb2.PodSandboxStatusResponse:
+        """PodSandboxStatus: the runtime's record and the network's addresses."""
+        pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
+        pod, attachment = await asyncio.gather(self._services.runtime.pod(pod_id), self._attachment(pod_id))
+        ips = attachment.ips if attachment else []
+        ready = pod.state is PodState.READY and (attachment is not None or _on_node_network(pod.config))
+        options = pod.config.linux.security_context.namespace_options
+        status = api_pb2.PodSandboxStatus(
+            id=pod.id,
+            metadata=_metadata(pod),
+            state=api_pb2.SANDBOX_READY if ready else api_pb2.SANDBOX_NOTREADY,
+            created_at=pod.created_at,
+            network=api_pb2.PodSandboxNetworkStatus(ip=ips[0] if ips else "", additional_ips=[api_pb2.PodIP(ip=ip) for ip in ips[1:]]),
+            linux=api_pb2.LinuxPodSandboxStatus(namespaces=api_pb2.Namespace(options=convert.to_message(options, api_pb2.NamespaceOption()))),
+            labels=pod.config.labels,
+            annotations=pod.config.annotations,
+            runtime_handler=pod.handler,
+        )
+        return api_pb2.PodSandboxStatusResponse(status=status, info=_info(pod, attachment) if request.verbose else None)
+
+    async def _attachment(self, pod_id: str) -> Attachment | None:
+        try:
+            return await self._services.net.attachment(pod_id)
+        except NotFound:
+            return None
+
+    async def list(self, request: api_pb2.ListPodSandboxRequest) -> api_pb2.ListPodSandboxResponse:
+        """ListPodSandbox."""
+        wanted = request.filter
+        state = wanted.state.state if wanted.HasField("state") else None
+        items = [
+            api_pb2.PodSandbox(
+                id=pod.id,
+                metadata=_metadata(pod),
+                state=_STATES[pod.state],
+                created_at=pod.created_at,
+                labels=pod.config.labels,
+                annotations=pod.config.annotations,
+                runtime_handler=pod.handler,
+            )
+            for pod in await self._services.runtime.pods()
+            if matches(wanted.id, wanted.label_selector, pod.id, pod.config.labels) and state in (None, _STATES[pod.state])
+        ]
+        return api_pb2.ListPodSandboxResponse(items=items)
+
+
+def _on_node_network(config: PodSandboxConfig) -> bool:
+    return config.linux.security_context.namespace_options.network is NamespaceMode.NODE
+
+
+def _attachment_request(config: PodSandboxConfig) -> AttachmentRequest:
+    return AttachmentRequest(
+        namespace=config.metadata.namespace,
+        name=config.metadata.name,
+        uid=config.metadata.uid,
+        port_mappings=config.port_mappings,
+        sysctls={name: value for name, value in config.linux.sysctls.items() if name.replace("/", ".").startswith("net.")},
+        annotations=config.annotations,
+    )
+
+
+def _metadata(pod: Pod) -> api_pb2.PodSandboxMetadata:
+    metadata = pod.config.metadata
+    return api_pb2.PodSandboxMetadata(name=metadata.name, uid=metadata.uid, namespace=metadata.namespace, attempt=metadata.attempt)
+
+
+def _info(pod: Pod, attachment: Attachment | None) -> dict[str, str]:
+    document = {
+        "config": pod.config.model_dump(mode="json", exclude_defaults=True),
+        "cgroup": pod.cgroup,
+        "runtimeHandler": pod.handler,
+        "network": attachment.model_dump(mode="json") if attachment else None,
+    }
+    return {"info": json.dumps(document)}

@@ -1,0 +1,181 @@
+"""The four services as the gateway calls them: one method for each route it uses, and nothing else."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from crisp_proto.image import (
+    FilesystemInfo, Image, ImageList, PullRequest, Rootfs, RootfsIds, RootfsRequest, WritableLayers,
+)  # fmt: skip
+from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest, Process, ProcessList, StopRequest
+from crisp_proto.net import Attachment, AttachmentList, AttachmentRequest, NetworkStatus, NetworkUsages, NodeConfig
+from crisp_proto.runtime import (
+    Container, ContainerList, ContainerRequest, Pod, PodList, PodRequest, RuntimeInfo, StartRequest, StartResult, UpdateRequest, Usages,
+)  # fmt: skip
+from servicekit.client import ServiceClient
+
+_LONG = 4 * 3600.0
+"""Seconds for calls whose length the workload decides (pulls, execs, stops); the CRI client's own deadline comes first."""
+_CREATE = 240.0
+
+
+class ImageService:
+    """image-svc."""
+
+    def __init__(self, client: ServiceClient) -> None:
+        self.client = client
+
+    async def images(self) -> list[Image]:
+        return (await self.client.call("GET", "/v1/images", ImageList)).images
+
+    async def image(self, name: str) -> Image:
+        return await self.client.call("GET", f"/v1/images/{quote(name)}", Image)
+
+    async def pull(self, request: PullRequest) -> Image:
+        return await self.client.call("POST", "/v1/pulls", Image, request, deadline=_LONG)
+
+    async def remove(self, name: str) -> None:
+        await self.client.call("DELETE", f"/v1/images/{quote(name)}")
+
+    async def mount(self, rootfs_id: str, request: RootfsRequest) -> Rootfs:
+        return await self.client.call("PUT", f"/v1/rootfs/{rootfs_id}", Rootfs, request)
+
+    async def unmount(self, rootfs_id: str) -> None:
+        await self.client.call("DELETE", f"/v1/rootfs/{rootfs_id}")
+
+    async def rootfs_ages(self) -> dict[str, float]:
+        return (await self.client.call("GET", "/v1/rootfs", RootfsIds)).ages
+
+    async def filesystem(self) -> FilesystemInfo:
+        return await self.client.call("GET", "/v1/filesystem", FilesystemInfo)
+
+    async def writable_layers(self) -> WritableLayers:
+        return await self.client.call("GET", "/v1/writable-layers", WritableLayers)
+
+
+class RuntimeService:
+    """runtime-svc."""
+
+    def __init__(self, client: ServiceClient) -> None:
+        self.client = client
+
+    async def pods(self) -> list[Pod]:
+        return (await self.client.call("GET", "/v1/pods", PodList)).pods
+
+    async def pod(self, pod_id: str) -> Pod:
+        return await self.client.call("GET", f"/v1/pods/{pod_id}", Pod)
+
+    async def create_pod(self, pod_id: str, request: PodRequest) -> Pod:
+        return await self.client.call("PUT", f"/v1/pods/{pod_id}", Pod, request, deadline=_CREATE)
+
+    async def stop_pod(self, pod_id: str) -> None:
+        await self.client.call("POST", f"/v1/pods/{pod_id}/stop")
+
+    async def remove_pod(self, pod_id: str) -> None:
+        await self.client.call("DELETE", f"/v1/pods/{pod_id}")
+
+    async def containers(self, pod_id: str = "") -> list[Container]:
+        query = f"?pod_id={pod_id}" if pod_id else ""
+        return (await self.client.call("GET", f"/v1/containers{query}", ContainerList)).containers
+
+    async def container(self, container_id: str) -> Container:
+        return await self.client.call("GET", f"/v1/containers/{container_id}", Container)
+
+    async def create_container(self, container_id: str, request: ContainerRequest) -> Container:
+        return await self.client.call("PUT", f"/v1/containers/{container_id}", Container, request, deadline=_CREATE)
+
+    async def start_container(self, container_id: str, attempt: str) -> StartResult:
+        return await self.client.call("POST", f"/v1/containers/{container_id}/start", StartResult, StartRequest(attempt=attempt), deadline=_CREATE)
+
+    async def update_container(self, container_id: str, request: UpdateRequest) -> Container:
+        return await self.client.call("PATCH", f"/v1/containers/{container_id}/resources", Container, request)
+
+    async def remove_container(self, container_id: str) -> None:
+        await self.client.call("DELETE", f"/v1/containers/{container_id}")
+
+    async def usage(self) -> Usages:
+        return await self.client.call("GET", "/v1/usage", Usages)
+
+    async def info(self) -> RuntimeInfo:
+        return await self.client.call("GET", "/v1/info", RuntimeInfo)
+
+
+class NetService:
+    """net-svc."""
+
+    def __init__(self, client: ServiceClient) -> None:
+        self.client = client
+
+    async def attach(self, pod_id: str, request: AttachmentRequest) -> Attachment:
+        return await self.client.call("PUT", f"/v1/attachments/{pod_id}", Attachment, request, deadline=_CREATE)
+
+    async def attachment(self, pod_id: str) -> Attachment:
+        return await self.client.call("GET", f"/v1/attachments/{pod_id}", Attachment)
+
+    async def attachments(self) -> AttachmentList:
+        return await self.client.call("GET", "/v1/attachments", AttachmentList)
+
+    async def detach(self, pod_id: str) -> None:
+        await self.client.call("DELETE", f"/v1/attachments/{pod_id}", deadline=_CREATE)
+
+    async def status(self) -> NetworkStatus:
+        return await self.client.call("GET", "/v1/status", NetworkStatus)
+
+    async def set_node(self, config: NodeConfig) -> None:
+        await self.client.call("PUT", "/v1/node", NodeConfig, config)
+
+    async def usage(self) -> NetworkUsages:
+        return await self.client.call("GET", "/v1/usage", NetworkUsages)
+
+
+class MonitorService:
+    """monitor-svc."""
+
+    def __init__(self, client: ServiceClient) -> None:
+        self.client = client
+
+    async def create(self, container_id: str, request: MonitorRequest) -> Process:
+        return await self.client.call("PUT", f"/v1/monitors/{container_id}", Process, request, deadline=_CREATE)
+
+    async def process(self, container_id: str) -> Process:
+        return await self.client.call("GET", f"/v1/monitors/{container_id}", Process)
+
+    async def processes(self) -> list[Process]:
+        return (await self.client.call("GET", "/v1/monitors", ProcessList)).processes
+
+    async def stop(self, container_id: str, grace: float) -> Process:
+        return await self.client.call("POST", f"/v1/monitors/{container_id}/stop", Process, StopRequest(grace=grace), deadline=_LONG)
+
+    async def exec(self, container_id: str, request: ExecRequest) -> ExecResult:
+        return await self.client.call("POST", f"/v1/monitors/{container_id}/exec", ExecResult, request, deadline=_LONG, idempotent=False)
+
+    async def reopen_log(self, container_id: str) -> None:
+        await self.client.call("POST", f"/v1/monitors/{container_id}/reopen")
+
+    async def remove(self, container_id: str) -> None:
+        await self.client.call("DELETE", f"/v1/monitors/{container_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All four."""
+
+    image: ImageService
+    runtime: RuntimeService
+    net: NetService
+    monitor: MonitorService
+
+    @staticmethod
+    def at(run_dir: Path) -> "Services":
+        """The services whose sockets are below run_dir."""
+        return Services(
+            ImageService(ServiceClient("image-svc", run_dir)),
+            RuntimeService(ServiceClient("runtime-svc", run_dir)),
+            NetService(ServiceClient("net-svc", run_dir)),
+            MonitorService(ServiceClient("monitor-svc", run_dir)),
+        )
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await asyncio.gather(*(service.client.close() for service in (self.image, self.runtime, self.net, self.monitor)))

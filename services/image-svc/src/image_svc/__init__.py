@@ -1,0 +1,1 @@
+"""image-svc: registries, blobs, layers and the root filesystems mounted from them."""

@@ -1,0 +1,71 @@
+"""image-svc's routes."""
+
+from fastapi import APIRouter
+
+from crisp_proto.image import (
+    FilesystemInfo, Image, ImageList, LoadRequest, PullRequest, Rootfs, RootfsIds, RootfsRequest, WritableLayers,
+)  # fmt: skip
+from image_svc.images import Images
+from image_svc.rootfs import RootfsMounts
+
+
+def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
+    """Everything under /v1."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/images")
+    async def list_images() -> ImageList:
+        """All images."""
+        return ImageList(images=images.all())
+
+    @router.get("/images/{name:path}")
+    async def get_image(name: str) -> Image:
+        """The image with this reference, id or unique beginning of one."""
+        return images.get(name)
+
+    @router.delete("/images/{name:path}", status_code=204)
+    async def remove_image(name: str) -> None:
+        """Takes a name away, and the image with its last one; by id the image and all its names."""
+        await images.remove(name)
+
+    @router.post("/pulls")
+    async def pull(request: PullRequest) -> Image:
+        """Fetches an image from its registry; nothing is downloaded that is here already."""
+        return await images.pull(request)
+
+    @router.post("/loads")
+    async def load(request: LoadRequest) -> ImageList:
+        """Takes the images of an OCI layout, or of a tar of one, from this host's disk."""
+        return ImageList(images=await images.load(request))
+
+    @router.get("/rootfs")
+    async def list_rootfs() -> RootfsIds:
+        """Which root filesystems exist."""
+        return RootfsIds(ages=mounts.ages())
+
+    @router.put("/rootfs/{id}")
+    async def mount_rootfs(id: str, request: RootfsRequest) -> Rootfs:
+        """Mounts a container's root filesystem; the same again answers what is mounted."""
+        return await mounts.mount(id, request)
+
+    @router.get("/rootfs/{id}")
+    async def get_rootfs(id: str) -> Rootfs:
+        """A root filesystem."""
+        return mounts.get(id)
+
+    @router.delete("/rootfs/{id}", status_code=204)
+    async def remove_rootfs(id: str) -> None:
+        """Unmounts and deletes a root filesystem; fine if there is none."""
+        await mounts.remove(id)
+
+    @router.get("/filesystem")
+    async def filesystem() -> FilesystemInfo:
+        """Disk use of images and of containers."""
+        return await mounts.filesystem_info()
+
+    @router.get("/writable-layers")
+    async def writable_layers() -> WritableLayers:
+        """Disk use of each container's writable layer."""
+        return await mounts.writable_layers()
+
+    return router

@@ -1,0 +1,1 @@
+"""monitor-svc: conmon, and with it stdio, logs, exec, exit codes and the event journal."""

@@ -1,0 +1,77 @@
+"""monitor-svc's routes."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+
+from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Process, ProcessList, StopRequest
+from monitor_svc.monitors import Monitors
+from monitor_svc.store import Store
+
+_EVENTS_AT_ONCE = 500
+_LOOK_SECONDS = 1  # for events that another replica wrote
+
+
+def routes(monitors: Monitors, store: Store) -> APIRouter:
+    """Everything under /v1."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/monitors")
+    async def list_monitors() -> ProcessList:
+        """All processes."""
+        return ProcessList(processes=monitors.all())
+
+    @router.put("/monitors/{id}")
+    async def create_monitor(id: str, request: MonitorRequest) -> Process:
+        """Has conmon create a container; the same again answers what there is."""
+        return await monitors.create(id, request)
+
+    @router.get("/monitors/{id}")
+    async def get_monitor(id: str) -> Process:
+        """A container's process."""
+        return monitors.get(id)
+
+    @router.post("/monitors/{id}/stop")
+    async def stop(id: str, request: StopRequest) -> Process:
+        """Ends a container: the signal, then after the grace time SIGKILL."""
+        return await monitors.stop(id, request)
+
+    @router.post("/monitors/{id}/exec")
+    async def exec_sync(id: str, request: ExecRequest) -> ExecResult:
+        """Runs a command in a container and waits for it. Not idempotent."""
+        return await monitors.exec(id, request)
+
+    @router.post("/monitors/{id}/reopen", status_code=204)
+    async def reopen(id: str) -> None:
+        """Opens the container's log file anew."""
+        await monitors.reopen_log(id)
+
+    @router.delete("/monitors/{id}", status_code=204)
+    async def remove(id: str) -> None:
+        """Kills what still runs and forgets it; fine if there is nothing."""
+        await monitors.remove(id)
+
+    @router.get("/events")
+    async def list_events(after: int = Query(0, ge=0), limit: int = Query(_EVENTS_AT_ONCE, ge=1, le=_EVENTS_AT_ONCE)) -> EventList:
+        """Events after a cursor, oldest first."""
+        return EventList(events=store.events(after, limit))
+
+    @router.get("/events/stream", response_class=StreamingResponse)
+    async def stream_events(after: int = Query(0, ge=0)) -> StreamingResponse:
+        """Events after a cursor and all later ones, as server-sent events whose id is the cursor."""
+        return StreamingResponse(_stream(monitors, store, after), media_type="text/event-stream")
+
+    return router
+
+
+async def _stream(monitors: Monitors, store: Store, cursor: int) -> AsyncIterator[str]:
+    while True:
+        for event in store.events(cursor, _EVENTS_AT_ONCE):
+            cursor = event.cursor
+            yield f"id: {cursor}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS), monitors.changed:
+                await monitors.changed.wait()

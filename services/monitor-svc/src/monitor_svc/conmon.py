@@ -1,0 +1,220 @@
+"""conmon: one small process for each container, which outlives us, holds its stdio, writes its log and its exit code (conmon(8)).
+
+    <run>/monitors/<id>/conmon.pid, pid    pids of conmon and of the container's process
+    <run>/monitors/<id>/exit, oom          written by conmon at the end
+    <run>/exits/<id>                       the exit code, written beside and renamed
+    <run>/attach/<id>/attach               socket of the container's stdio
+"""
+
+import asyncio
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisp_proto.monitor import MonitorRequest
+from monitor_svc import processes
+from monitor_svc.processes import ProcessRef
+from servicekit.crashpoints import crashpoint
+from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, Unknown
+
+_REOPEN_LOG = b"2 0 0\n"
+_REOPEN_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A container that conmon had created: its own process and conmon's."""
+
+    conmon: ProcessRef
+    process: ProcessRef
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a container ended; finished_at is ns since the epoch."""
+
+    code: int
+    finished_at: int
+    oom_killed: bool
+
+
+class Conmon:
+    """Starts conmon and reads what it leaves."""
+
+    def __init__(self, executable: Path, run: Path, timeout: float) -> None:
+        self._executable = executable
+        self._monitors = run / "monitors"
+        self._exits = run / "exits"
+        self._attach = run / "attach"
+        self._timeout = timeout
+        for folder in (self._monitors, self._exits, self._attach):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    async def create(self, container_id: str, request: MonitorRequest) -> Created:
+        """Has conmon run `<runtime> create`. Raises Unknown with the runtime's words if that fails; then nothing is left."""
+        folder = self._monitors / container_id
+        folder.mkdir(exist_ok=True)
+        if request.log_path:
+            os.makedirs(os.path.dirname(request.log_path), exist_ok=True)
+        sync_read, sync_write = os.pipe2(os.O_CLOEXEC)
+        start_read, start_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            try:
+                launcher = await asyncio.create_subprocess_exec(
+                    *self._arguments(container_id, request, folder),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.DEVNULL,
+                    env={"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read), "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+                    pass_fds=(sync_write, start_read),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise FailedPrecondition(f"cannot run {self._executable}: {error.strerror}; install conmon or set monitor.conmon") from error
+            os.close(sync_write)
+            sync_write = -1
+            for file in request.cgroup_procs:
+                _join_cgroup(file, launcher.pid)
+            crashpoint("conmon-waiting")
+            os.write(start_write, b"\0")
+            try:
+                async with asyncio.timeout(self._timeout):
+                    line = await _read_line(sync_read)
+                    await launcher.wait()
+            except TimeoutError as error:
+                await self.discard(container_id)
+                raise DeadlineExceeded(f"{request.runtime[0]} did not create container {container_id} within {self._timeout:g} s") from error
+        finally:
+            for fd in (sync_read, sync_write, start_read, start_write):
+                if fd >= 0:
+                    os.close(fd)
+        crashpoint("conmon-created")
+        return await self._created(container_id, request, folder, line)
+
+    async def _created(self, container_id: str, request: MonitorRequest, folder: Path, line: bytes) -> Created:
+        try:
+            answer = json.loads(line)
+            pid, message = int(answer["data"]), str(answer.get("message", ""))
+        except (ValueError, KeyError) as error:
+            await self.discard(container_id)
+            raise Internal(f"conmon gave no answer for container {container_id} ({line[:200]!r}): was it killed?") from error
+        if pid <= 0:
+            await self.discard(container_id)
+            raise Unknown(f"{Path(request.runtime[0]).name} could not create container {request.name}: {_first_fault(message)}")
+        conmon_pid = int((folder / "conmon.pid").read_text())
+        return Created(ProcessRef.of(conmon_pid), ProcessRef.of(pid))
+
+    def _arguments(self, container_id: str, request: MonitorRequest, folder: Path) -> list[str]:
+        runtime, *flags = request.runtime
+        return [
+            str(self._executable),
+            "--api-version", "1",
+            "--cid", container_id,
+            "--cuuid", container_id,
+            "--name", request.name,
+            "--runtime", runtime,
+            *(f"--runtime-arg={flag}" for flag in flags),
+            "--bundle", request.bundle,
+            "--conmon-pidfile", str(folder / "conmon.pid"),
+            "--container-pidfile", str(folder / "pid"),
+            "--persist-dir", str(folder),
+            "--exit-dir", str(self._exits),
+            "--socket-dir-path", str(self._attach),
+            "--log-path", f"k8s-file:{request.log_path or '/dev/null'}",
+            "--log-level", "error",
+            "--no-sync-log",
+            *(["--systemd-cgroup"] if request.systemd_cgroup else []),
+            *(["--terminal"] if request.tty else []),
+            *(["--stdin"] if request.stdin else []),
+            *(["--leave-stdin-open"] if request.stdin and not request.stdin_once else []),
+        ]  # fmt: skip
+
+    def exit_of(self, container_id: str) -> Exit | None:
+        """How the container ended, or None if conmon has not written that."""
+        file = self._exits / container_id
+        try:
+            code = int(file.read_text())
+            finished_at = file.stat().st_mtime_ns
+        except (FileNotFoundError, ValueError):
+            return None
+        return Exit(code, finished_at, (self._monitors / container_id / "oom").exists())
+
+    async def reopen_log(self, request: MonitorRequest) -> None:
+        """Has conmon open the log file anew, after somebody renamed it. Raises DeadlineExceeded."""
+        log = Path(request.log_path)
+        try:
+            fd = os.open(f"{request.bundle}/ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise FailedPrecondition(f"the container's monitor does not listen: {error.strerror}; has it ended?") from error
+        try:
+            os.write(fd, _REOPEN_LOG)
+        finally:
+            os.close(fd)
+        try:
+            async with asyncio.timeout(_REOPEN_SECONDS):
+                while not log.exists():
+                    await asyncio.sleep(0.005)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"conmon did not open {log} anew within {_REOPEN_SECONDS} s") from error
+
+    async def discard(self, container_id: str) -> None:
+        """Ends what is left of a container that was not created to the end, and of its conmon."""
+        for pid in processes.find_by_arguments("--cid", container_id):
+            process = ProcessRef.of(pid)
+            processes.kill_tree(pid)
+            await processes.ended(process)
+        try:
+            process = ProcessRef.of(int((self._monitors / container_id / "pid").read_text()))
+        except (FileNotFoundError, ValueError):
+            process = ProcessRef(0, 0)
+        if process.alive():
+            processes.kill_tree(process.pid)
+            await processes.ended(process)
+        self.remove_files(container_id)
+
+    def remove_files(self, container_id: str) -> None:
+        """Removes what conmon left on disk."""
+        (self._exits / container_id).unlink(missing_ok=True)
+        for folder in (self._monitors, self._attach):
+            path = folder / container_id
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _join_cgroup(procs_file: str, pid: int) -> None:
+    try:
+        with open(procs_file, "w") as file:
+            file.write(str(pid))
+    except OSError as error:
+        raise FailedPrecondition(f"conmon can't join the pod's cgroup: {procs_file}: {error.strerror}; was the pod removed?") from error
+
+
+async def _read_line(fd: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    os.set_blocking(fd, False)
+    received = bytearray()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        while not received.endswith(b"\n"):
+            await readable.wait()
+            readable.clear()
+            try:
+                piece = os.read(fd, 65536)
+            except BlockingIOError:
+                continue
+            if not piece:
+                break
+            received += piece
+    finally:
+        loop.remove_reader(fd)
+    return bytes(received)
+
+
+def _first_fault(message: str) -> str:
+    """The OCI runtime's own words out of conmon's message."""
+    return message.strip().removeprefix("error: ").rstrip(".") or "it did not say why"

@@ -1,0 +1,193 @@
+"""Monitors: a container's process from its creation by conmon to its exit code.
+
+A row comes before conmon and goes after all it left; a row that is still `creating` stands for a creation that died, which
+is taken back before the next try. While we run, a task for each container waits for conmon's end; after a restart the tasks
+are started anew from the rows, and an end that came meanwhile is read from what conmon wrote.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from pathlib import Path
+
+from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest, Process, StopRequest
+from monitor_svc import exec_sync, processes, signals
+from monitor_svc.conmon import Conmon, Exit
+from monitor_svc.settings import MonitorSettings
+from monitor_svc.store import Monitor, Store
+from servicekit import logs
+from servicekit.crashpoints import crashpoint
+from servicekit.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from servicekit.tasks import Turns
+
+_log = logs.get()
+_UNKNOWN_EXIT = 255  # as CRI-O and containerd say when an exit code is lost
+
+
+class Monitors:
+    """All processes of containers of this node."""
+
+    def __init__(self, store: Store, conmon: Conmon, settings: MonitorSettings, run: Path) -> None:
+        self._store = store
+        self._conmon = conmon
+        self._settings = settings
+        self._scratch = run / "exec"
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._turns = Turns()
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self.changed = asyncio.Condition()
+
+    def watch_all(self) -> None:
+        """At start: watches every container that had not ended when we did."""
+        for container_id in self._store.alive_ids():
+            self._watch(container_id)
+
+    async def close(self) -> None:
+        """Ends the watches; containers and conmons go on."""
+        for watch in self._watches.values():
+            watch.cancel()
+        await asyncio.gather(*self._watches.values(), return_exceptions=True)
+
+    # Creation
+
+    async def create(self, container_id: str, request: MonitorRequest) -> Process:
+        """Has conmon create a container; the same id again answers what there is. Unknown: the OCI runtime could not."""
+        return await self._turns.take(container_id, "create", lambda: self._create(container_id, request))
+
+    async def _create(self, container_id: str, request: MonitorRequest) -> Process:
+        known = self._store.monitor(container_id)
+        if known is not None and not known.creating:
+            return self.get(container_id)
+        if known is not None:
+            await self._take_back(container_id, known.request)
+        self._store.begin(container_id, request)
+        crashpoint("monitor-recorded")
+        try:
+            created = await self._conmon.create(container_id, request)
+        except BaseException:
+            await self._take_back(container_id, request)
+            raise
+        self._store.created(container_id, created)
+        crashpoint("monitor-created")
+        self._watch(container_id)
+        await self._announce()
+        return self.get(container_id)
+
+    async def _take_back(self, container_id: str, request: MonitorRequest) -> None:
+        await self._conmon.discard(container_id)
+        delete = await asyncio.create_subprocess_exec(*request.runtime, "delete", "--force", container_id, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL)
+        await delete.wait()
+        self._store.remove(container_id)
+
+    # The end
+
+    def _watch(self, container_id: str) -> None:
+        task = asyncio.create_task(self._see_exit(container_id))
+        self._watches[container_id] = task
+        task.add_done_callback(lambda _: self._watches.pop(container_id, None))
+
+    async def _see_exit(self, container_id: str) -> None:
+        monitor = self._store.monitor(container_id)
+        if monitor is None:
+            return
+        await processes.ended(monitor.conmon)
+        exit = self._conmon.exit_of(container_id)
+        if exit is None:
+            # conmon itself was killed: the container may go on, but nobody will hear its exit code.
+            _log.error("conmon-lost", container=container_id, pid=monitor.process.pid, still_running=monitor.process.alive())
+            await processes.ended(monitor.process)
+            exit = Exit(_UNKNOWN_EXIT, time.time_ns(), False)
+            self._ended(monitor, exit, "ContainerStatusUnknown", "its monitor (conmon) was killed, so its exit code is not known")
+        else:
+            self._ended(monitor, exit, "OOMKilled" if exit.oom_killed and exit.code == 128 + signal.SIGKILL else "Completed" if exit.code == 0 else "Error", "")
+        await self._announce()
+
+    def _ended(self, monitor: Monitor, exit: Exit, reason: str, message: str) -> None:
+        if self._store.exited(monitor.id, exit, reason, message):
+            _log.info("container-exited", container=monitor.id, pod=monitor.request.pod_id, code=exit.code, reason=reason)
+
+    async def _announce(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def stop(self, container_id: str, request: StopRequest) -> Process:
+        """Sends the signal, waits for the end for `grace` seconds, then kills. Stopping what has ended is fine.
+
+        DeadlineExceeded: it does not end even by SIGKILL (it hangs in the kernel); its state stays as it is.
+        """
+        monitor = self._known(container_id)
+        number = signals.number(request.signal or monitor.request.stop_signal)
+        if monitor.alive and request.grace > 0:
+            processes.send_signal(monitor.process, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(request.grace):
+                    await self._exit_recorded(container_id)
+        if self._known(container_id).alive:
+            crashpoint("stop-killing")
+            processes.send_signal(monitor.process, signal.SIGKILL)
+            try:
+                async with asyncio.timeout(self._settings.kill_timeout):
+                    await self._exit_recorded(container_id)
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"container {container_id} (pid {monitor.process.pid}) does not end by SIGKILL: it hangs in the kernel, see /proc/{monitor.process.pid}/stack") from error
+        return self.get(container_id)
+
+    async def _exit_recorded(self, container_id: str) -> None:
+        watch = self._watches.get(container_id)
+        if watch is not None:
+            await asyncio.shield(watch)
+        while (monitor := self._store.monitor(container_id)) is not None and monitor.alive:
+            await asyncio.sleep(0.02)  # another replica watches it
+
+    async def remove(self, container_id: str) -> None:
+        """Kills what still runs and forgets it; fine if there is nothing."""
+        await self._turns.take(container_id, "remove", lambda: self._remove(container_id))
+
+    async def _remove(self, container_id: str) -> None:
+        monitor = self._store.monitor(container_id)
+        if monitor is None:
+            return
+        if monitor.creating:
+            await self._take_back(container_id, monitor.request)
+            return
+        if monitor.alive:
+            await self.stop(container_id, StopRequest(grace=0))
+        self._conmon.remove_files(container_id)
+        crashpoint("monitor-files-removed")
+        self._store.remove(container_id)
+        await self._announce()
+
+    # Meanwhile
+
+    async def exec(self, container_id: str, request: ExecRequest) -> ExecResult:
+        """Runs a command in a running container and waits for it."""
+        monitor = self._known(container_id)
+        if not monitor.alive:
+            raise FailedPrecondition(f"container {container_id} is not running: it has exited")
+        return await exec_sync.run(container_id, monitor.request.runtime, request, self._scratch, self._settings.exec_output_limit)
+
+    async def reopen_log(self, container_id: str) -> None:
+        """Opens the log file anew, after kubelet renamed it."""
+        monitor = self._known(container_id)
+        if not monitor.alive:
+            raise FailedPrecondition(f"container {container_id} is not running: its log is complete")
+        if monitor.request.log_path:
+            await self._conmon.reopen_log(monitor.request)
+
+    def get(self, container_id: str) -> Process:
+        """A container's process. Raises NotFound."""
+        found = self._store.processes(container_id)
+        if not found:
+            raise NotFound(f"container {container_id} has no monitor")
+        return found[0]
+
+    def all(self) -> list[Process]:
+        """All processes."""
+        return self._store.processes()
+
+    def _known(self, container_id: str) -> Monitor:
+        monitor = self._store.monitor(container_id)
+        if monitor is None or monitor.creating:
+            raise NotFound(f"container {container_id} has no monitor")
+        return monitor

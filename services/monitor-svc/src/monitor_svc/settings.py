@@ -1,0 +1,17 @@
+"""The [monitor] section."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from servicekit.settings import Section
+
+
+class MonitorSettings(Section):
+    """monitor-svc's own settings."""
+
+    conmon: Path = Field(Path("/usr/bin/conmon"), description="The executable")
+    create_timeout: float = Field(240, gt=0, description="Seconds that the OCI runtime may take to create a container")
+    kill_timeout: float = Field(30, gt=0, description="Seconds to wait for a process after SIGKILL")
+    exec_output_limit: int = Field(16 << 20, gt=0, description="Bytes of each stream that ExecSync keeps")
+    journal_events: int = Field(10_000, gt=0, description="Events that the journal keeps")

@@ -1,0 +1,114 @@
+"""What monitor-svc knows, in SQLite: a row for each container's process, and the journal of what happened."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisp_proto.monitor import Event, EventKind, MonitorRequest, Process, ProcessState
+from monitor_svc.conmon import Created, Exit
+from monitor_svc.processes import ProcessRef
+from servicekit.database import Database
+
+_MIGRATIONS = [
+    """CREATE TABLE monitors (id TEXT PRIMARY KEY, pod TEXT NOT NULL, request TEXT NOT NULL, state TEXT NOT NULL, conmon INTEGER NOT NULL DEFAULT 0, conmon_start INTEGER NOT NULL DEFAULT 0, pid INTEGER NOT NULL DEFAULT 0, pid_start INTEGER NOT NULL DEFAULT 0, exit_code INTEGER NOT NULL DEFAULT 0, oom INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '', begun REAL NOT NULL);
+CREATE TABLE events (cursor INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, container TEXT NOT NULL, pod TEXT NOT NULL, at INTEGER NOT NULL)"""
+]
+_CREATING = "creating"
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """A row: what was asked for, and the processes that came of it."""
+
+    id: str
+    request: MonitorRequest
+    creating: bool
+    alive: bool
+    conmon: ProcessRef
+    process: ProcessRef
+
+
+class Store:
+    """monitor-svc's rows."""
+
+    def __init__(self, path: Path, keep_events: int) -> None:
+        self._db = Database(path, _MIGRATIONS)
+        self._keep_events = keep_events
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._db.close()
+
+    def begin(self, container_id: str, request: MonitorRequest) -> None:
+        """Records the intent to create a container."""
+        self._db.run("INSERT INTO monitors (id, pod, request, state, begun) VALUES (?, ?, ?, ?, ?)", container_id, request.pod_id, request.model_dump_json(), _CREATING, time.time())
+
+    def created(self, container_id: str, created: Created) -> None:
+        """The container exists."""
+        with self._db.write() as db:
+            db.execute(
+                "UPDATE monitors SET state = ?, conmon = ?, conmon_start = ?, pid = ?, pid_start = ? WHERE id = ?",
+                (ProcessState.ALIVE, created.conmon.pid, created.conmon.start_time, created.process.pid, created.process.start_time, container_id),
+            )
+            db.execute("INSERT INTO events (kind, container, pod, at) SELECT ?, id, pod, ? FROM monitors WHERE id = ?", (EventKind.CREATED, time.time_ns(), container_id))
+
+    def exited(self, container_id: str, exit: Exit, reason: str, message: str) -> bool:
+        """The container ended; False if that was known already."""
+        with self._db.write() as db:
+            changed = db.execute(
+                "UPDATE monitors SET state = ?, exit_code = ?, oom = ?, finished = ?, reason = ?, message = ? WHERE id = ? AND state = ?",
+                (ProcessState.EXITED, exit.code, exit.oom_killed, exit.finished_at, reason, message, container_id, ProcessState.ALIVE),
+            ).rowcount
+            if changed:
+                db.execute("INSERT INTO events (kind, container, pod, at) SELECT ?, id, pod, ? FROM monitors WHERE id = ?", (EventKind.STOPPED, exit.finished_at, container_id))
+        return bool(changed)
+
+    def remove(self, container_id: str) -> None:
+        """Nothing of the container's process is left."""
+        with self._db.write() as db:
+            row = db.execute("DELETE FROM monitors WHERE id = ? RETURNING pod, state", (container_id,)).fetchone()
+            if row is not None and row["state"] != _CREATING:
+                db.execute("INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)", (EventKind.DELETED, container_id, row["pod"], time.time_ns()))
+            db.execute("DELETE FROM events WHERE cursor <= (SELECT max(cursor) FROM events) - ?", (self._keep_events,))
+
+    def monitor(self, container_id: str) -> Monitor | None:
+        """A row."""
+        row = self._db.row("SELECT * FROM monitors WHERE id = ?", container_id)
+        if row is None:
+            return None
+        return Monitor(
+            id=row["id"],
+            request=MonitorRequest.model_validate_json(row["request"]),
+            creating=row["state"] == _CREATING,
+            alive=row["state"] == ProcessState.ALIVE,
+            conmon=ProcessRef(row["conmon"], row["conmon_start"]),
+            process=ProcessRef(row["pid"], row["pid_start"]),
+        )
+
+    def alive_ids(self) -> list[str]:
+        """Containers that have not ended as far as we know."""
+        return [row["id"] for row in self._db.rows("SELECT id FROM monitors WHERE state = ?", ProcessState.ALIVE)]
+
+    def processes(self, container_id: str | None = None) -> list[Process]:
+        """All processes, or one; one that is still being created counts as lost."""
+        now = time.time()
+        return [
+            Process(
+                id=row["id"],
+                pod_id=row["pod"],
+                state=ProcessState.LOST if row["state"] == _CREATING else ProcessState(row["state"]),
+                pid=row["pid"],
+                exit_code=row["exit_code"],
+                oom_killed=bool(row["oom"]),
+                finished_at=row["finished"],
+                reason=row["reason"],
+                message=row["message"],
+                age=now - row["begun"],
+            )
+            for row in self._db.rows("SELECT * FROM monitors WHERE ? IS NULL OR id = ? ORDER BY rowid", container_id, container_id)
+        ]
+
+    def events(self, after: int, limit: int) -> list[Event]:
+        """Events whose cursor is greater than `after`, oldest first."""
+        rows = self._db.rows("SELECT * FROM events WHERE cursor > ? ORDER BY cursor LIMIT ?", after, limit)
+        return [Event(cursor=row["cursor"], kind=EventKind(row["kind"]), container_id=row["container"], pod_id=row["pod"], at=row["at"]) for row in rows]

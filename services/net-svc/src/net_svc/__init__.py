@@ -1,0 +1,1 @@
+"""net-svc: network namespaces, CNI attachments and host ports."""

@@ -1,0 +1,49 @@
+"""net-svc's routes."""
+
+from fastapi import APIRouter
+
+from crisp_proto.net import Attachment, AttachmentList, AttachmentRequest, NetworkStatus, NetworkUsages, NodeConfig
+from net_svc.attachments import Attachments
+
+
+def routes(attachments: Attachments) -> APIRouter:
+    """Everything under /v1."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/attachments")
+    async def list_attachments() -> AttachmentList:
+        """All attachments."""
+        return attachments.all()
+
+    @router.put("/attachments/{id}")
+    async def attach(id: str, request: AttachmentRequest) -> Attachment:
+        """Gives a pod a network namespace and connects it (CNI ADD); the same again answers what there is."""
+        return await attachments.attach(id, request)
+
+    @router.get("/attachments/{id}")
+    async def get_attachment(id: str) -> Attachment:
+        """An attachment."""
+        return attachments.get(id)
+
+    @router.delete("/attachments/{id}", status_code=204)
+    async def detach(id: str) -> None:
+        """Disconnects a pod (CNI DEL) and removes its namespace; fine if there is none."""
+        await attachments.detach(id)
+
+    @router.get("/usage")
+    async def usage() -> NetworkUsages:
+        """Interface counters of all pods."""
+        return await attachments.usage()
+
+    @router.get("/status")
+    async def status() -> NetworkStatus:
+        """Whether pods can be connected, and by which configuration."""
+        return attachments.status()
+
+    @router.put("/node")
+    async def set_node(config: NodeConfig) -> NodeConfig:
+        """What kubelet knows of the node: its pod CIDR."""
+        attachments.set_pod_cidr(config.pod_cidr)
+        return config
+
+    return router

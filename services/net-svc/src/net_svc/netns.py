@@ -1,0 +1,68 @@
+"""Network namespaces: made, kept alive by a bind mount, and entered by short-lived threads (network_namespaces(7))."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pyroute2 import IPRoute
+
+from servicekit import syscalls
+from servicekit.errors import InvalidArgument
+
+T = TypeVar("T")
+_NET_SYSCTL = re.compile(r"^net(\.[A-Za-z0-9_-]+(/[A-Za-z0-9_.-]+)*)+$")
+
+
+def check_sysctls(sysctls: Mapping[str, str]) -> None:
+    """Raises InvalidArgument for a name that is no network sysctl."""
+    for name in sysctls:
+        if not _NET_SYSCTL.match(name):
+            raise InvalidArgument(f"sysctl {name!r} is not in the pod's network namespace; its name must begin with net.", field=f"linux.sysctls[{name}]")
+
+
+async def create(path: Path, sysctls: Mapping[str, str]) -> None:
+    """A new namespace pinned at `path`, its loopback up and its sysctls set."""
+
+    def in_new_namespace() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        syscalls.pin_namespace("net", path)
+        with IPRoute() as netlink:
+            netlink.link("set", index=1, state="up")
+        for name, value in sysctls.items():
+            try:
+                Path("/proc/sys", _proc_path(name)).write_text(value)
+            except OSError as error:
+                raise InvalidArgument(f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]") from error
+
+    await syscalls.in_own_thread(in_new_namespace)
+
+
+async def inside(path: Path, work: Callable[[], T]) -> T:
+    """Runs `work` in a thread that is in the namespace at `path`."""
+
+    def entered() -> T:
+        enter(path)
+        return work()
+
+    return await syscalls.in_own_thread(entered)
+
+
+def enter(path: Path) -> None:
+    """Moves the calling thread into the namespace at `path`; only for threads that end soon."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.setns(fd, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(fd)
+
+
+def remove(path: Path) -> None:
+    """Unpins a namespace; the kernel takes it and its interfaces away once the last process has left."""
+    syscalls.unpin_namespace(path)
+
+
+def _proc_path(name: str) -> str:
+    """sysctl.d(5): the first separator decides; after a dot come dots, and a slash then stands for a dot."""
+    return name.replace(".", "/") if "/" not in name else name.translate(str.maketrans("./", "/."))

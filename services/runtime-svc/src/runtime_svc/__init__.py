@@ -1,0 +1,1 @@
+"""runtime-svc: pods, containers, their OCI bundles, cgroups and resources."""

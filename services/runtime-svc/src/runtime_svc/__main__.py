@@ -1,0 +1,71 @@
+"""Starts runtime-svc."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from crisp_proto.runtime import RuntimeInfo
+from runtime_svc import cgroups
+from runtime_svc.api import routes
+from runtime_svc.containers import Containers
+from runtime_svc.handlers import Handlers
+from runtime_svc.pods import Pods
+from runtime_svc.settings import RuntimeSettings
+from runtime_svc.stats import Stats
+from runtime_svc.store import Store
+from servicekit import logs, server
+from servicekit.errors import CrispError
+from servicekit.server import Face, Service
+from servicekit.settings import Settings
+
+_SWEEP_SECONDS = 30
+_GRACE_SECONDS = 300
+_log = logs.get()
+
+
+@asynccontextmanager
+async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
+    """The service with its database; what a killed predecessor left half-made is removed first."""
+    run = settings.node.run_dir / "runtime-svc"
+    store = Store(settings.node.state_dir / "runtime-svc" / "runtime.db")
+    groups = cgroups.detect()
+    handlers = Handlers(settings.own, run)
+    pods = Pods(store, settings.own, groups, handlers, run)
+    containers = Containers(store, pods, settings.own, groups, handlers, run)
+    info = RuntimeInfo(cgroup_driver=settings.own.cgroup_driver, cgroup_version=groups.version, handlers=handlers.all())
+
+    async def ready() -> None:
+        handlers.get("")
+
+    sweeping = asyncio.create_task(_sweep(store, pods, containers))
+    try:
+        yield Face([routes(pods, containers, Stats(store, groups), info)], ready)
+    finally:
+        sweeping.cancel()
+        store.close()
+
+
+async def _sweep(store: Store, pods: Pods, containers: Containers) -> None:
+    """Removes what was begun and never completed, once no retry of kubelet's (it waits for 4 minutes) can still come for it."""
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        half_pods, half_containers = store.incomplete(_GRACE_SECONDS)
+        for kind, ids, remove in (("container", half_containers, containers.remove), ("pod", half_pods, pods.remove)):
+            for leftover in ids:
+                try:
+                    await remove(leftover)
+                    _log.warning("leftover-removed", kind=kind, id=leftover)
+                except CrispError as error:
+                    _log.error("leftover-stays", kind=kind, id=leftover, error=error.message)
+
+
+SERVICE = Service("runtime-svc", "runtime", RuntimeSettings, opened)
+
+
+def main() -> None:
+    """The command crisp-runtime-svc."""
+    server.main(SERVICE)
+
+
+if __name__ == "__main__":
+    main()

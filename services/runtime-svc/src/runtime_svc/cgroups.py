@@ -1,0 +1,219 @@
+"""Control groups, version 2 and version 1: made, removed, listed and read (kernel's cgroup-v2.rst and cgroup-v1/).
+
+A path like /crisp/pod-x is the same below every hierarchy's root. On version 1 each controller is a hierarchy of its own; a
+hybrid machine counts as version 1, for that is where its controllers are.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from servicekit.errors import FailedPrecondition, Internal
+
+ROOT = Path("/sys/fs/cgroup")
+_V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc")
+_UNLIMITED = 1 << 60  # version 1 says "none" by a huge number
+_BUSY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A cgroup's counters: cpu in ns, memory in bytes; limit is -1 for none."""
+
+    timestamp: int
+    cpu: int
+    usage: int
+    working_set: int
+    limit: int
+    rss: int
+    page_faults: int
+    major_page_faults: int
+    swap_usage: int
+    swap_limit: int
+    processes: int
+
+
+class Cgroups(Protocol):
+    """What both versions can do."""
+
+    version: int
+
+    def create(self, path: str) -> None:
+        """Makes a cgroup and its parents, ready to have children with limits."""
+
+    def remove(self, path: str) -> None:
+        """Removes a cgroup with its children; waits a little for processes that are about to end."""
+
+    def procs_files(self, path: str) -> list[str]:
+        """Files that a pid is written to, to move a process into the cgroup `path`."""
+
+    def read(self, path: str) -> Reading | None:
+        """The counters, or None if the cgroup is gone."""
+
+
+def detect() -> Cgroups:
+    """The version that this machine has its controllers in."""
+    if (ROOT / "cgroup.controllers").exists():
+        return CgroupsV2()
+    controllers = tuple(_v1_controllers())
+    if not controllers:
+        raise FailedPrecondition(f"no cgroups at {ROOT}; mount cgroup2 there")
+    return CgroupsV1(controllers)
+
+
+class CgroupsV2:
+    """One hierarchy. Processes may be only in leaves, so a pod's helpers get a child of their own."""
+
+    version = 2
+
+    def create(self, path: str) -> None:
+        """Makes the cgroup and hands it all controllers there are."""
+        here = ROOT
+        for part in path.strip("/").split("/"):
+            _delegate(here)
+            here /= part
+            here.mkdir(exist_ok=True)
+        _delegate(here)
+
+    def remove(self, path: str) -> None:
+        """Removes the cgroup and its children."""
+        _remove_tree(ROOT / path.strip("/"))
+
+    def procs_files(self, path: str) -> list[str]:
+        """The one cgroup.procs."""
+        return [str(ROOT / path.strip("/") / "cgroup.procs")]
+
+    def read(self, path: str) -> Reading | None:
+        """memory.*, cpu.stat and pids.current."""
+        here = f"{ROOT}{path}"
+        try:
+            cpu = _table(f"{here}/cpu.stat")
+            memory = _table(f"{here}/memory.stat")
+            usage = _number(f"{here}/memory.current")
+            swap_limit = _number(f"{here}/memory.swap.max")
+            return Reading(
+                timestamp=time.time_ns(),
+                cpu=cpu.get("usage_usec", 0) * 1000,
+                usage=usage,
+                working_set=max(0, usage - memory.get("inactive_file", 0)),
+                limit=_number(f"{here}/memory.max"),
+                rss=memory.get("anon", 0),
+                page_faults=memory.get("pgfault", 0),
+                major_page_faults=memory.get("pgmajfault", 0),
+                swap_usage=max(0, _number(f"{here}/memory.swap.current")),
+                swap_limit=swap_limit,
+                processes=max(0, _number(f"{here}/pids.current")),
+            )
+        except FileNotFoundError:
+            return None
+
+
+class CgroupsV1:
+    """A hierarchy for each controller."""
+
+    version = 1
+
+    def __init__(self, controllers: tuple[str, ...]) -> None:
+        self._controllers = controllers
+
+    def create(self, path: str) -> None:
+        """Makes the cgroup in each hierarchy; a new cpuset gets its parent's processors, since none can join it before."""
+        for controller in self._controllers:
+            here = ROOT / controller
+            for part in path.strip("/").split("/"):
+                parent, here = here, here / part
+                try:
+                    here.mkdir()
+                except FileExistsError:
+                    continue
+                if controller == "cpuset":
+                    for name in ("cpuset.cpus", "cpuset.mems"):
+                        (here / name).write_text((parent / name).read_text())
+
+    def remove(self, path: str) -> None:
+        """Removes the cgroup from every hierarchy."""
+        for controller in self._controllers:
+            _remove_tree(ROOT / controller / path.strip("/"))
+
+    def procs_files(self, path: str) -> list[str]:
+        """A cgroup.procs in each hierarchy."""
+        return [str(ROOT / controller / path.strip("/") / "cgroup.procs") for controller in self._controllers]
+
+    def read(self, path: str) -> Reading | None:
+        """cpuacct.usage, memory.* and pids.current; sums over children where the file has only the group's own."""
+        memory = f"{ROOT}/memory{path}"
+        try:
+            table = _table(f"{memory}/memory.stat")
+            usage = _number(f"{memory}/memory.usage_in_bytes")
+            limit = _number(f"{memory}/memory.limit_in_bytes")
+            both, both_limit = _number(f"{memory}/memory.memsw.usage_in_bytes"), _number(f"{memory}/memory.memsw.limit_in_bytes")
+            return Reading(
+                timestamp=time.time_ns(),
+                cpu=_number(f"{ROOT}/cpuacct{path}/cpuacct.usage"),
+                usage=usage,
+                working_set=max(0, usage - table.get("total_inactive_file", 0)),
+                limit=-1 if limit >= _UNLIMITED else limit,
+                rss=table.get("total_rss", 0),
+                page_faults=table.get("total_pgfault", 0),
+                major_page_faults=table.get("total_pgmajfault", 0),
+                swap_usage=max(0, both - usage) if both >= 0 else 0,
+                swap_limit=-1 if both_limit < 0 or both_limit >= _UNLIMITED else max(0, both_limit - limit),
+                processes=max(0, _number(f"{ROOT}/pids{path}/pids.current")),
+            )
+        except FileNotFoundError:
+            return None
+
+
+def _v1_controllers() -> Iterator[str]:
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, target, fstype = line.split()[:3]
+        if fstype == "cgroup" and Path(target).parent == ROOT:
+            yield Path(target).name
+
+
+def _delegate(folder: Path) -> None:
+    available = set((folder / "cgroup.controllers").read_text().split())
+    enabled = set((folder / "cgroup.subtree_control").read_text().split())
+    for controller in _V2_CONTROLLERS:
+        if controller in available - enabled:
+            with contextlib.suppress(OSError):  # a threaded or busy group can't; its children then do without
+                (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def _remove_tree(folder: Path) -> None:
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            for here, _, _ in os.walk(folder, topdown=False):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(here)
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise Internal(f"cgroup {folder} can't be removed: {error.strerror}; processes in it: {_pids(folder)}") from error
+            time.sleep(0.01)
+
+
+def _pids(folder: Path) -> str:
+    return " ".join(pid for file in folder.rglob("cgroup.procs") for pid in file.read_text().split()) or "none"
+
+
+def _table(path: str) -> dict[str, int]:
+    with open(path) as file:
+        return {key: int(value) for key, _, value in (line.partition(" ") for line in file)}
+
+
+def _number(path: str) -> int:
+    """A file with one number; -1 for `max` and where the kernel has no such file in a group that exists."""
+    try:
+        with open(path) as file:
+            text = file.read().strip()
+    except FileNotFoundError:
+        if os.path.exists(os.path.dirname(path)):
+            return -1
+        raise
+    return -1 if text == "max" else int(text)

@@ -1,0 +1,180 @@
+"""Containers: their bundles, their start, their limits, their end. Whether one runs is monitor-svc's to know.
+
+    <run>/bundles/<id>/config.json
+"""
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+
+from crisp_proto.config import ContainerConfig, LinuxContainerResources, NamespaceMode
+from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState, StartResult
+from runtime_svc import bundle, resources
+from runtime_svc.bundle import PodContext
+from runtime_svc.cgroups import Cgroups
+from runtime_svc.handlers import Handlers
+from runtime_svc.pods import HELPERS, Pods
+from runtime_svc.settings import RuntimeSettings
+from runtime_svc.store import Store
+from servicekit import logs
+from servicekit.crashpoints import crashpoint
+from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from servicekit.tasks import Turns
+
+_log = logs.get()
+
+
+class Containers:
+    """All containers of this node."""
+
+    def __init__(self, store: Store, pods: Pods, settings: RuntimeSettings, cgroups: Cgroups, handlers: Handlers, run: Path) -> None:
+        self._store = store
+        self._pods = pods
+        self._settings = settings
+        self._cgroups = cgroups
+        self._handlers = handlers
+        self._bundles = run / "bundles"
+        self._turns = Turns()
+
+    async def create(self, container_id: str, request: ContainerRequest) -> Container:
+        """Writes a container's bundle; the same request again answers what there is.
+
+        NotFound: no such pod. FailedPrecondition: the pod is not READY. InvalidArgument names the field of the configuration.
+        """
+        return await self._turns.take(container_id, "create", lambda: self._create(container_id, request))
+
+    async def _create(self, container_id: str, request: ContainerRequest) -> Container:
+        known = self._store.container(container_id)
+        if known is not None:
+            if known.config.metadata != request.config.metadata or known.pod_id != request.pod_id:
+                raise AlreadyExists(f"container {container_id} is another container: {known.config.metadata}")
+            return known
+        pod = self._pods.get(request.pod_id)
+        if pod.state is not PodState.READY:
+            raise FailedPrecondition(f"pod {pod.id} is not ready: it was stopped, or the machine has booted since", field="pod_sandbox_id")
+        _check(request.config)
+        runtime = self._handlers.get(pod.handler)
+        self._store.begin_container(container_id, request, pod.handler)
+        crashpoint("container-recorded")
+        folder = self._bundles / container_id
+        try:
+            built = await asyncio.to_thread(self._build, container_id, request, pod)
+            await asyncio.to_thread(bundle.write, folder, built)
+        except BaseException:
+            self._forget(container_id)
+            raise
+        crashpoint("bundle-written")
+        container = Container(
+            id=container_id,
+            pod_id=pod.id,
+            config=request.config,
+            image_id=request.image_id,
+            created_at=time.time_ns(),
+            user=ContainerUser(uid=built.user.uid, gid=built.user.gid, supplemental_groups=list(built.user.groups)),
+            log_path=f"{pod.config.log_directory}/{request.config.log_path}" if pod.config.log_directory and request.config.log_path else "",
+            launch=Launch(bundle=str(folder), runtime=runtime.command, stop_signal=_stop_signal(request), cgroup_procs=self._cgroups.procs_files(f"{pod.cgroup}/{HELPERS}")),
+        )
+        self._store.complete_container(container)
+        return container
+
+    def _build(self, container_id: str, request: ContainerRequest, pod: Pod) -> bundle.Bundle:
+        files = self._pods.files(pod.id)
+        if request.pod_ips:
+            files.write_hosts(pod.config.hostname or "localhost", request.pod_ips)
+        if request.config.linux.security_context.namespace_options.pid is NamespaceMode.TARGET:
+            raise Unimplemented("namespace_options.pid = TARGET is not supported yet", field="linux.security_context.namespace_options.pid")
+        context = PodContext(
+            files=files,
+            netns=request.netns,
+            hostname=(files.folder / "hostname").read_text().strip(),
+            privileged=pod.config.linux.security_context.privileged,
+            cgroup=pod.cgroup,
+            cgroup_version=self._cgroups.version,
+        )
+        return bundle.build(container_id, request.config, request.image_config, Path(request.rootfs), context, self._settings)
+
+    async def start(self, container_id: str, attempt: str) -> StartResult:
+        """Runs the container's program. Asked again with the same `attempt`, it answers as the first time.
+
+        NotFound: no such container. Unknown: the OCI runtime could not start it; its message says why.
+        """
+        return await self._turns.take(container_id, f"start {attempt}", lambda: self._start(container_id, attempt))
+
+    async def _start(self, container_id: str, attempt: str) -> StartResult:
+        container = self.get(container_id)
+        runtime = self._handlers.get(self._pods.get(container.pod_id).handler)
+        before, started_at = self._store.begin_start(container_id, attempt)
+        if started_at:
+            return StartResult(started_at=started_at, already=before != attempt)
+        crashpoint("start-recorded")
+        try:
+            await runtime.start(container_id)
+        except CrispError as error:
+            # An earlier attempt may have died between the runtime's success and our record of it.
+            if not before or await runtime.status(container_id) not in ("running", "stopped"):
+                self._store.start_failed(container_id, error.message)
+                raise
+        crashpoint("runtime-started")
+        started_at = time.time_ns()
+        self._store.started(container_id, started_at)
+        return StartResult(started_at=started_at)
+
+    async def update(self, container_id: str, new: LinuxContainerResources) -> Container:
+        """Changes limits of a container, running or not. InvalidArgument names the field that can't be."""
+        return await self._turns.take(container_id, f"update {new}", lambda: self._update(container_id, new))
+
+    async def _update(self, container_id: str, new: LinuxContainerResources) -> Container:
+        container = self.get(container_id)
+        runtime = self._handlers.get(self._pods.get(container.pod_id).handler)
+        limits = resources.to_oci(new, cgroup_version=self._cgroups.version)
+        if limits:
+            await runtime.update(container_id, limits)
+        linux = container.config.linux
+        config = container.config.model_copy(update={"linux": linux.model_copy(update={"resources": resources.merged(linux.resources, new)})})
+        container = container.model_copy(update={"config": config})
+        self._store.complete_container(container)
+        return container
+
+    async def remove(self, container_id: str) -> None:
+        """Removes a container, killing what still runs; fine if there is none."""
+        await self._turns.take(container_id, "remove", lambda: self._remove(container_id))
+
+    async def _remove(self, container_id: str) -> None:
+        handler = self._store.handler_of(container_id)
+        if handler is None:
+            return
+        await self._handlers.get(handler).delete(container_id)
+        crashpoint("runtime-deleted")
+        self._forget(container_id)
+
+    def _forget(self, container_id: str) -> None:
+        shutil.rmtree(self._bundles / container_id, ignore_errors=True)
+        crashpoint("bundle-removed")
+        self._store.remove_container(container_id)
+
+    def get(self, container_id: str) -> Container:
+        """A container. Raises NotFound."""
+        container = self._store.container(container_id)
+        if container is None:
+            raise NotFound(f"there is no container {container_id}")
+        return container
+
+    def all(self, pod_id: str | None = None) -> list[Container]:
+        """All containers, or a pod's, the oldest first."""
+        return self._store.containers(pod_id)
+
+
+def _check(config: ContainerConfig) -> None:
+    if not config.metadata.name:
+        raise InvalidArgument("metadata.name is empty; a container is named by its name and attempt", field="metadata.name")
+    if config.log_path.startswith("/") or ".." in config.log_path.split("/"):
+        raise InvalidArgument(f"log_path = {config.log_path!r}: must stay below the pod's log_directory", field="log_path")
+
+
+def _stop_signal(request: ContainerRequest) -> str:
+    """The request's, else the image's, else SIGTERM (CRI ContainerConfig.stop_signal)."""
+    asked = request.config.stop_signal.removeprefix("SIGNAL_")
+    if asked and asked != "RUNTIME_DEFAULT":
+        return asked.replace("PLUS", "+").replace("MINUS", "-")
+    return request.image_config.stop_signal or "SIGTERM"

@@ -1,0 +1,68 @@
+"""An OCI runtime (crun, runc, …) by its command line (OCI runtime spec, runtime.md: operations)."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from servicekit.errors import Internal, Unknown
+from servicekit.processes import Finished, run
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OciRuntime:
+    """A handler's executable and the folder of its state. `timeout` in seconds is for each call."""
+
+    name: str
+    path: Path
+    root: Path
+    timeout: float
+
+    @property
+    def command(self) -> list[str]:
+        """The executable and its global flags; also how the monitor has it create containers."""
+        return [str(self.path), f"--root={self.root}"]
+
+    def knows(self, container_id: str) -> bool:
+        """Whether the runtime has state for this container (crun and runc keep a folder for each)."""
+        return (self.root / container_id).exists()
+
+    async def start(self, container_id: str) -> None:
+        """Runs the user's program. Raises Unknown with what the runtime said."""
+        finished = await self._run("start", container_id)
+        if finished.returncode != 0:
+            raise Unknown(f"{self.name} could not start container {container_id}: {_said(finished)}")
+
+    async def status(self, container_id: str) -> str:
+        """created, running or stopped; empty if there is no such container."""
+        finished = await self._run("state", container_id)
+        if finished.returncode != 0:
+            return ""
+        return str(json.loads(finished.stdout).get("status", ""))
+
+    async def delete(self, container_id: str) -> None:
+        """Kills what still runs, removes state and cgroup; fine if there is nothing."""
+        if not self.knows(container_id):
+            return
+        finished = await self._run("delete", "--force", container_id)
+        if finished.returncode != 0 and self.knows(container_id):
+            raise Internal(f"{self.name} could not delete container {container_id}: {_said(finished)}")
+
+    async def update(self, container_id: str, resources: Document) -> None:
+        """Changes limits of a container (OCI runtime spec, config-linux.md: resources)."""
+        with tempfile.NamedTemporaryFile("w", dir=self.root, prefix=".update-") as file:
+            json.dump(resources, file)
+            file.flush()
+            finished = await self._run("update", "--resources", file.name, container_id)
+        if finished.returncode != 0:
+            raise Unknown(f"{self.name} could not change the limits of container {container_id}: {_said(finished)}")
+
+    async def _run(self, *arguments: str) -> Finished:
+        return await run([*self.command, *arguments], deadline=self.timeout)
+
+
+def _said(finished: Finished) -> str:
+    return (finished.stderr or finished.stdout).decode(errors="replace").strip()[-800:] or f"exit status {finished.returncode}"

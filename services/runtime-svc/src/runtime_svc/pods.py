@@ -1,0 +1,133 @@
+"""Pods: made, stopped, removed. What a pod is on disk and in the kernel is in pod_files.py, its cgroup in cgroups.py."""
+
+import asyncio
+import time
+from pathlib import Path
+
+from crisp_proto.config import PodSandboxConfig
+from crisp_proto.runtime import Pod, PodRequest, PodState
+from runtime_svc import pod_files
+from runtime_svc.cgroups import Cgroups
+from runtime_svc.handlers import Handlers
+from runtime_svc.pod_files import PodFiles
+from runtime_svc.settings import RuntimeSettings
+from runtime_svc.store import Store
+from servicekit import logs
+from servicekit.crashpoints import crashpoint
+from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from servicekit.tasks import Turns
+
+HELPERS = "helpers"
+"""The pod cgroup's child that conmon and the pause process live in: on version 2 a cgroup with children has no processes."""
+_log = logs.get()
+
+
+class Pods:
+    """All pods of this node."""
+
+    def __init__(self, store: Store, settings: RuntimeSettings, cgroups: Cgroups, handlers: Handlers, run: Path) -> None:
+        self._store = store
+        self._settings = settings
+        self._cgroups = cgroups
+        self._handlers = handlers
+        self._folder = run / "pods"
+        self._turns = Turns()
+
+    def files(self, pod_id: str) -> PodFiles:
+        """The pod's folder."""
+        return PodFiles(self._folder / pod_id)
+
+    async def create(self, pod_id: str, request: PodRequest) -> Pod:
+        """Makes a pod; the same request again answers what there is, an unfinished one is made anew.
+
+        AlreadyExists: the id stands for another request. FailedPrecondition: the pod was stopped.
+        """
+        _check(request.config)
+        self._handlers.get(request.handler)
+        return await self._turns.take(pod_id, "create", lambda: self._create(pod_id, request))
+
+    async def _create(self, pod_id: str, request: PodRequest) -> Pod:
+        known = self._store.pod(pod_id)
+        if known is not None:
+            pod, complete = known
+            if pod.config.metadata != request.config.metadata:
+                raise AlreadyExists(f"pod {pod_id} is another pod: {pod.config.metadata}")
+            if complete and pod.state is not PodState.READY:
+                name = request.config.metadata
+                raise FailedPrecondition(f"pod {name.namespace}/{name.name} (attempt {name.attempt}) was stopped: remove it, or run it under another attempt", field="metadata.attempt")
+            if complete:
+                return pod
+            await self._remove(pod_id)
+        pod = Pod(
+            id=pod_id,
+            state=PodState.READY,
+            created_at=time.time_ns(),
+            handler=request.handler,
+            config=request.config,
+            cgroup=f"{(request.config.linux.cgroup_parent or self._settings.cgroup_parent).rstrip('/')}/crisp-{pod_id}",
+        )
+        self._store.begin_pod(pod)
+        crashpoint("pod-recorded")
+        try:
+            helpers = f"{pod.cgroup}/{HELPERS}"
+            await asyncio.to_thread(self._cgroups.create, helpers)
+            crashpoint("pod-cgroup-made")
+            await self.files(pod_id).create(request.config, self._settings.pause, self._cgroups.procs_files(helpers))
+        except BaseException:
+            await self._remove(pod_id)
+            raise
+        crashpoint("pod-files-made")
+        self._store.complete_pod(pod_id)
+        _log.info("pod-created", pod=pod_id, name=request.config.metadata.name, namespace=request.config.metadata.namespace)
+        return pod
+
+    async def stop(self, pod_id: str) -> None:
+        """NOTREADY: its namespaces and pause process go, its record stays. Fine if there is no such pod."""
+        await self._turns.take(pod_id, "stop", lambda: self._stop(pod_id))
+
+    async def _stop(self, pod_id: str) -> None:
+        if self._store.pod(pod_id) is None:
+            return
+        self._store.stop_pod(pod_id)
+        crashpoint("pod-stop-recorded")
+        await asyncio.to_thread(self.files(pod_id).release)
+
+    async def remove(self, pod_id: str) -> None:
+        """Removes all that is left of a pod. FailedPrecondition: it still has containers. Fine if there is no such pod."""
+        left = self._store.container_ids(pod_id)
+        if left:
+            raise FailedPrecondition(f"pod {pod_id} still has containers: {', '.join(left)}; remove them first")
+        await self._turns.take(pod_id, "remove", lambda: self._remove(pod_id))
+
+    async def _remove(self, pod_id: str) -> None:
+        known = self._store.pod(pod_id)
+        if known is None:
+            return
+        await asyncio.to_thread(self.files(pod_id).remove)
+        crashpoint("pod-files-removed")
+        await asyncio.to_thread(self._cgroups.remove, known[0].cgroup)
+        crashpoint("pod-cgroup-removed")
+        self._store.remove_pod(pod_id)
+
+    def get(self, pod_id: str) -> Pod:
+        """A pod. Raises NotFound."""
+        known = self._store.pod(pod_id)
+        if known is None or not known[1]:
+            raise NotFound(f"there is no pod {pod_id}")
+        return known[0]
+
+    def all(self) -> list[Pod]:
+        """All pods, the oldest first."""
+        return self._store.pods()
+
+
+def _check(config: PodSandboxConfig) -> None:
+    for name in ("name", "namespace", "uid"):
+        if not getattr(config.metadata, name):
+            raise InvalidArgument(f"metadata.{name} is empty; a pod is named by namespace, name, uid and attempt", field=f"metadata.{name}")
+    if len(config.hostname) > 64:
+        raise InvalidArgument(f"hostname {config.hostname!r} has more than 64 characters, which is the kernel's limit", field="hostname")
+    parent = config.linux.cgroup_parent
+    if parent and (not parent.startswith("/") or ".." in parent.split("/")):
+        raise InvalidArgument(f"linux.cgroup_parent = {parent!r}: with the cgroupfs driver it is an absolute path like /kubepods/pod1", field="linux.cgroup_parent")
+    pod_files.check_sysctls(config)

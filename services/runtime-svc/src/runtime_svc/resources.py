@@ -1,0 +1,83 @@
+"""CRI's LinuxContainerResources as OCI's linux.resources (OCI runtime spec, config-linux.md), and the OOM score."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from crisp_proto.config import LinuxContainerResources
+from runtime_svc.capabilities import held
+from servicekit import logs
+from servicekit.errors import InvalidArgument
+
+Document = dict[str, Any]
+_log = logs.get()
+
+
+def to_oci(resources: LinuxContainerResources, *, cgroup_version: int, pids_limit: int = 0) -> Document:
+    """Limits as OCI writes them; what is 0 or empty is left out. Raises InvalidArgument."""
+    for name in ("cpu_period", "cpu_shares", "memory_limit_in_bytes"):
+        if getattr(resources, name) < 0:
+            raise InvalidArgument(f"linux.resources.{name} = {getattr(resources, name)}: must not be negative", field=f"linux.resources.{name}")
+    cpu = {
+        "shares": resources.cpu_shares,
+        "quota": resources.cpu_quota,
+        "period": resources.cpu_period,
+        "cpus": resources.cpuset_cpus,
+        "mems": resources.cpuset_mems,
+    }
+    memory: Document = {"limit": resources.memory_limit_in_bytes}
+    if resources.memory_swap_limit_in_bytes and _swap_is_accounted(cgroup_version):
+        memory["swap"] = resources.memory_swap_limit_in_bytes
+    document: Document = {"cpu": _set(cpu), "memory": _set(memory)}
+    if resources.hugepage_limits:
+        document["hugepageLimits"] = [{"pageSize": limit.page_size, "limit": limit.limit} for limit in resources.hugepage_limits if _has_hugetlb(limit.page_size, cgroup_version)]
+    if resources.unified:
+        if cgroup_version == 1:
+            raise InvalidArgument("linux.resources.unified needs cgroup version 2, this node has version 1", field="linux.resources.unified")
+        document["unified"] = resources.unified
+    if pids_limit:
+        document["pids"] = {"limit": pids_limit}
+    return _set(document)
+
+
+def merged(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxContainerResources:
+    """What holds after an update: new values where they are given, old ones elsewhere."""
+    return old.model_copy(update={name: value for name in type(new).model_fields if (value := getattr(new, name))})
+
+
+def oom_score_adj(wanted: int) -> int:
+    """The score that may be set: without CAP_SYS_RESOURCE it can't go below our own (proc(5), oom_score_adj)."""
+    if not -1000 <= wanted <= 1000:
+        raise InvalidArgument(f"linux.resources.oom_score_adj = {wanted}: goes from -1000 to 1000", field="linux.resources.oom_score_adj")
+    lowest = _lowest_score()
+    if wanted < lowest:
+        _warn_once(lowest)
+        return lowest
+    return wanted
+
+
+def _set(values: Document) -> Document:
+    return {key: value for key, value in values.items() if value}
+
+
+@cache
+def _lowest_score() -> int:
+    return -1000 if "CAP_SYS_RESOURCE" in held() else int(Path("/proc/self/oom_score_adj").read_text())
+
+
+@cache
+def _warn_once(lowest: int) -> None:
+    _log.warning("oom-score-clamped", lowest=lowest, why="crisp has no CAP_SYS_RESOURCE here")
+
+
+@cache
+def _swap_is_accounted(cgroup_version: int) -> bool:
+    return cgroup_version == 2 or Path("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
+
+
+@cache
+def _has_hugetlb(page_size: str, cgroup_version: int) -> bool:
+    # kubelet sends a limit of 0 for every page size of the machine; without the controller there is nothing to limit.
+    if cgroup_version == 2:
+        return "hugetlb" in Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
+    return Path(f"/sys/fs/cgroup/hugetlb/hugetlb.{page_size}.limit_in_bytes").exists()

@@ -1,0 +1,123 @@
+"""What runtime-svc knows, in SQLite: pods and containers as they were asked for and made."""
+
+import time
+from pathlib import Path
+
+from crisp_proto.runtime import Container, ContainerRequest, Pod, PodState
+from servicekit.database import Database
+
+_MIGRATIONS = [
+    """CREATE TABLE pods (id TEXT PRIMARY KEY, record TEXT NOT NULL, state TEXT NOT NULL, boot TEXT NOT NULL, complete INTEGER NOT NULL DEFAULT 0, begun REAL NOT NULL);
+CREATE TABLE containers (id TEXT PRIMARY KEY, pod TEXT NOT NULL REFERENCES pods, handler TEXT NOT NULL, record TEXT NOT NULL DEFAULT '', attempt TEXT NOT NULL DEFAULT '', started INTEGER NOT NULL DEFAULT 0, start_error TEXT NOT NULL DEFAULT '', begun REAL NOT NULL);
+CREATE INDEX containers_by_pod ON containers (pod)"""
+]
+
+
+def boot_id() -> str:
+    """This boot's id: what was made under another one is gone (random(4), boot_id)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Store:
+    """runtime-svc's rows."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = Database(path, _MIGRATIONS)
+        self._boot = boot_id()
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._db.close()
+
+    # Pods
+
+    def begin_pod(self, pod: Pod) -> None:
+        """Records the intent to make a pod."""
+        self._db.run("INSERT INTO pods (id, record, state, boot, begun) VALUES (?, ?, ?, ?, ?)", pod.id, pod.model_dump_json(), pod.state, self._boot, time.time())
+
+    def complete_pod(self, pod_id: str) -> None:
+        """All that the pod needs is there."""
+        self._db.run("UPDATE pods SET complete = 1 WHERE id = ?", pod_id)
+
+    def stop_pod(self, pod_id: str) -> None:
+        """The pod is NOTREADY from now on."""
+        self._db.run("UPDATE pods SET state = ? WHERE id = ?", PodState.NOTREADY, pod_id)
+
+    def remove_pod(self, pod_id: str) -> None:
+        """Nothing of the pod is left."""
+        self._db.run("DELETE FROM pods WHERE id = ?", pod_id)
+
+    def pod(self, pod_id: str) -> tuple[Pod, bool] | None:
+        """A pod, and whether it is complete."""
+        row = self._db.row("SELECT * FROM pods WHERE id = ?", pod_id)
+        return None if row is None else (self._pod(row["record"], row["state"], row["boot"]), bool(row["complete"]))
+
+    def pods(self) -> list[Pod]:
+        """All complete pods."""
+        return [self._pod(row["record"], row["state"], row["boot"]) for row in self._db.rows("SELECT * FROM pods WHERE complete = 1 ORDER BY rowid")]
+
+    def incomplete(self, age: float) -> tuple[list[str], list[str]]:
+        """Ids of pods and of containers that were begun over `age` seconds ago and never completed."""
+        before = time.time() - age
+        pods = self._db.rows("SELECT id FROM pods WHERE complete = 0 AND begun < ?", before)
+        containers = self._db.rows("SELECT id FROM containers WHERE record = '' AND begun < ?", before)
+        return [row["id"] for row in pods], [row["id"] for row in containers]
+
+    def _pod(self, record: str, state: str, boot: str) -> Pod:
+        pod = Pod.model_validate_json(record)
+        now = PodState(state) if boot == self._boot else PodState.NOTREADY
+        return pod if pod.state is now else pod.model_copy(update={"state": now})
+
+    # Containers
+
+    def begin_container(self, container_id: str, request: ContainerRequest, handler: str) -> None:
+        """Records the intent to make a container."""
+        self._db.run("INSERT INTO containers (id, pod, handler, begun) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", container_id, request.pod_id, handler, time.time())
+
+    def complete_container(self, container: Container) -> None:
+        """The container is made, or its limits are new."""
+        self._db.run("UPDATE containers SET record = ? WHERE id = ?", container.model_dump_json(), container.id)
+
+    def container(self, container_id: str) -> Container | None:
+        """A complete container."""
+        row = self._db.row("SELECT * FROM containers WHERE id = ? AND record != ''", container_id)
+        return None if row is None else _container(row["record"], row["started"], row["start_error"])
+
+    def containers(self, pod_id: str | None = None) -> list[Container]:
+        """All complete containers, or a pod's."""
+        rows = self._db.rows("SELECT * FROM containers WHERE record != '' AND (? IS NULL OR pod = ?) ORDER BY rowid", pod_id, pod_id)
+        return [_container(row["record"], row["started"], row["start_error"]) for row in rows]
+
+    def handler_of(self, container_id: str) -> str | None:
+        """The handler of a container, complete or not."""
+        row = self._db.row("SELECT handler FROM containers WHERE id = ?", container_id)
+        return None if row is None else str(row["handler"])
+
+    def container_ids(self, pod_id: str) -> list[str]:
+        """Ids of a pod's containers, complete or not."""
+        return [row["id"] for row in self._db.rows("SELECT id FROM containers WHERE pod = ?", pod_id)]
+
+    def begin_start(self, container_id: str, attempt: str) -> tuple[str, int]:
+        """Records the intent to start; answers the attempt that came before, if any, and when it succeeded (ns; 0 if not)."""
+        with self._db.write() as db:
+            row = db.execute("SELECT attempt, started FROM containers WHERE id = ?", (container_id,)).fetchone()
+            if not row["started"]:
+                db.execute("UPDATE containers SET attempt = ?, start_error = '' WHERE id = ?", (attempt, container_id))
+        return str(row["attempt"]), int(row["started"])
+
+    def started(self, container_id: str, at: int) -> None:
+        """The container runs since `at` (ns since the epoch)."""
+        self._db.run("UPDATE containers SET started = ? WHERE id = ?", at, container_id)
+
+    def start_failed(self, container_id: str, error: str) -> None:
+        """The OCI runtime could not start it."""
+        self._db.run("UPDATE containers SET start_error = ? WHERE id = ?", error, container_id)
+
+    def remove_container(self, container_id: str) -> None:
+        """Nothing of the container is left."""
+        self._db.run("DELETE FROM containers WHERE id = ?", container_id)
+
+
+def _container(record: str, started: int, start_error: str) -> Container:
+    container = Container.model_validate_json(record)
+    return container.model_copy(update={"started_at": started, "start_error": start_error}) if started or start_error else container
