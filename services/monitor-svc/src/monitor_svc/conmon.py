@@ -18,6 +18,7 @@ from monitor_svc import processes
 from monitor_svc.processes import ProcessRef
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, Unknown
+from servicekit.processes import readable, start
 
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 10
@@ -61,18 +62,12 @@ class Conmon:
         sync_read, sync_write = os.pipe2(os.O_CLOEXEC)
         start_read, start_write = os.pipe2(os.O_CLOEXEC)
         try:
-            try:
-                launcher = await asyncio.create_subprocess_exec(
-                    *self._arguments(container_id, request, folder),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.DEVNULL,
-                    env={"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read), "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
-                    pass_fds=(sync_write, start_read),
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise FailedPrecondition(f"cannot run {self._executable}: {error.strerror}; install conmon or set monitor.conmon") from error
+            launcher = start(
+                self._arguments(container_id, request, folder),
+                env={"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read), "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+                pass_fds=(sync_write, start_read),
+                start_new_session=True,
+            )
             os.close(sync_write)
             sync_write = -1
             for file in request.cgroup_procs:
@@ -194,25 +189,19 @@ def _join_cgroup(procs_file: str, pid: int) -> None:
 
 
 async def _read_line(fd: int) -> bytes:
-    loop = asyncio.get_running_loop()
+    """A line, or what came until the last writer closed the pipe (conmon keeps it open for as long as the container runs)."""
     os.set_blocking(fd, False)
-    received = bytearray()
-    readable = asyncio.Event()
-    loop.add_reader(fd, readable.set)
-    try:
-        while not received.endswith(b"\n"):
-            await readable.wait()
-            readable.clear()
-            try:
-                piece = os.read(fd, 65536)
-            except BlockingIOError:
-                continue
-            if not piece:
-                break
-            received += piece
-    finally:
-        loop.remove_reader(fd)
-    return bytes(received)
+    received = b""
+    while not received.endswith(b"\n"):
+        try:
+            piece = os.read(fd, 65536)
+        except BlockingIOError:
+            await readable(fd)
+            continue
+        if not piece:
+            break
+        received += piece
+    return received
 
 
 def _first_fault(message: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 from crisp_proto.monitor import ExecRequest, ExecResult
 from monitor_svc import processes
 from servicekit.errors import DeadlineExceeded, Unknown
+from servicekit.processes import read_to_end, start
 
-_PIECE = 1 << 16
 _DRAIN_SECONDS = 0.5
 _CUT = b"\n[output cut: over the limit of monitor.exec_output_limit]\n"
 
@@ -19,12 +20,17 @@ async def run(container_id: str, runtime: Sequence[str], request: ExecRequest, s
     """Runs a command to its end. DeadlineExceeded: it was killed with its children. Unknown: it could not be run."""
     with tempfile.TemporaryDirectory(dir=scratch, prefix="exec-") as folder:
         log, pid_file = Path(folder) / "log", Path(folder) / "pid"
-        process = await asyncio.create_subprocess_exec(
-            *runtime, f"--log={log}", "--log-format=json", "exec", f"--pid-file={pid_file}", container_id, *request.command,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdout is not None and process.stderr is not None
-        outputs = [asyncio.create_task(_collect(stream, output_limit)) for stream in (process.stdout, process.stderr)]
+        outputs = _Output(output_limit), _Output(output_limit)
+        try:
+            process = start(
+                [*runtime, f"--log={log}", "--log-format=json", "exec", f"--pid-file={pid_file}", container_id, *request.command],
+                stdout=outputs[0].write_fd,
+                stderr=outputs[1].write_fd,
+            )
+        finally:
+            for output in outputs:
+                output.close_writer()
+        collecting = [asyncio.create_task(output.collect()) for output in outputs]
         try:
             async with asyncio.timeout(request.timeout or None):
                 exit_code = await process.wait()
@@ -37,24 +43,44 @@ async def run(container_id: str, runtime: Sequence[str], request: ExecRequest, s
                 processes.kill_tree(process.pid)
                 await process.wait()
             # A child left in the background may hold the pipes open; its output is not the command's any more.
-            done, late = await asyncio.wait(outputs, timeout=_DRAIN_SECONDS)
+            _, late = await asyncio.wait(collecting, timeout=_DRAIN_SECONDS)
             for task in late:
                 task.cancel()
+            await asyncio.gather(*collecting, return_exceptions=True)
         fault = _runtime_fault(log)
         if fault and exit_code != 0 and not pid_file.exists():
             raise Unknown(f"cannot run {request.command[0]!r} in container {container_id}: {fault}")
-        stdout, stderr = (task.result() if task in done else b"" for task in outputs)
-        return ExecResult.model_construct(stdout=stdout, stderr=stderr, exit_code=exit_code)
+        return ExecResult.model_construct(stdout=outputs[0].text(), stderr=outputs[1].text(), exit_code=exit_code if exit_code >= 0 else 128 - exit_code)
 
 
-async def _collect(stream: asyncio.StreamReader, limit: int) -> bytes:
-    kept = bytearray()
-    cut = False
-    while piece := await stream.read(_PIECE):
-        room = limit - len(kept)
-        kept += piece[:room]
-        cut = cut or len(piece) > room
-    return bytes(kept) + (_CUT if cut else b"")
+class _Output:
+    """One stream of a command: a pipe, and what came out of it up to a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        self._limit = limit
+        self._kept = bytearray()
+        self._cut = False
+
+    def close_writer(self) -> None:
+        """The command has its own copy."""
+        os.close(self.write_fd)
+
+    async def collect(self) -> None:
+        """Reads until the last writer has closed the pipe."""
+        try:
+            await read_to_end(self._read_fd, self._take)
+        finally:
+            os.close(self._read_fd)
+
+    def text(self) -> bytes:
+        """What came, with a notice if it was too much."""
+        return bytes(self._kept) + (_CUT if self._cut else b"")
+
+    def _take(self, piece: bytes) -> None:
+        room = self._limit - len(self._kept)
+        self._kept += piece[:room]
+        self._cut = self._cut or len(piece) > room
 
 
 def _runtime_fault(log: Path) -> str:

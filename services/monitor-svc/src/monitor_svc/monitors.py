@@ -19,6 +19,7 @@ from monitor_svc.store import Monitor, Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from servicekit.processes import run
 from servicekit.tasks import Turns
 
 _log = logs.get()
@@ -76,8 +77,7 @@ class Monitors:
 
     async def _take_back(self, container_id: str, request: MonitorRequest) -> None:
         await self._conmon.discard(container_id)
-        delete = await asyncio.create_subprocess_exec(*request.runtime, "delete", "--force", container_id, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL)
-        await delete.wait()
+        await run([*request.runtime, "delete", "--force", container_id], deadline=self._settings.kill_timeout)
         self._store.remove(container_id)
 
     # The end

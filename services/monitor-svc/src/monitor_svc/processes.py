@@ -1,12 +1,13 @@
 """Processes that are not our children: watched and signalled by pidfd, known again after a restart (pidfd_open(2), proc(5))."""
 
-import asyncio
 import contextlib
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from servicekit.processes import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,9 @@ async def ended(process: ProcessRef) -> None:
     fd = open_pidfd(process)
     if fd is None:
         return
-    loop = asyncio.get_running_loop()
-    over = asyncio.Event()
-    loop.add_reader(fd, over.set)
     try:
-        await over.wait()
+        await readable(fd)
     finally:
-        loop.remove_reader(fd)
         os.close(fd)
 
 
