@@ -13,6 +13,7 @@ class StubsHook(BuildHookInterface[Any]):
     """Runs protoc; the virtual path makes the generated modules import each other as crisp_proto.cri.*."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called by hatchling before it packs. Raises RuntimeError if protoc refuses api.proto."""
         root = Path(self.root)
         os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where protoc-gen-mypy is
         code = protoc.main(

@@ -37,7 +37,9 @@ class Cri:
 
     def run_pod(self, config: cri.PodSandboxConfig, handler: str = "") -> str:
         """RunPodSandbox; answers the id."""
-        return self.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config, runtime_handler=handler), timeout=self.timeout).pod_sandbox_id
+        return self.runtime.RunPodSandbox(
+            cri.RunPodSandboxRequest(config=config, runtime_handler=handler), timeout=self.timeout
+        ).pod_sandbox_id
 
     def stop_pod(self, pod_id: str) -> None:
         """StopPodSandbox."""
@@ -53,7 +55,9 @@ class Cri:
 
     def pods(self, **filter: Any) -> list[cri.PodSandbox]:
         """ListPodSandbox."""
-        return list(self.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(**filter)), timeout=self.timeout).items)
+        return list(
+            self.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(**filter)), timeout=self.timeout).items
+        )
 
     @contextlib.contextmanager
     def pod(self, config: cri.PodSandboxConfig, handler: str = "") -> Iterator[str]:
@@ -96,7 +100,9 @@ class Cri:
 
     def containers(self, **filter: Any) -> list[cri.Container]:
         """ListContainers."""
-        return list(self.runtime.ListContainers(cri.ListContainersRequest(filter=cri.ContainerFilter(**filter)), timeout=self.timeout).containers)
+        return list(
+            self.runtime.ListContainers(cri.ListContainersRequest(filter=cri.ContainerFilter(**filter)), timeout=self.timeout).containers
+        )
 
     def exec(self, container_id: str, *command: str, timeout: int = 10) -> cri.ExecSyncResponse:
         """ExecSync."""
@@ -137,4 +143,11 @@ def container_config(image: str, command: Sequence[str] = (), name: str = "main"
     linux = more.pop("linux", None) or cri.LinuxContainerConfig()
     if not linux.security_context.HasField("namespace_options"):
         linux.security_context.namespace_options.CopyFrom(own_pid_namespaces())
-    return cri.ContainerConfig(metadata=cri.ContainerMetadata(name=name), image=cri.ImageSpec(image=image), command=command, log_path=f"{name}.log", linux=linux, **more)
+    return cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name=name),
+        image=cri.ImageSpec(image=image),
+        command=command,
+        log_path=f"{name}.log",
+        linux=linux,
+        **more,
+    )

@@ -43,9 +43,16 @@ class Image:
                 if client.head(f"/v2/{repository}/blobs/{digest}").status_code == 200:
                     continue
                 location = client.post(f"/v2/{repository}/blobs/uploads/").raise_for_status().headers["location"]
-                client.put(location, params={**dict(httpx.URL(location).params), "digest": digest}, content=blob, headers={"content-type": "application/octet-stream"}).raise_for_status()
+                client.put(
+                    location,
+                    params={**dict(httpx.URL(location).params), "digest": digest},
+                    content=blob,
+                    headers={"content-type": "application/octet-stream"},
+                ).raise_for_status()
             for tag in tags or (self.digest,):
-                client.put(f"/v2/{repository}/manifests/{tag}", content=self.manifest, headers={"content-type": _MANIFEST_TYPE}).raise_for_status()
+                client.put(
+                    f"/v2/{repository}/manifests/{tag}", content=self.manifest, headers={"content-type": _MANIFEST_TYPE}
+                ).raise_for_status()
 
     def write_layout(self, folder: Path, name: str) -> None:
         """Writes the image as an OCI layout."""
@@ -54,7 +61,12 @@ class Image:
         for digest, blob in {**self.blobs, self.digest: self.manifest}.items():
             (blobs / digest.removeprefix("sha256:")).write_bytes(blob)
         (folder / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
-        descriptor = {"mediaType": _MANIFEST_TYPE, "digest": self.digest, "size": len(self.manifest), "annotations": {"org.opencontainers.image.ref.name": name}}
+        descriptor = {
+            "mediaType": _MANIFEST_TYPE,
+            "digest": self.digest,
+            "size": len(self.manifest),
+            "annotations": {"org.opencontainers.image.ref.name": name},
+        }
         (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [descriptor]}))
 
 
@@ -66,7 +78,7 @@ class Layer:
     _tar: tarfile.TarFile = field(init=False)
 
     def __post_init__(self) -> None:
-        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)
+        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 — open for as long as the layer is filled
 
     def file(self, path: str, content: bytes | str, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
         """A regular file."""
@@ -101,9 +113,27 @@ class Layer:
         self._tar.close()
         return self._buffer.getvalue()
 
-    def _add(self, path: str, mode: int, uid: int, gid: int, *, kind: bytes = tarfile.REGTYPE, target: str = "", size: int = 0, content: bytes = b"") -> None:
+    def _add(
+        self,
+        path: str,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        kind: bytes = tarfile.REGTYPE,
+        target: str = "",
+        size: int = 0,
+        content: bytes = b"",
+    ) -> None:
         entry = tarfile.TarInfo(path.lstrip("/"))
-        entry.type, entry.mode, entry.uid, entry.gid, entry.size, entry.linkname = kind, mode, uid, gid, size, target.lstrip("/") if kind == tarfile.LNKTYPE else target
+        entry.type, entry.mode, entry.uid, entry.gid, entry.size, entry.linkname = (
+            kind,
+            mode,
+            uid,
+            gid,
+            size,
+            target.lstrip("/") if kind == tarfile.LNKTYPE else target,
+        )
         self._tar.addfile(entry, io.BytesIO(content))
 
 
@@ -116,9 +146,16 @@ def build(layers: Sequence[bytes], config: Mapping[str, object], *, level: int =
         blobs[_digest(packed)] = packed
         descriptors.append({"mediaType": _LAYER_TYPE, "digest": _digest(packed), "size": len(packed)})
         diff_ids.append(_digest(layer))
-    document = json.dumps({"architecture": "amd64", "os": "linux", "config": dict(config), "rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
+    document = json.dumps(
+        {"architecture": "amd64", "os": "linux", "config": dict(config), "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    ).encode()
     blobs[_digest(document)] = document
-    manifest = {"schemaVersion": 2, "mediaType": _MANIFEST_TYPE, "config": {"mediaType": _CONFIG_TYPE, "digest": _digest(document), "size": len(document)}, "layers": descriptors}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST_TYPE,
+        "config": {"mediaType": _CONFIG_TYPE, "digest": _digest(document), "size": len(document)},
+        "layers": descriptors,
+    }
     return Image(json.dumps(manifest).encode(), blobs)
 
 
@@ -135,7 +172,10 @@ def busybox_layer() -> Layer:
     for applet in subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split():
         if applet != "busybox":
             layer.hardlink(f"/bin/{applet}", "/bin/busybox")
-    layer.file("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/sh\n")
+    layer.file(
+        "/etc/passwd",
+        "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/sh\n",
+    )
     layer.file("/etc/group", "root:x:0:\nwww-data:x:33:\nusers:x:100:\nnogroup:x:65534:\n")
     return layer
 
@@ -146,10 +186,14 @@ def busybox_image(page: str = "hello from crisp\n") -> Image:
     content = Layer()
     content.folder("/www")
     content.file("/www/index.html", page)
-    config = {"Cmd": ["/bin/httpd", "-f", "-p", "80", "-h", "/www"], "Env": ["PATH=/bin:/usr/bin", "FROM_IMAGE=yes"], "WorkingDir": "/", "Labels": {"crisp.demo": "yes"}}
+    config = {
+        "Cmd": ["/bin/httpd", "-f", "-p", "80", "-h", "/www"],
+        "Env": ["PATH=/bin:/usr/bin", "FROM_IMAGE=yes"],
+        "WorkingDir": "/",
+        "Labels": {"crisp.demo": "yes"},
+    }
     return build([base, content.finish()], config)
 
 
 def _digest(raw: bytes) -> str:
     return f"sha256:{hashlib.sha256(raw).hexdigest()}"
-

@@ -26,7 +26,13 @@ from pathlib import Path
 
 from supervisor.xmlrpc import SupervisorTransport
 
-SERVICES = {"image-svc": "image_svc", "runtime-svc": "runtime_svc", "net-svc": "net_svc", "monitor-svc": "monitor_svc", "cri-gateway": "cri_gateway"}
+SERVICES = {
+    "image-svc": "image_svc",
+    "runtime-svc": "runtime_svc",
+    "net-svc": "net_svc",
+    "monitor-svc": "monitor_svc",
+    "cri-gateway": "cri_gateway",
+}
 _START_SECONDS = 30
 
 
@@ -90,10 +96,27 @@ class Node:
             return
         self._configure()
         hybrid = Path("/sys/fs/cgroup/unified/cgroup.procs").exists()
-        script = f"set -e; {'umount /sys/fs/cgroup/unified; ' if hybrid else ''}mount --make-rshared /; exec \"$@\""
-        command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(self.root / "supervisord.conf")]
+        script = f'set -e; {"umount /sys/fs/cgroup/unified; " if hybrid else ""}mount --make-rshared /; exec "$@"'
+        command = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "slave",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            sys.executable,
+            "-m",
+            "supervisor.supervisord",
+            "--nodaemon",
+            "-c",
+            str(self.root / "supervisord.conf"),
+        ]
         with open(self.root / "logs" / "supervisord.log", "ab") as log:
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **self.environment})
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **self.environment}
+            )
         deadline = time.monotonic() + _START_SECONDS
         while not self.ready():
             if time.monotonic() > deadline:
@@ -146,7 +169,7 @@ class Node:
 
     def service_pid(self, service: str) -> int:
         """The pid of a service's first replica."""
-        return int(self._supervisor().getProcessInfo(f"{service}:{service}")["pid"])  # type: ignore[call-overload, index, arg-type]
+        return int(self._supervisor().getProcessInfo(f"{service}:{service}")["pid"])  # type: ignore[call-overload, index]
 
     def kill(self, service: str) -> None:
         """SIGKILL to a service; supervisord starts it again. Returns when it answers again."""
@@ -183,7 +206,7 @@ class Node:
 
     def _supervisor(self) -> xmlrpc.client.ServerProxy:
         transport = SupervisorTransport(None, None, f"unix://{self.root / 'supervisor.sock'}")
-        return xmlrpc.client.ServerProxy("http://localhost", transport).supervisor  # type: ignore[return-value, arg-type]
+        return xmlrpc.client.ServerProxy("http://localhost", transport).supervisor  # type: ignore[return-value]
 
     def _configure(self) -> None:
         names = self.names
@@ -195,7 +218,12 @@ class Node:
             "node": {"run_dir": str(self.run), "state_dir": str(self.root / "state"), "group": group, "log_level": "info"},
             "image": {"registries_conf": str(self.root / "registries.conf"), "auth_file": str(self.root / "auth.json")},
             "runtime": {"cgroup_parent": names.cgroup},
-            "net": {"cni_conf_dir": str(self.root / "cni"), "builtin_bridge": names.bridge, "builtin_subnets": [names.subnet], "nft_table": names.table},
+            "net": {
+                "cni_conf_dir": str(self.root / "cni"),
+                "builtin_bridge": names.bridge,
+                "builtin_subnets": [names.subnet],
+                "nft_table": names.table,
+            },
             "gateway": {"user": self.gateway_user},
         }
         for section, values in self.settings.items():
@@ -235,10 +263,8 @@ serverurl=unix://{self.root}/supervisor.sock
 """ + "".join(programs)
 
     def _log_ends(self) -> str:
-        ends = []
-        for file in sorted((self.root / "logs").glob("*.log")):
-            ends.append(f"--- {file.name}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-15:]))
-        return "\n".join(ends)
+        files = sorted((self.root / "logs").glob("*.log"))
+        return "\n".join(f"--- {file.name}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-15:]) for file in files)
 
 
 def leftovers_of(names: Names) -> list[str]:
@@ -292,7 +318,7 @@ def _remove_cgroup(folder: Path) -> None:
 
 def _processes_of(root: Path, cgroup: str) -> list[int]:
     """Processes that were started with a path below root (services, conmons, pauses) or live in the node's cgroups."""
-    found = set()
+    found: set[int] = set()
     for folder in _cgroup_folders(cgroup):
         for here, _, _ in os.walk(folder):
             with contextlib.suppress(OSError):

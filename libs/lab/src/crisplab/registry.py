@@ -32,7 +32,13 @@ def running(folder: Path, *, auth: str = "") -> Iterator[str]:
         text += f"auth: {{htpasswd: {{realm: crisp, path: {folder / 'htpasswd'}}}}}\n"
     config.write_text(text)
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([program(), "serve", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, "OTEL_TRACES_EXPORTER": "none"})
+        process = subprocess.Popen(
+            [program(), "serve", str(config)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
+        )
     try:
         _wait(address, process, folder / "log")
         yield address

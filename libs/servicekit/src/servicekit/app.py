@@ -74,7 +74,13 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
 async def _unexpected_error(request: Request, error: Exception) -> Response:
     _log.error("unexpected-error", method=request.method, path=request.url.path, exc_info=error)
     return JSONResponse(
-        {"type": "about:blank", "title": type(error).__name__, "status": 500, "detail": f"{type(error).__name__}: {error}", "code": "INTERNAL"},
+        {
+            "type": "about:blank",
+            "title": type(error).__name__,
+            "status": 500,
+            "detail": f"{type(error).__name__}: {error}",
+            "code": "INTERNAL",
+        },
         status_code=500,
         media_type="application/problem+json",
     )
@@ -87,6 +93,7 @@ class CallMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI call."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -65,10 +65,37 @@ class ServiceClient:
         self._folder_version = -1
 
     @overload
-    async def call(self, method: str, path: str, reply: type[T], body: BaseModel | None = None, *, deadline: float | None = None, idempotent: bool = True) -> T: ...
+    async def call(
+        self,
+        method: str,
+        path: str,
+        reply: type[T],
+        body: BaseModel | None = None,
+        *,
+        deadline: float | None = None,
+        idempotent: bool = True,
+    ) -> T: ...
     @overload
-    async def call(self, method: str, path: str, reply: None = None, body: BaseModel | None = None, *, deadline: float | None = None, idempotent: bool = True) -> None: ...
-    async def call(self, method: str, path: str, reply: type[T] | None = None, body: BaseModel | None = None, *, deadline: float | None = None, idempotent: bool = True) -> T | None:
+    async def call(
+        self,
+        method: str,
+        path: str,
+        reply: None = None,
+        body: BaseModel | None = None,
+        *,
+        deadline: float | None = None,
+        idempotent: bool = True,
+    ) -> None: ...
+    async def call(
+        self,
+        method: str,
+        path: str,
+        reply: type[T] | None = None,
+        body: BaseModel | None = None,
+        *,
+        deadline: float | None = None,
+        idempotent: bool = True,
+    ) -> T | None:
         """Sends a request and answers its reply as `reply`. Raises the error that the service named.
 
         Unavailable: no replica answered for PATIENCE seconds. DeadlineExceeded: one did not answer within `deadline` seconds.
@@ -111,12 +138,16 @@ class ServiceClient:
                 replica.in_flight += 1
                 try:
                     # The transport itself, not httpx.AsyncClient: cookies, redirects and proxies cost half a millisecond a hop.
-                    response = await replica.transport.handle_async_request(httpx.Request(method, f"http://{self.service}{path}", headers=headers, content=content))
+                    response = await replica.transport.handle_async_request(
+                        httpx.Request(method, f"http://{self.service}{path}", headers=headers, content=content)
+                    )
                     await response.aread()
                     return response
                 except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
                     if not (idempotent or isinstance(error, httpx.ConnectError)):
-                        raise Unavailable(f"{self.service} went away during {method} {path}, which is not safe to repeat; look before you try again") from error
+                        raise Unavailable(
+                            f"{self.service} went away during {method} {path}, which is not safe to repeat; look before you try again"
+                        ) from error
                     metrics.CALL_RETRIES.labels(self.service).inc()
                 finally:
                     replica.in_flight -= 1
@@ -136,7 +167,9 @@ class ServiceClient:
         return min(self._replicas.values(), key=lambda replica: replica.in_flight, default=None)
 
     def _refresh(self, folder: Path) -> None:
-        sockets = {entry.path: entry.inode() for entry in os.scandir(folder) if entry.name.endswith(".sock") and not entry.name.startswith(".")}
+        sockets = {
+            entry.path: entry.inode() for entry in os.scandir(folder) if entry.name.endswith(".sock") and not entry.name.startswith(".")
+        }
         self._replicas = {
             path: replica if (replica := self._replicas.get(path)) and replica.inode == inode else _Replica(_transport(path), inode)
             for path, inode in sockets.items()

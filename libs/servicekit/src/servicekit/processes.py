@@ -63,7 +63,11 @@ def start(
 ) -> Child:
     """Starts a program. Raises FailedPrecondition if there is none."""
     try:
-        return Child(subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=pass_fds, start_new_session=start_new_session))
+        return Child(
+            subprocess.Popen(
+                argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=pass_fds, start_new_session=start_new_session
+            )
+        )
     except OSError as error:
         raise FailedPrecondition(f"cannot run {argv[0]}: {error.strerror}; install it or correct its path in the settings") from error
 
@@ -103,7 +107,7 @@ async def readable(fd: int) -> None:
     """Waits until `fd` can be read (a pidfd: until the process has ended)."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))
     try:
         await ready
     finally:

@@ -5,6 +5,7 @@ finished; the process ends. A client that still holds a connection sees it close
 """
 
 import asyncio
+import contextlib
 import grp
 import json
 import os
@@ -13,11 +14,11 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import uvicorn
 import uvloop
@@ -56,13 +57,13 @@ def main(service: Service[S]) -> None:
     """The whole of a service's __main__. `--openapi` prints the service's OpenAPI document instead of serving."""
     try:
         if sys.argv[1:] == ["--openapi"]:
-            print(asyncio.run(openapi(service)))
+            sys.stdout.write(asyncio.run(openapi(service)) + "\n")
             return
         settings = load(service.section, service.settings)
         logs.configure(service.name, settings.replica, fmt=settings.node.log_format, level=settings.node.log_level)
         uvloop.run(_serve(service, settings))
     except CrispError as error:
-        print(f"{service.name}: {error.message}", file=sys.stderr)
+        sys.stderr.write(f"{service.name}: {error.message}\n")
         raise SystemExit(2) from error
 
 
@@ -115,10 +116,9 @@ async def listening(name: str, settings: Settings[S], face: Face) -> AsyncIterat
         await serving
 
 
-def _no_signals() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    yield
 
 
 def socket_path(name: str, settings: Settings[S]) -> Path:

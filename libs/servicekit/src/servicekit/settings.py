@@ -57,7 +57,12 @@ class Settings(Generic[S]):
 def load(section: str, model: type[S], arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Settings[S]:
     """Reads all sources. Raises InvalidArgument that names the source, the key and what would be right."""
     parser = argparse.ArgumentParser(description=f"crisp: the service whose settings are in [{section}]")
-    parser.add_argument("--config", type=Path, default=Path(environment.get("CRISP_CONFIG", DEFAULT_FILE)), help="settings file; its drop-ins are in the folder FILE.d")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path(environment.get("CRISP_CONFIG", DEFAULT_FILE)),
+        help="settings file; its drop-ins are in the folder FILE.d",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="one setting; may be repeated")
     parser.add_argument("--replica", default=environment.get("CRISP_REPLICA", "0"), help="name of this replica's socket (default 0)")
     flags = parser.parse_args(arguments)
@@ -79,7 +84,9 @@ def load(section: str, model: type[S], arguments: Sequence[str] | None = None, e
     for file in _files(flags.config):
         for name, table in _read(file).items():
             if not isinstance(table, dict):
-                raise InvalidArgument(f"{file}: {name!r} stands outside of any section; put it under one of [{'], ['.join(SECTIONS)}]", field=name)
+                raise InvalidArgument(
+                    f"{file}: {name!r} stands outside of any section; put it under one of [{'], ['.join(SECTIONS)}]", field=name
+                )
             for key, value in table.items():
                 take(name, key, value, str(file))
     for variable, text in environment.items():
@@ -137,4 +144,6 @@ def _validated(model: type[M], name: str, values: dict[str, Any], origins: dict[
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
-        raise InvalidArgument(f"{origins.get((name, key), 'settings')}: {name}.{key} = {first['input']!r}: {first['msg']}", field=f"{name}.{key}") from error
+        raise InvalidArgument(
+            f"{origins.get((name, key), 'settings')}: {name}.{key} = {first['input']!r}: {first['msg']}", field=f"{name}.{key}"
+        ) from error

@@ -58,7 +58,9 @@ def _become(user: str, own_folder: Path) -> None:
         os.setgid(gid)
         os.setuid(uid)
     except PermissionError as error:
-        raise PermissionDenied(f"gateway.user = {user!r}: only root can become somebody else; start as root, or leave it empty", field="gateway.user") from error
+        raise PermissionDenied(
+            f"gateway.user = {user!r}: only root can become somebody else; start as root, or leave it empty", field="gateway.user"
+        ) from error
 
 
 SERVICE = Service("cri-gateway", "gateway", GatewaySettings, opened)

@@ -4,16 +4,16 @@ import asyncio
 import json
 import secrets
 
+from cri_gateway import convert, ids, lookup
+from cri_gateway.filters import matches
+from cri_gateway.services import Services
+from cri_gateway.undo import undone_on_failure
 from crisp_proto.config import ContainerConfig, LinuxContainerResources, NamespaceMode
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import RootfsRequest
 from crisp_proto.monitor import ExecRequest, MonitorRequest, Process, ProcessState
 from crisp_proto.net import Attachment
 from crisp_proto.runtime import Container, ContainerRequest, UpdateRequest
-from cri_gateway import convert, ids, lookup
-from cri_gateway.filters import matches
-from cri_gateway.services import Services
-from cri_gateway.undo import undone_on_failure
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument, NotFound
 from servicekit.tasks import Turns, all_of, every
@@ -41,7 +41,9 @@ class Containers:
             raise InvalidArgument("image.image is empty; it names the image to run", field="image.image")
         async with undone_on_failure() as undo:
             undo.push_async_callback(services.image.unmount, container_id)
-            rootfs, attachment = await all_of(services.image.mount(container_id, RootfsRequest(image=image)), self._attachment(pod_id, config))
+            rootfs, attachment = await all_of(
+                services.image.mount(container_id, RootfsRequest(image=image)), self._attachment(pod_id, config)
+            )
             crashpoint("create-rootfs-mounted")
             undo.push_async_callback(services.runtime.remove_container, container_id)
             request = ContainerRequest(
@@ -65,7 +67,10 @@ class Containers:
             return await self._services.net.attachment(pod_id)
         except NotFound as error:
             await self._services.runtime.pod(pod_id)  # says so if there is no such pod at all
-            raise FailedPrecondition(f"pod {pod_id} has no network: it was stopped, or it uses the node's (namespace_options.network of container and pod must agree)", field="pod_sandbox_id") from error
+            raise FailedPrecondition(
+                f"pod {pod_id} has no network: it was stopped, or it uses the node's (namespace_options.network of container and pod must agree)",
+                field="pod_sandbox_id",
+            ) from error
 
     async def start(self, request: api_pb2.StartContainerRequest) -> api_pb2.StartContainerResponse:
         """StartContainer. FAILED_PRECONDITION for one that was started before."""
@@ -81,7 +86,9 @@ class Containers:
                 await asyncio.gather(self._services.monitor.stop(container_id, 0), return_exceptions=True)
             raise
         if result.already:
-            raise FailedPrecondition(f"container {container_id} was started before; only a container in state CREATED can be started", field="container_id")
+            raise FailedPrecondition(
+                f"container {container_id} was started before; only a container in state CREATED can be started", field="container_id"
+            )
         crashpoint("container-started")
 
     async def stop(self, request: api_pb2.StopContainerRequest) -> api_pb2.StopContainerResponse:
@@ -146,7 +153,9 @@ class Containers:
         if not request.cmd:
             raise InvalidArgument("cmd is empty; give the command to run", field="cmd")
         container_id = await lookup.container_id(self._services.runtime, request.container_id)
-        result = await self._services.monitor.exec(container_id, ExecRequest(command=list(request.cmd), timeout=float(max(0, request.timeout))))
+        result = await self._services.monitor.exec(
+            container_id, ExecRequest(command=list(request.cmd), timeout=float(max(0, request.timeout)))
+        )
         return api_pb2.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
 
     # Looking
@@ -175,7 +184,9 @@ class Containers:
             state = state_of(container, by_id.get(container.id))
             if wanted.HasField("state") and wanted.state.state != state:
                 continue
-            if container.pod_id.startswith(wanted.pod_sandbox_id) and matches(wanted.id, wanted.label_selector, container.id, config.labels):
+            if container.pod_id.startswith(wanted.pod_sandbox_id) and matches(
+                wanted.id, wanted.label_selector, container.id, config.labels
+            ):
                 items.append(
                     api_pb2.Container(
                         id=container.id,
@@ -193,7 +204,7 @@ class Containers:
         return api_pb2.ListContainersResponse(containers=items)
 
 
-def state_of(container: Container, process: Process | None) -> api_pb2.ContainerState:
+def state_of(container: Container, process: Process | None) -> "api_pb2.ContainerState.ValueType":
     """CREATED, RUNNING, EXITED; UNKNOWN where monitor-svc knows no process."""
     if process is None or process.state is ProcessState.LOST:
         return api_pb2.CONTAINER_UNKNOWN
@@ -226,7 +237,9 @@ def to_status(container: Container, process: Process | None) -> api_pb2.Containe
         log_path=container.log_path,
         resources=api_pb2.ContainerResources(linux=convert.to_message(config.linux.resources, api_pb2.LinuxContainerResources())),
         user=api_pb2.ContainerUser(
-            linux=api_pb2.LinuxContainerUser(uid=container.user.uid, gid=container.user.gid, supplemental_groups=container.user.supplemental_groups)
+            linux=api_pb2.LinuxContainerUser(
+                uid=container.user.uid, gid=container.user.gid, supplemental_groups=container.user.supplemental_groups
+            )
         ),
         stop_signal=_signal(container.launch.stop_signal),
     )
@@ -237,9 +250,9 @@ def _image(container: Container) -> api_pb2.ImageSpec:
     return api_pb2.ImageSpec(image=asked.user_specified_image or asked.image, annotations=asked.annotations)
 
 
-def _signal(name: str) -> api_pb2.Signal:
+def _signal(name: str) -> "api_pb2.Signal.ValueType":
     wanted = "SIGNAL_SIG" + name.upper().removeprefix("SIG").replace("+", "PLUS").replace("-", "MINUS")
-    return api_pb2.Signal.Value(wanted) if wanted in api_pb2.Signal.keys() else api_pb2.SIGNAL_RUNTIME_DEFAULT
+    return api_pb2.Signal.Value(wanted) if wanted in api_pb2.Signal.DESCRIPTOR.values_by_name else api_pb2.SIGNAL_RUNTIME_DEFAULT
 
 
 def _monitor_request(container: Container) -> MonitorRequest:

@@ -3,9 +3,9 @@
 import json
 import time
 
+from cri_gateway.services import Services
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import DiskUse, Image, PullRequest
-from cri_gateway.services import Services
 from servicekit.errors import InvalidArgument, NotFound
 
 
@@ -31,7 +31,11 @@ class Images:
             image = await self._image.image(_name(request.image))
         except NotFound:
             return api_pb2.ImageStatusResponse()
-        info = {"info": json.dumps({"config": image.config.model_dump(mode="json"), "labels": image.config.labels})} if request.verbose else None
+        info = (
+            {"info": json.dumps({"config": image.config.model_dump(mode="json"), "labels": image.config.labels})}
+            if request.verbose
+            else None
+        )
         return api_pb2.ImageStatusResponse(image=_to_message(image), info=info)
 
     async def pull(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:

@@ -5,9 +5,9 @@ import ipaddress
 import json
 from importlib.metadata import version
 
+from cri_gateway.services import Services
 from crisp_proto.cri import api_pb2
 from crisp_proto.net import NetworkStatus, NodeConfig
-from cri_gateway.services import Services
 from servicekit.client import ServiceClient
 from servicekit.errors import CrispError, InvalidArgument
 
@@ -22,17 +22,25 @@ class Node:
 
     async def version(self, _request: api_pb2.VersionRequest) -> api_pb2.VersionResponse:
         """Version. The first field is CRI's own version of this message, fixed at 0.1.0."""
-        return api_pb2.VersionResponse(version="0.1.0", runtime_name="crisp", runtime_version=version("crisp-cri-gateway"), runtime_api_version="v1")
+        return api_pb2.VersionResponse(
+            version="0.1.0", runtime_name="crisp", runtime_version=version("crisp-cri-gateway"), runtime_api_version="v1"
+        )
 
     async def status(self, request: api_pb2.StatusRequest) -> api_pb2.StatusResponse:
         """Status: RuntimeReady while image-, runtime- and monitor-svc are; NetworkReady as net-svc says."""
         services = self._services
-        faults = [fault for fault in await asyncio.gather(*(_fault(part.client) for part in (services.image, services.runtime, services.monitor))) if fault]
+        faults = [
+            fault
+            for fault in await asyncio.gather(*(_fault(part.client) for part in (services.image, services.runtime, services.monitor)))
+            if fault
+        ]
         network = await self._network()
         response = api_pb2.StatusResponse(
             status=api_pb2.RuntimeStatus(
                 conditions=[
-                    api_pb2.RuntimeCondition(type="RuntimeReady", status=not faults, reason="ServiceNotReady" if faults else "", message="; ".join(faults)),
+                    api_pb2.RuntimeCondition(
+                        type="RuntimeReady", status=not faults, reason="ServiceNotReady" if faults else "", message="; ".join(faults)
+                    ),
                     api_pb2.RuntimeCondition(type="NetworkReady", status=network.ready, reason=network.reason, message=network.message),
                 ]
             ),
@@ -41,7 +49,9 @@ class Node:
         if not faults:
             info = await services.runtime.info()
             for handler in info.handlers:
-                features = api_pb2.RuntimeHandlerFeatures(recursive_read_only_mounts=handler.recursive_read_only_mounts, user_namespaces=handler.user_namespaces)
+                features = api_pb2.RuntimeHandlerFeatures(
+                    recursive_read_only_mounts=handler.recursive_read_only_mounts, user_namespaces=handler.user_namespaces
+                )
                 response.runtime_handlers.add(name=handler.name, features=features)
             if request.verbose:
                 response.info["config"] = json.dumps({"runtime": info.model_dump(mode="json"), "network": network.network})
@@ -67,7 +77,9 @@ class Node:
                 for subnet in pod_cidr.split(","):
                     ipaddress.ip_network(subnet.strip())
             except ValueError as error:
-                raise InvalidArgument(f"network_config.pod_cidr = {pod_cidr!r}: {error}", field="runtime_config.network_config.pod_cidr") from error
+                raise InvalidArgument(
+                    f"network_config.pod_cidr = {pod_cidr!r}: {error}", field="runtime_config.network_config.pod_cidr"
+                ) from error
             await self._services.net.set_node(NodeConfig(pod_cidr=pod_cidr))
         return api_pb2.UpdateRuntimeConfigResponse()
 

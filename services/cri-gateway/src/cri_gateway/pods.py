@@ -3,14 +3,14 @@
 import asyncio
 import json
 
-from crisp_proto.config import NamespaceMode, PodSandboxConfig
-from crisp_proto.cri import api_pb2
-from crisp_proto.net import Attachment, AttachmentRequest
-from crisp_proto.runtime import Pod, PodRequest, PodState
 from cri_gateway import convert, ids, lookup
 from cri_gateway.containers import Containers
 from cri_gateway.filters import matches
 from cri_gateway.services import Services
+from crisp_proto.config import NamespaceMode, PodSandboxConfig
+from crisp_proto.cri import api_pb2
+from crisp_proto.net import Attachment, AttachmentRequest
+from crisp_proto.runtime import Pod, PodRequest, PodState
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, NotFound, Unavailable
 from servicekit.tasks import Turns, every
@@ -92,7 +92,9 @@ class Pods:
             state=api_pb2.SANDBOX_READY if ready else api_pb2.SANDBOX_NOTREADY,
             created_at=pod.created_at,
             network=api_pb2.PodSandboxNetworkStatus(ip=ips[0] if ips else "", additional_ips=[api_pb2.PodIP(ip=ip) for ip in ips[1:]]),
-            linux=api_pb2.LinuxPodSandboxStatus(namespaces=api_pb2.Namespace(options=convert.to_message(options, api_pb2.NamespaceOption()))),
+            linux=api_pb2.LinuxPodSandboxStatus(
+                namespaces=api_pb2.Namespace(options=convert.to_message(options, api_pb2.NamespaceOption()))
+            ),
             labels=pod.config.labels,
             annotations=pod.config.annotations,
             runtime_handler=pod.handler,

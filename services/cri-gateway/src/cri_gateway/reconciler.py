@@ -30,7 +30,9 @@ class Reconciler:
     async def look(self) -> None:
         """One look. What others have is listed before what runtime-svc has, so that something just made is never unknown."""
         services = self._services
-        attachments, rootfs, processes = await asyncio.gather(services.net.attachments(), services.image.rootfs_ages(), services.monitor.processes())
+        attachments, rootfs, processes = await asyncio.gather(
+            services.net.attachments(), services.image.rootfs_ages(), services.monitor.processes()
+        )
         pods, containers = await asyncio.gather(services.runtime.pods(), services.runtime.containers())
         known_pods, known_containers = {pod.id for pod in pods}, {container.id for container in containers}
         await self._remove("monitor", {process.id: process.age for process in processes}, known_containers, services.monitor.remove)

@@ -14,12 +14,12 @@ from typing import Any
 import grpc
 from google.protobuf import message_factory
 
-from crisp_proto.cri import api_pb2
 from cri_gateway.containers import Containers
 from cri_gateway.images import Images
 from cri_gateway.node import Node
 from cri_gateway.pods import Pods
 from cri_gateway.stats import Stats
+from crisp_proto.cri import api_pb2
 from servicekit import client, context, logs, metrics
 from servicekit.errors import CrispError
 
@@ -87,7 +87,7 @@ async def serving(path: Path, gid: int | None, answers: Mapping[str, Mapping[str
         await server.stop(grace=20)
 
 
-def _handlers(service: str, answers: Mapping[str, Answer]) -> grpc.GenericRpcHandler:
+def _handlers(service: str, answers: Mapping[str, Answer]) -> "grpc.GenericRpcHandler[Any, Any]":
     descriptor = api_pb2.DESCRIPTOR.services_by_name[service]
     handlers = {}
     for method in descriptor.methods:
@@ -114,7 +114,9 @@ def _answered(name: str, answer: Answer) -> Callable[[Any, grpc.aio.ServicerCont
         except Exception as error:
             code = "INTERNAL"
             _log.error("unexpected-error", rpc=name, exc_info=error)
-            await rpc.abort(grpc.StatusCode.INTERNAL, f"{name}: {type(error).__name__}: {error}; the gateway's log has more", _trailers(steps))
+            await rpc.abort(
+                grpc.StatusCode.INTERNAL, f"{name}: {type(error).__name__}: {error}; the gateway's log has more", _trailers(steps)
+            )
         finally:
             if code == "OK":
                 rpc.set_trailing_metadata(_trailers(steps))

@@ -6,12 +6,29 @@ from pathlib import Path
 from urllib.parse import quote
 
 from crisp_proto.image import (
-    FilesystemInfo, Image, ImageList, PullRequest, Rootfs, RootfsIds, RootfsRequest, WritableLayers,
+    FilesystemInfo,
+    Image,
+    ImageList,
+    PullRequest,
+    Rootfs,
+    RootfsIds,
+    RootfsRequest,
+    WritableLayers,
 )  # fmt: skip
 from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest, Process, ProcessList, StopRequest
 from crisp_proto.net import Attachment, AttachmentList, AttachmentRequest, NetworkStatus, NetworkUsages, NodeConfig
 from crisp_proto.runtime import (
-    Container, ContainerList, ContainerRequest, Pod, PodList, PodRequest, RuntimeInfo, StartRequest, StartResult, UpdateRequest, Usages,
+    Container,
+    ContainerList,
+    ContainerRequest,
+    Pod,
+    PodList,
+    PodRequest,
+    RuntimeInfo,
+    StartRequest,
+    StartResult,
+    UpdateRequest,
+    Usages,
 )  # fmt: skip
 from servicekit.client import ServiceClient
 
@@ -86,7 +103,9 @@ class RuntimeService:
         return await self.client.call("PUT", f"/v1/containers/{container_id}", Container, request, deadline=_CREATE)
 
     async def start_container(self, container_id: str, attempt: str) -> StartResult:
-        return await self.client.call("POST", f"/v1/containers/{container_id}/start", StartResult, StartRequest(attempt=attempt), deadline=_CREATE)
+        return await self.client.call(
+            "POST", f"/v1/containers/{container_id}/start", StartResult, StartRequest(attempt=attempt), deadline=_CREATE
+        )
 
     async def update_container(self, container_id: str, request: UpdateRequest) -> Container:
         return await self.client.call("PATCH", f"/v1/containers/{container_id}/resources", Container, request)

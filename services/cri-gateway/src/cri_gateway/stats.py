@@ -2,14 +2,14 @@
 
 import asyncio
 
-from crisp_proto.cri import api_pb2
-from crisp_proto.image import WritableLayers
-from crisp_proto.net import NetworkUsage
-from crisp_proto.runtime import CgroupUse, Container, CpuUse, MemoryUse, Pod, Usages
 from cri_gateway import lookup
 from cri_gateway.filters import matches
 from cri_gateway.images import disk_use
 from cri_gateway.services import Services
+from crisp_proto.cri import api_pb2
+from crisp_proto.image import WritableLayers
+from crisp_proto.net import NetworkUsage
+from crisp_proto.runtime import CgroupUse, Container, CpuUse, MemoryUse, Pod, Usages
 from servicekit.errors import NotFound
 
 
@@ -31,7 +31,9 @@ class Stats:
         """ListContainerStats: of containers whose cgroup exists."""
         wanted = request.filter
         services = self._services
-        containers, usages, layers = await asyncio.gather(services.runtime.containers(), services.runtime.usage(), services.image.writable_layers())
+        containers, usages, layers = await asyncio.gather(
+            services.runtime.containers(), services.runtime.usage(), services.image.writable_layers()
+        )
         return api_pb2.ListContainerStatsResponse(
             stats=[
                 _container(container, usages, layers)
@@ -55,7 +57,11 @@ class Stats:
         wanted = request.filter
         services = self._services
         pods, containers, usages, layers, networks = await asyncio.gather(
-            services.runtime.pods(), services.runtime.containers(), services.runtime.usage(), services.image.writable_layers(), services.net.usage()
+            services.runtime.pods(),
+            services.runtime.containers(),
+            services.runtime.usage(),
+            services.image.writable_layers(),
+            services.net.usage(),
         )
         members: dict[str, list[api_pb2.ContainerStats]] = {}
         for container in containers:
@@ -92,7 +98,9 @@ def _pod(pod: Pod, use: CgroupUse, network: NetworkUsage | None, members: list[a
     return api_pb2.PodSandboxStats(
         attributes=api_pb2.PodSandboxAttributes(
             id=pod.id,
-            metadata=api_pb2.PodSandboxMetadata(name=metadata.name, uid=metadata.uid, namespace=metadata.namespace, attempt=metadata.attempt),
+            metadata=api_pb2.PodSandboxMetadata(
+                name=metadata.name, uid=metadata.uid, namespace=metadata.namespace, attempt=metadata.attempt
+            ),
             labels=pod.config.labels,
             annotations=pod.config.annotations,
         ),
@@ -118,7 +126,9 @@ def _network(network: NetworkUsage) -> api_pb2.NetworkUsage:
         for entry in network.interfaces
     ]
     default = next((entry for entry in interfaces if entry.name == "eth0"), None)
-    return api_pb2.NetworkUsage(timestamp=network.timestamp, default_interface=default, interfaces=[entry for entry in interfaces if entry is not default])
+    return api_pb2.NetworkUsage(
+        timestamp=network.timestamp, default_interface=default, interfaces=[entry for entry in interfaces if entry is not default]
+    )
 
 
 def _cpu(cpu: CpuUse) -> api_pb2.CpuUsage:

@@ -3,7 +3,15 @@
 from fastapi import APIRouter
 
 from crisp_proto.image import (
-    FilesystemInfo, Image, ImageList, LoadRequest, PullRequest, Rootfs, RootfsIds, RootfsRequest, WritableLayers,
+    FilesystemInfo,
+    Image,
+    ImageList,
+    LoadRequest,
+    PullRequest,
+    Rootfs,
+    RootfsIds,
+    RootfsRequest,
+    WritableLayers,
 )  # fmt: skip
 from image_svc.images import Images
 from image_svc.rootfs import RootfsMounts

@@ -35,8 +35,8 @@ _log = logs.get()
 class Images:
     """The images of this node.
 
-        <state>/layers/<number>/     a layer's tree, as overlayfs wants it
-        <state>/scratch/<random>/    a layer being written (its writer holds a lock on the folder), or one being removed
+    <state>/layers/<number>/     a layer's tree, as overlayfs wants it
+    <state>/scratch/<random>/    a layer being written (its writer holds a lock on the folder), or one being removed
     """
 
     def __init__(self, store: Store, conf: RegistriesConf, settings: ImageSettings, state: Path) -> None:
@@ -179,7 +179,9 @@ class Images:
             image = self._find(text)
         except NotFound:
             return
-        reference = None if references.as_id_prefix(text) and text not in image.names else references.parse(text, self._conf.default_registry())
+        reference = (
+            None if references.as_id_prefix(text) and text not in image.names else references.parse(text, self._conf.default_registry())
+        )
         if reference is None:
             self._store.remove_image(image.id)
         else:

@@ -81,10 +81,14 @@ def fetch_and_unpack(source: Source, layer: Layer, target: Path) -> Unpacked:
             raise FailedPrecondition(f"layer {descriptor.digest} is not a tar (gzip, zstd or plain): {error}") from error
     digest = f"sha256:{fetched.sha256.hexdigest()}"
     if digest != descriptor.digest or fetched.count != descriptor.size:
-        raise FailedPrecondition(f"layer {descriptor.digest} ({descriptor.size} bytes) came as {digest} ({fetched.count} bytes): it was changed on the way or in the registry; nothing of it was kept")
+        raise FailedPrecondition(
+            f"layer {descriptor.digest} ({descriptor.size} bytes) came as {digest} ({fetched.count} bytes): it was changed on the way or in the registry; nothing of it was kept"
+        )
     diff_id = f"sha256:{inflated.sha256.hexdigest()}"
     if diff_id != layer.diff_id:
-        raise FailedPrecondition(f"layer {descriptor.digest} inflates to {diff_id}, the image's config says {layer.diff_id}: the image is damaged")
+        raise FailedPrecondition(
+            f"layer {descriptor.digest} inflates to {diff_id}, the image's config says {layer.diff_id}: the image is damaged"
+        )
     return unpacked
 
 
@@ -92,7 +96,8 @@ def _inflate(raw: io.BufferedReader) -> io.BufferedIOBase:
     """By content, not by media type: docker's and OCI's types are often wrong about the compression."""
     magic = raw.peek(4)[:4]
     if magic[:2] == b"\x1f\x8b":
-        return igzip.IGzipFile(fileobj=raw, mode="rb")
+        inflating: io.BufferedIOBase = igzip.IGzipFile(fileobj=raw, mode="rb")
+        return inflating
     if magic == b"\x28\xb5\x2f\xfd":
         return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)  # type: ignore[return-value]
     return raw

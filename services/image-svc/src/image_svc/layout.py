@@ -22,11 +22,16 @@ class Layout:
         try:
             self._index = json.loads((folder / "index.json").read_text())["manifests"]
         except (OSError, ValueError, KeyError) as error:
-            raise InvalidArgument(f"{folder} is no OCI image layout: {error}; make one with `skopeo copy … oci:FOLDER`", field="path") from error
+            raise InvalidArgument(
+                f"{folder} is no OCI image layout: {error}; make one with `skopeo copy … oci:FOLDER`", field="path"
+            ) from error
 
     def names(self) -> dict[str, str]:
         """Digest of each image in the layout, with the name that the layout gives it, if any."""
-        return {entry["digest"]: next((name for key in _REF_NAMES if (name := (entry.get("annotations") or {}).get(key))), "") for entry in self._index}
+        return {
+            entry["digest"]: next((name for key in _REF_NAMES if (name := (entry.get("annotations") or {}).get(key))), "")
+            for entry in self._index
+        }
 
     def manifest(self, wanted: str) -> bytes:
         """The manifest with this digest."""

@@ -70,7 +70,9 @@ def resolve(source: Source, wanted: str) -> Manifest:
         verified(raw, digest, "manifest")
         document = _document(raw, digest)
     if document.get("schemaVersion") != 2 or "config" not in document:
-        raise Unimplemented(f"manifest {digest} is neither OCI nor docker schema 2 (schemaVersion {document.get('schemaVersion')}); push the image again with a current tool")
+        raise Unimplemented(
+            f"manifest {digest} is neither OCI nor docker schema 2 (schemaVersion {document.get('schemaVersion')}); push the image again with a current tool"
+        )
     config = _descriptor(document["config"])
     with source.blob(config) as pieces:
         config_json = b"".join(pieces)
@@ -78,7 +80,9 @@ def resolve(source: Source, wanted: str) -> Manifest:
     diff_ids = _document(config_json, config.digest).get("rootfs", {}).get("diff_ids", [])
     layers = [_descriptor(entry) for entry in document["layers"]]
     if len(diff_ids) != len(layers):
-        raise FailedPrecondition(f"config {config.digest} lists {len(diff_ids)} layers, manifest {digest} {len(layers)}: the image is damaged, or no container image")
+        raise FailedPrecondition(
+            f"config {config.digest} lists {len(diff_ids)} layers, manifest {digest} {len(layers)}: the image is damaged, or no container image"
+        )
     return Manifest(digest, outer_digest, config.digest, config_json, tuple(Layer(*pair) for pair in zip(layers, diff_ids, strict=True)))
 
 
@@ -86,7 +90,9 @@ def verified(raw: bytes, expected: str, what: str) -> str:
     """The digest of `raw`. Raises FailedPrecondition if it is not the expected one."""
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
     if expected and digest != expected:
-        raise FailedPrecondition(f"{what} {expected} has digest {digest}: it was changed on the way or in the registry; nothing of it was kept")
+        raise FailedPrecondition(
+            f"{what} {expected} has digest {digest}: it was changed on the way or in the registry; nothing of it was kept"
+        )
     return digest
 
 

@@ -42,7 +42,9 @@ def parse(text: str, default_registry: str = "docker.io") -> Reference:
     """
     match = _REFERENCE.match(text)
     if not match or len(text) > 512:
-        raise InvalidArgument(f"{text!r} is no image reference; write it as registry/repository:tag or registry/repository@sha256:…", field="image")
+        raise InvalidArgument(
+            f"{text!r} is no image reference; write it as registry/repository:tag or registry/repository@sha256:…", field="image"
+        )
     registry, repository, tag, digest = match.groups()
     if registry and not ("." in registry or ":" in registry or registry == "localhost"):
         registry, repository = None, f"{registry}/{repository}"

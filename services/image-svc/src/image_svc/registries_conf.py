@@ -44,13 +44,15 @@ class RegistriesConf:
         if best.get("blocked"):
             raise PermissionDenied(f"{reference.name} is blocked by prefix {prefix!r} in {self._path}", field="image")
         rest = reference.name[len(prefix) :] if best and not prefix.startswith("*.") else None
-        found = []
-        for mirror in best.get("mirror", []):
-            found.append(_endpoint(f"{mirror['location']}{rest}" if rest is not None else f"{mirror['location']}/{reference.repository}", bool(mirror.get("insecure"))))
         location = str(best.get("location") or "")
         own = f"{location}{rest}" if location and rest is not None else reference.name
-        found.append(_endpoint(own, bool(best.get("insecure"))))
-        return found
+        return [
+            *(
+                _endpoint(f"{mirror['location']}{f'/{reference.repository}' if rest is None else rest}", bool(mirror.get("insecure")))
+                for mirror in best.get("mirror", [])
+            ),
+            _endpoint(own, bool(best.get("insecure"))),
+        ]
 
     def credentials(self, name: str) -> tuple[str, str] | None:
         """User and password for registry/repository from auth.json: the most specific entry counts."""

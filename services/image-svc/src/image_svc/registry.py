@@ -3,6 +3,7 @@
 Everything here blocks and runs in threads: a layer's bytes go from the socket to the inflater without a queue between.
 """
 
+import base64
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,11 @@ class Repository:
         self._auth = auth
         self._tokens: dict[str, str] = {}
         self._chosen: Endpoint | None = None
-        self._clients = {insecure: httpx.Client(timeout=httpx.Timeout(timeout, connect=10), verify=not insecure, follow_redirects=True) for insecure in (False, True) if any(e.insecure == insecure for e in self._endpoints)}
+        self._clients = {
+            insecure: httpx.Client(timeout=httpx.Timeout(timeout, connect=10), verify=not insecure, follow_redirects=True)
+            for insecure in (False, True)
+            if any(e.insecure == insecure for e in self._endpoints)
+        }
         self._schemes: dict[str, str] = {}
 
     def close(self) -> None:
@@ -63,7 +68,9 @@ class Repository:
         try:
             yield from response.iter_raw(_PIECE)
         except httpx.HTTPError as error:
-            raise Unavailable(f"{self._reference}: the registry broke off in the middle of {descriptor.digest}: {error}; pull again") from error
+            raise Unavailable(
+                f"{self._reference}: the registry broke off in the middle of {descriptor.digest}: {error}; pull again"
+            ) from error
 
     @contextmanager
     def _get(self, endpoint: Endpoint, path: str, accept: str = "*/*") -> Iterator[httpx.Response]:
@@ -99,7 +106,9 @@ class Repository:
             finally:
                 response.close()
             return
-        raise Unavailable(f"registry {endpoint.host} is not reachable for {self._reference}: {error}; check its name, the network, and whether it needs insecure = true in registries.conf") from error
+        raise Unavailable(
+            f"registry {endpoint.host} is not reachable for {self._reference}: {error}; check its name, the network, and whether it needs insecure = true in registries.conf"
+        ) from error
 
     def _raise_for(self, response: httpx.Response, endpoint: Endpoint, path: str) -> None:
         status = response.status_code
@@ -124,16 +133,23 @@ class Repository:
             return f"Bearer {self._auth.registry_token}"
         if kind.lower() == "basic":
             if basic is None:
-                raise Unauthenticated(f"registry {endpoint.host} wants a user and password; give imagePullSecrets or an entry in auth.json", field="auth")
-            return httpx.BasicAuth(*basic)._auth_header
+                raise Unauthenticated(
+                    f"registry {endpoint.host} wants a user and password; give imagePullSecrets or an entry in auth.json", field="auth"
+                )
+            return "Basic " + base64.b64encode(":".join(basic).encode()).decode()
         parameters = dict(_CHALLENGE.findall(rest))
         if kind.lower() != "bearer" or "realm" not in parameters:
-            raise Unauthenticated(f"registry {endpoint.host} asks for authentication of a kind crisp does not know: {challenge[:80]!r}", field="auth")
+            raise Unauthenticated(
+                f"registry {endpoint.host} asks for authentication of a kind crisp does not know: {challenge[:80]!r}", field="auth"
+            )
         query = {"service": parameters.get("service", ""), "scope": parameters.get("scope", f"repository:{endpoint.repository}:pull")}
         client = self._clients[endpoint.insecure]
         try:
             if self._auth.identity_token:
-                answer = client.post(parameters["realm"], data={**query, "grant_type": "refresh_token", "refresh_token": self._auth.identity_token, "client_id": "crisp"})
+                answer = client.post(
+                    parameters["realm"],
+                    data={**query, "grant_type": "refresh_token", "refresh_token": self._auth.identity_token, "client_id": "crisp"},
+                )
             else:
                 answer = client.get(parameters["realm"], params=query, auth=basic)
         except httpx.HTTPError as error:

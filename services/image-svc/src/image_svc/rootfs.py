@@ -69,7 +69,9 @@ class RootfsMounts:
                 await overlay.mount(self._layers, layers or [0], own / "upper", own / "work", target)
             except OSError as error:
                 await self._remove(rootfs_id)
-                raise Internal(f"root filesystem of {rootfs_id}: {error}; does this kernel have overlayfs, and is {self._containers} on a file system that it can use?") from error
+                raise Internal(
+                    f"root filesystem of {rootfs_id}: {error}; does this kernel have overlayfs, and is {self._containers} on a file system that it can use?"
+                ) from error
         crashpoint("rootfs-mounted")
         return rootfs
 
@@ -119,7 +121,12 @@ class RootfsMounts:
         now = time.time_ns()
         return FilesystemInfo(
             images=DiskUse(timestamp=now, mountpoint=str(self._layers), used_bytes=size, inodes_used=inodes),
-            containers=DiskUse(timestamp=now, mountpoint=str(self._containers), used_bytes=sum(use.used_bytes for use in layers), inodes_used=sum(use.inodes_used for use in layers)),
+            containers=DiskUse(
+                timestamp=now,
+                mountpoint=str(self._containers),
+                used_bytes=sum(use.used_bytes for use in layers),
+                inodes_used=sum(use.inodes_used for use in layers),
+            ),
         )
 
 

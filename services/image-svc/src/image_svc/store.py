@@ -14,13 +14,29 @@ from image_svc.manifests import Manifest
 from servicekit.database import Database
 
 _MIGRATIONS = [
-    """CREATE TABLE layers (number INTEGER PRIMARY KEY AUTOINCREMENT, diff_id TEXT NOT NULL UNIQUE, ready INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0, inodes INTEGER NOT NULL DEFAULT 0);
+    """CREATE TABLE layers (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    diff_id TEXT NOT NULL UNIQUE,
+    ready INTEGER NOT NULL DEFAULT 0,
+    size INTEGER NOT NULL DEFAULT 0,
+    inodes INTEGER NOT NULL DEFAULT 0
+);
 CREATE TABLE images (id TEXT PRIMARY KEY, config TEXT NOT NULL, size INTEGER NOT NULL);
-CREATE TABLE image_layers (image TEXT NOT NULL REFERENCES images ON DELETE CASCADE, position INTEGER NOT NULL, layer INTEGER NOT NULL REFERENCES layers, PRIMARY KEY (image, position));
+CREATE TABLE image_layers (
+    image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    layer INTEGER NOT NULL REFERENCES layers,
+    PRIMARY KEY (image, position)
+);
 CREATE TABLE names (name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images ON DELETE CASCADE);
 CREATE INDEX names_by_image ON names (image);
 CREATE TABLE rootfs (id TEXT PRIMARY KEY, image TEXT NOT NULL, record TEXT NOT NULL, created REAL NOT NULL);
-CREATE TABLE rootfs_layers (rootfs TEXT NOT NULL REFERENCES rootfs ON DELETE CASCADE, position INTEGER NOT NULL, layer INTEGER NOT NULL REFERENCES layers, PRIMARY KEY (rootfs, position))"""
+CREATE TABLE rootfs_layers (
+    rootfs TEXT NOT NULL REFERENCES rootfs ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    layer INTEGER NOT NULL REFERENCES layers,
+    PRIMARY KEY (rootfs, position)
+)"""
 ]
 
 
@@ -87,9 +103,18 @@ class Store:
             for number in layers:
                 if db.execute("SELECT 1 FROM layers WHERE number = ? AND ready = 1", (number,)).fetchone() is None:
                     return False
-            db.execute("INSERT INTO images (id, config, size) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (manifest.config_digest, manifest.config_json.decode(), manifest.size))
-            db.executemany("INSERT OR IGNORE INTO image_layers (image, position, layer) VALUES (?, ?, ?)", [(manifest.config_digest, position, number) for position, number in enumerate(layers)])
-            db.executemany("INSERT INTO names (name, image) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET image = excluded.image", [(name, manifest.config_digest) for name in names])
+            db.execute(
+                "INSERT INTO images (id, config, size) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                (manifest.config_digest, manifest.config_json.decode(), manifest.size),
+            )
+            db.executemany(
+                "INSERT OR IGNORE INTO image_layers (image, position, layer) VALUES (?, ?, ?)",
+                [(manifest.config_digest, position, number) for position, number in enumerate(layers)],
+            )
+            db.executemany(
+                "INSERT INTO names (name, image) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET image = excluded.image",
+                [(name, manifest.config_digest) for name in names],
+            )
         return True
 
     def images(self) -> list[StoredImage]:
@@ -97,7 +122,10 @@ class Store:
         names: dict[str, list[str]] = {}
         for row in self._db.rows("SELECT image, name FROM names ORDER BY name"):
             names.setdefault(row["image"], []).append(row["name"])
-        return [StoredImage(row["id"], row["config"], row["size"], tuple(names.get(row["id"], ()))) for row in self._db.rows("SELECT id, config, size FROM images ORDER BY id")]
+        return [
+            StoredImage(row["id"], row["config"], row["size"], tuple(names.get(row["id"], ())))
+            for row in self._db.rows("SELECT id, config, size FROM images ORDER BY id")
+        ]
 
     def image_by_name(self, name: str) -> StoredImage | None:
         """The image that a repo:tag or repo@digest stands for."""
@@ -128,7 +156,9 @@ class Store:
                 return
             left = [entry["name"] for entry in db.execute("SELECT name FROM names WHERE image = ?", (row["image"],))]
             repository = name.partition("@")[0].rpartition(":")[0] or name.partition("@")[0]
-            if not any("@" not in other for other in left) and ("@" not in name or not left or all(other.startswith(repository + "@") for other in left)):
+            if not any("@" not in other for other in left) and (
+                "@" not in name or not left or all(other.startswith(repository + "@") for other in left)
+            ):
                 db.execute("DELETE FROM images WHERE id = ?", (row["image"],))
 
     def remove_image(self, image_id: str) -> None:
@@ -142,7 +172,9 @@ class Store:
         row = self._db.row("SELECT record FROM rootfs WHERE id = ?", rootfs_id)
         if row is None:
             return None
-        return row["record"], [entry["layer"] for entry in self._db.rows("SELECT layer FROM rootfs_layers WHERE rootfs = ? ORDER BY position", rootfs_id)]
+        return row["record"], [
+            entry["layer"] for entry in self._db.rows("SELECT layer FROM rootfs_layers WHERE rootfs = ? ORDER BY position", rootfs_id)
+        ]
 
     def add_rootfs(self, rootfs_id: str, image_id: str, record: str) -> list[int] | None:
         """Records the intent to mount, which keeps the image's layers; None if the image is gone."""
@@ -151,7 +183,10 @@ class Store:
             if not layers and db.execute("SELECT 1 FROM images WHERE id = ?", (image_id,)).fetchone() is None:
                 return None
             db.execute("INSERT INTO rootfs (id, image, record, created) VALUES (?, ?, ?, ?)", (rootfs_id, image_id, record, time.time()))
-            db.executemany("INSERT INTO rootfs_layers (rootfs, position, layer) VALUES (?, ?, ?)", [(rootfs_id, position, number) for position, number in enumerate(layers)])
+            db.executemany(
+                "INSERT INTO rootfs_layers (rootfs, position, layer) VALUES (?, ?, ?)",
+                [(rootfs_id, position, number) for position, number in enumerate(layers)],
+            )
         return layers
 
     def remove_rootfs(self, rootfs_id: str) -> None:
@@ -162,4 +197,3 @@ class Store:
         """Ids of all root filesystems and their age in seconds."""
         now = time.time()
         return {row["id"]: now - row["created"] for row in self._db.rows("SELECT id, created FROM rootfs")}
-

@@ -1,9 +1,9 @@
 """conmon: one small process for each container, which outlives us, holds its stdio, writes its log and its exit code (conmon(8)).
 
-    <run>/monitors/<id>/conmon.pid, pid    pids of conmon and of the container's process
-    <run>/monitors/<id>/exit, oom          written by conmon at the end
-    <run>/exits/<id>                       the exit code, written beside and renamed
-    <run>/attach/<id>/attach               socket of the container's stdio
+<run>/monitors/<id>/conmon.pid, pid    pids of conmon and of the container's process
+<run>/monitors/<id>/exit, oom          written by conmon at the end
+<run>/exits/<id>                       the exit code, written beside and renamed
+<run>/attach/<id>/attach               socket of the container's stdio
 """
 
 import asyncio
@@ -64,7 +64,11 @@ class Conmon:
         try:
             launcher = start(
                 self._arguments(container_id, request, folder),
-                env={"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read), "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+                env={
+                    "_OCI_SYNCPIPE": str(sync_write),
+                    "_OCI_STARTPIPE": str(start_read),
+                    "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+                },
                 pass_fds=(sync_write, start_read),
                 start_new_session=True,
             )
@@ -80,7 +84,9 @@ class Conmon:
                     await launcher.wait()
             except TimeoutError as error:
                 await self.discard(container_id)
-                raise DeadlineExceeded(f"{request.runtime[0]} did not create container {container_id} within {self._timeout:g} s") from error
+                raise DeadlineExceeded(
+                    f"{request.runtime[0]} did not create container {container_id} within {self._timeout:g} s"
+                ) from error
         finally:
             for fd in (sync_read, sync_write, start_read, start_write):
                 if fd >= 0:
@@ -149,7 +155,7 @@ class Conmon:
             os.close(fd)
         try:
             async with asyncio.timeout(_REOPEN_SECONDS):
-                while not log.exists():
+                while not log.exists():  # noqa: ASYNC110 — conmon says it in no other way
                     await asyncio.sleep(0.005)
         except TimeoutError as error:
             raise DeadlineExceeded(f"conmon did not open {log} anew within {_REOPEN_SECONDS} s") from error

@@ -35,7 +35,9 @@ async def run(container_id: str, runtime: Sequence[str], request: ExecRequest, s
             async with asyncio.timeout(request.timeout or None):
                 exit_code = await process.wait()
         except TimeoutError as error:
-            raise DeadlineExceeded(f"{request.command[0]!r} in container {container_id} did not end within {request.timeout:g} s and was killed") from error
+            raise DeadlineExceeded(
+                f"{request.command[0]!r} in container {container_id} did not end within {request.timeout:g} s and was killed"
+            ) from error
         finally:
             if process.returncode is None:
                 if pid_file.exists() and (text := pid_file.read_text()):
@@ -50,7 +52,9 @@ async def run(container_id: str, runtime: Sequence[str], request: ExecRequest, s
         fault = _runtime_fault(log)
         if fault and exit_code != 0 and not pid_file.exists():
             raise Unknown(f"cannot run {request.command[0]!r} in container {container_id}: {fault}")
-        return ExecResult.model_construct(stdout=outputs[0].text(), stderr=outputs[1].text(), exit_code=exit_code if exit_code >= 0 else 128 - exit_code)
+        return ExecResult.model_construct(
+            stdout=outputs[0].text(), stderr=outputs[1].text(), exit_code=exit_code if exit_code >= 0 else 128 - exit_code
+        )
 
 
 class _Output:

@@ -100,7 +100,12 @@ class Monitors:
             exit = Exit(_UNKNOWN_EXIT, time.time_ns(), False)
             self._ended(monitor, exit, "ContainerStatusUnknown", "its monitor (conmon) was killed, so its exit code is not known")
         else:
-            self._ended(monitor, exit, "OOMKilled" if exit.oom_killed and exit.code == 128 + signal.SIGKILL else "Completed" if exit.code == 0 else "Error", "")
+            self._ended(
+                monitor,
+                exit,
+                "OOMKilled" if exit.oom_killed and exit.code == 128 + signal.SIGKILL else "Completed" if exit.code == 0 else "Error",
+                "",
+            )
         await self._announce()
 
     def _ended(self, monitor: Monitor, exit: Exit, reason: str, message: str) -> None:
@@ -130,15 +135,17 @@ class Monitors:
                 async with asyncio.timeout(self._settings.kill_timeout):
                     await self._exit_recorded(container_id)
             except TimeoutError as error:
-                raise DeadlineExceeded(f"container {container_id} (pid {monitor.process.pid}) does not end by SIGKILL: it hangs in the kernel, see /proc/{monitor.process.pid}/stack") from error
+                raise DeadlineExceeded(
+                    f"container {container_id} (pid {monitor.process.pid}) does not end by SIGKILL: it hangs in the kernel, see /proc/{monitor.process.pid}/stack"
+                ) from error
         return self.get(container_id)
 
     async def _exit_recorded(self, container_id: str) -> None:
         watch = self._watches.get(container_id)
         if watch is not None:
             await asyncio.shield(watch)
-        while (monitor := self._store.monitor(container_id)) is not None and monitor.alive:
-            await asyncio.sleep(0.02)  # another replica watches it
+        while (monitor := self._store.monitor(container_id)) is not None and monitor.alive:  # noqa: ASYNC110 — another replica watches it
+            await asyncio.sleep(0.02)
 
     async def remove(self, container_id: str) -> None:
         """Kills what still runs and forgets it; fine if there is nothing."""

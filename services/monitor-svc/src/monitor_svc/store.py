@@ -10,8 +10,29 @@ from monitor_svc.processes import ProcessRef
 from servicekit.database import Database
 
 _MIGRATIONS = [
-    """CREATE TABLE monitors (id TEXT PRIMARY KEY, pod TEXT NOT NULL, request TEXT NOT NULL, state TEXT NOT NULL, conmon INTEGER NOT NULL DEFAULT 0, conmon_start INTEGER NOT NULL DEFAULT 0, pid INTEGER NOT NULL DEFAULT 0, pid_start INTEGER NOT NULL DEFAULT 0, exit_code INTEGER NOT NULL DEFAULT 0, oom INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '', begun REAL NOT NULL);
-CREATE TABLE events (cursor INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, container TEXT NOT NULL, pod TEXT NOT NULL, at INTEGER NOT NULL)"""
+    """CREATE TABLE monitors (
+    id TEXT PRIMARY KEY,
+    pod TEXT NOT NULL,
+    request TEXT NOT NULL,
+    state TEXT NOT NULL,
+    conmon INTEGER NOT NULL DEFAULT 0,
+    conmon_start INTEGER NOT NULL DEFAULT 0,
+    pid INTEGER NOT NULL DEFAULT 0,
+    pid_start INTEGER NOT NULL DEFAULT 0,
+    exit_code INTEGER NOT NULL DEFAULT 0,
+    oom INTEGER NOT NULL DEFAULT 0,
+    finished INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '',
+    message TEXT NOT NULL DEFAULT '',
+    begun REAL NOT NULL
+);
+CREATE TABLE events (
+    cursor INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    container TEXT NOT NULL,
+    pod TEXT NOT NULL,
+    at INTEGER NOT NULL
+)"""
 ]
 _CREATING = "creating"
 
@@ -41,16 +62,33 @@ class Store:
 
     def begin(self, container_id: str, request: MonitorRequest) -> None:
         """Records the intent to create a container."""
-        self._db.run("INSERT INTO monitors (id, pod, request, state, begun) VALUES (?, ?, ?, ?, ?)", container_id, request.pod_id, request.model_dump_json(), _CREATING, time.time())
+        self._db.run(
+            "INSERT INTO monitors (id, pod, request, state, begun) VALUES (?, ?, ?, ?, ?)",
+            container_id,
+            request.pod_id,
+            request.model_dump_json(),
+            _CREATING,
+            time.time(),
+        )
 
     def created(self, container_id: str, created: Created) -> None:
         """The container exists."""
         with self._db.write() as db:
             db.execute(
                 "UPDATE monitors SET state = ?, conmon = ?, conmon_start = ?, pid = ?, pid_start = ? WHERE id = ?",
-                (ProcessState.ALIVE, created.conmon.pid, created.conmon.start_time, created.process.pid, created.process.start_time, container_id),
+                (
+                    ProcessState.ALIVE,
+                    created.conmon.pid,
+                    created.conmon.start_time,
+                    created.process.pid,
+                    created.process.start_time,
+                    container_id,
+                ),
             )
-            db.execute("INSERT INTO events (kind, container, pod, at) SELECT ?, id, pod, ? FROM monitors WHERE id = ?", (EventKind.CREATED, time.time_ns(), container_id))
+            db.execute(
+                "INSERT INTO events (kind, container, pod, at) SELECT ?, id, pod, ? FROM monitors WHERE id = ?",
+                (EventKind.CREATED, time.time_ns(), container_id),
+            )
 
     def exited(self, container_id: str, exit: Exit, reason: str, message: str) -> bool:
         """The container ended; False if that was known already."""
@@ -60,7 +98,10 @@ class Store:
                 (ProcessState.EXITED, exit.code, exit.oom_killed, exit.finished_at, reason, message, container_id, ProcessState.ALIVE),
             ).rowcount
             if changed:
-                db.execute("INSERT INTO events (kind, container, pod, at) SELECT ?, id, pod, ? FROM monitors WHERE id = ?", (EventKind.STOPPED, exit.finished_at, container_id))
+                db.execute(
+                    "INSERT INTO events (kind, container, pod, at) SELECT ?, id, pod, ? FROM monitors WHERE id = ?",
+                    (EventKind.STOPPED, exit.finished_at, container_id),
+                )
         return bool(changed)
 
     def remove(self, container_id: str) -> None:
@@ -68,7 +109,10 @@ class Store:
         with self._db.write() as db:
             row = db.execute("DELETE FROM monitors WHERE id = ? RETURNING pod, state", (container_id,)).fetchone()
             if row is not None and row["state"] != _CREATING:
-                db.execute("INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)", (EventKind.DELETED, container_id, row["pod"], time.time_ns()))
+                db.execute(
+                    "INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)",
+                    (EventKind.DELETED, container_id, row["pod"], time.time_ns()),
+                )
             db.execute("DELETE FROM events WHERE cursor <= (SELECT max(cursor) FROM events) - ?", (self._keep_events,))
 
     def monitor(self, container_id: str) -> Monitor | None:
@@ -111,4 +155,7 @@ class Store:
     def events(self, after: int, limit: int) -> list[Event]:
         """Events whose cursor is greater than `after`, oldest first."""
         rows = self._db.rows("SELECT * FROM events WHERE cursor > ? ORDER BY cursor LIMIT ?", after, limit)
-        return [Event(cursor=row["cursor"], kind=EventKind(row["kind"]), container_id=row["container"], pod_id=row["pod"], at=row["at"]) for row in rows]
+        return [
+            Event(cursor=row["cursor"], kind=EventKind(row["kind"]), container_id=row["container"], pod_id=row["pod"], at=row["at"])
+            for row in rows
+        ]

@@ -11,7 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from crisp_proto.net import (
-    Attachment, AttachmentList, AttachmentRequest, Interface, InterfaceUsage, NetworkStatus, NetworkUsage, NetworkUsages,
+    Attachment,
+    AttachmentList,
+    AttachmentRequest,
+    Interface,
+    InterfaceUsage,
+    NetworkStatus,
+    NetworkUsage,
+    NetworkUsages,
 )  # fmt: skip
 from net_svc import bridge, cni, firewall, netns
 from net_svc.cni import Document, NetworkConfiguration, PodRef, Result
@@ -46,7 +53,10 @@ class Attachments:
         if found is not None:
             return found
         if not self._settings.builtin_network:
-            raise FailedPrecondition(f"no CNI configuration in {self._settings.cni_conf_dir}: install a network add-on, or set net.builtin_network = true", field="cni_conf_dir")
+            raise FailedPrecondition(
+                f"no CNI configuration in {self._settings.cni_conf_dir}: install a network add-on, or set net.builtin_network = true",
+                field="cni_conf_dir",
+            )
         return self._builtin()
 
     def _builtin(self) -> NetworkConfiguration:
@@ -57,7 +67,14 @@ class Attachments:
             "ranges": [[{"subnet": subnet.strip()}] for subnet in subnets],
             "routes": [{"dst": "::/0" if ":" in subnet else "0.0.0.0/0"} for subnet in subnets],
         }
-        plugin = {"type": "bridge", "bridge": self._settings.builtin_bridge, "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": ipam}
+        plugin = {
+            "type": "bridge",
+            "bridge": self._settings.builtin_bridge,
+            "isGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
+            "ipam": ipam,
+        }
         return NetworkConfiguration("crisp", "1.0.0", (plugin, {"type": "portmap", "capabilities": {"portMappings": True}}), "built in")
 
     def status(self) -> NetworkStatus:
@@ -165,7 +182,10 @@ class Attachments:
         """All attachments, and the age of every row, also of those that are not complete."""
         rows = self._store.all()
         now = time.time()
-        return AttachmentList(attachments=[Attachment.model_validate_json(row.record) for row in rows if row.record], ages={row.id: now - row.created for row in rows})
+        return AttachmentList(
+            attachments=[Attachment.model_validate_json(row.record) for row in rows if row.record],
+            ages={row.id: now - row.created for row in rows},
+        )
 
     async def usage(self) -> NetworkUsages:
         """Interface counters of all pods, read in one thread that visits their namespaces."""
@@ -174,7 +194,12 @@ class Attachments:
 
     def _pod(self, attachment_id: str, request: AttachmentRequest) -> PodRef:
         mappings = tuple(
-            {"hostPort": mapping.host_port, "containerPort": mapping.container_port, "protocol": mapping.protocol.value.lower(), **({"hostIP": mapping.host_ip} if mapping.host_ip else {})}
+            {
+                "hostPort": mapping.host_port,
+                "containerPort": mapping.container_port,
+                "protocol": mapping.protocol.value.lower(),
+                **({"hostIP": mapping.host_ip} if mapping.host_ip else {}),
+            }
             for mapping in request.port_mappings
             if mapping.host_port
         )
@@ -196,9 +221,12 @@ def _attachment(attachment_id: str, path: str, network: str, result: Result) -> 
     inside = {index: entry for index, entry in names if entry.get("sandbox")}
     addresses = [(ip.get("interface"), str(ip["address"])) for ip in result.ips]
     interfaces = [
-        Interface(name=entry["name"], mac=entry.get("mac", ""), addresses=[address for owner, address in addresses if owner == index]) for index, entry in inside.items()
+        Interface(name=entry["name"], mac=entry.get("mac", ""), addresses=[address for owner, address in addresses if owner == index])
+        for index, entry in inside.items()
     ]
-    return Attachment(id=attachment_id, netns=path, network=network, interfaces=interfaces, ips=[address.partition("/")[0] for _, address in addresses])
+    return Attachment(
+        id=attachment_id, netns=path, network=network, interfaces=interfaces, ips=[address.partition("/")[0] for _, address in addresses]
+    )
 
 
 def _read_usages(paths: dict[str, Path]) -> dict[str, NetworkUsage]:
@@ -214,6 +242,14 @@ def _read_usages(paths: dict[str, Path]) -> dict[str, NetworkUsage]:
             name, _, numbers = line.partition(":")
             fields = numbers.split()
             if name.strip() != "lo":
-                interfaces.append(InterfaceUsage(name=name.strip(), rx_bytes=int(fields[0]), rx_errors=int(fields[2]), tx_bytes=int(fields[8]), tx_errors=int(fields[10])))
+                interfaces.append(
+                    InterfaceUsage(
+                        name=name.strip(),
+                        rx_bytes=int(fields[0]),
+                        rx_errors=int(fields[2]),
+                        tx_bytes=int(fields[8]),
+                        tx_errors=int(fields[10]),
+                    )
+                )
         usages[pod_id] = NetworkUsage(timestamp=time.time_ns(), interfaces=interfaces)
     return usages

@@ -19,7 +19,20 @@ from servicekit import syscalls
 from servicekit.errors import Internal
 
 Document = dict[str, Any]
-KEYS = {"type", "bridge", "isGateway", "isDefaultGateway", "ipMasq", "hairpinMode", "mtu", "promiscMode", "ipam", "capabilities", "name", "cniVersion"}
+KEYS = {
+    "type",
+    "bridge",
+    "isGateway",
+    "isDefaultGateway",
+    "ipMasq",
+    "hairpinMode",
+    "mtu",
+    "promiscMode",
+    "ipam",
+    "capabilities",
+    "name",
+    "cniVersion",
+}
 _IFA_F_NODAD = 0x02
 
 
@@ -62,7 +75,9 @@ async def add(plugin: Document, network: str, version: str, pod: PodRef, store: 
     return Result(
         version,
         interfaces=[{"name": name}, {"name": host_interface(pod.id)}, {"name": pod.interface, "mac": mac, "sandbox": pod.netns}],
-        ips=[{"interface": 2, "address": f"{address}/{entry.subnet.prefixlen}", "gateway": str(entry.gateway)} for entry, address in leases],
+        ips=[
+            {"interface": 2, "address": f"{address}/{entry.subnet.prefixlen}", "gateway": str(entry.gateway)} for entry, address in leases
+        ],
         routes=routes,
     )
 
@@ -82,10 +97,19 @@ async def delete(pod: PodRef) -> None:
             raise Internal(f"the veth {host_interface(pod.id)} could not be removed: {error}") from error
 
 
-def _pod_side(pod: PodRef, host_fd: int, mac: str, mtu: int, leases: Sequence[tuple[host_local.Range, host_local.Address]], routes: Sequence[Document]) -> None:
+def _pod_side(
+    pod: PodRef, host_fd: int, mac: str, mtu: int, leases: Sequence[tuple[host_local.Range, host_local.Address]], routes: Sequence[Document]
+) -> None:
     with IPRoute() as netlink:
         attributes: Document = {"mtu": mtu} if mtu else {}
-        netlink.link("add", ifname=pod.interface, kind="veth", address=mac, peer={"ifname": host_interface(pod.id), "net_ns_fd": host_fd, **attributes}, **attributes)
+        netlink.link(
+            "add",
+            ifname=pod.interface,
+            kind="veth",
+            address=mac,
+            peer={"ifname": host_interface(pod.id), "net_ns_fd": host_fd, **attributes},
+            **attributes,
+        )
         (index,) = netlink.link_lookup(ifname=pod.interface)
         for entry, address in leases:
             # No duplicate address detection: the lease is the guarantee, and DAD would hold the address back for a second.
@@ -94,7 +118,9 @@ def _pod_side(pod: PodRef, host_fd: int, mac: str, mtu: int, leases: Sequence[tu
         netlink.link("set", index=index, state="up")
         for route in routes:
             destination = ipaddress.ip_network(route["dst"])
-            gateway = route.get("gw") or next((str(entry.gateway) for entry, _ in leases if entry.subnet.version == destination.version), None)
+            gateway = route.get("gw") or next(
+                (str(entry.gateway) for entry, _ in leases if entry.subnet.version == destination.version), None
+            )
             if gateway is not None:
                 netlink.route("replace", dst=str(destination), gateway=gateway, oif=index, family=10 if destination.version == 6 else 2)
 
@@ -115,7 +141,7 @@ def _make_bridge(netlink: IPRoute, bridge: str, gateways: Sequence[str], plugin:
     except NetlinkError as error:
         if error.code != 17:  # EEXIST: another pod's thread was first
             raise
-    (index,) = netlink.link_lookup(ifname=bridge)
+    index: int = netlink.link_lookup(ifname=bridge)[0]
     for gateway in gateways:
         address, _, length = gateway.partition("/")
         version6 = ":" in address

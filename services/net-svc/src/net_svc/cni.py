@@ -109,7 +109,11 @@ def parse_configuration(text: str, origin: str) -> NetworkConfiguration:
         raise FailedPrecondition(f"{origin} lacks a name")
     if version not in SUPPORTED_VERSIONS:
         raise FailedPrecondition(f"{origin}: cniVersion {version!r} is not supported; use one of {', '.join(SUPPORTED_VERSIONS)}")
-    if not isinstance(plugins, list) or not plugins or not all(isinstance(plugin, dict) and isinstance(plugin.get("type"), str) for plugin in plugins):
+    if (
+        not isinstance(plugins, list)
+        or not plugins
+        or not all(isinstance(plugin, dict) and isinstance(plugin.get("type"), str) for plugin in plugins)
+    ):
         raise FailedPrecondition(f"{origin}: plugins must be a list of objects that each have a type")
     return NetworkConfiguration(name, version, tuple(plugins), origin)
 
@@ -120,10 +124,20 @@ def find_plugin(kind: str, bin_dirs: Sequence[Path]) -> Path:
         path = folder / kind
         if "/" not in kind and os.access(path, os.X_OK):
             return path
-    raise FailedPrecondition(f"CNI plugin {kind!r} is in none of {', '.join(map(str, bin_dirs))}; install it (Debian: containernetworking-plugins) or correct cni_bin_dirs")
+    raise FailedPrecondition(
+        f"CNI plugin {kind!r} is in none of {', '.join(map(str, bin_dirs))}; install it (Debian: containernetworking-plugins) or correct cni_bin_dirs"
+    )
 
 
-async def execute(command: str, plugin: Document, network: NetworkConfiguration, pod: PodRef, previous: Result | None, bin_dirs: Sequence[Path], timeout: float) -> Result | None:
+async def execute(
+    command: str,
+    plugin: Document,
+    network: NetworkConfiguration,
+    pod: PodRef,
+    previous: Result | None,
+    bin_dirs: Sequence[Path],
+    timeout: float,
+) -> Result | None:
     """Runs one plugin of a network for ADD or DEL (CNI spec sections 2 and 3) and answers its result, if it printed one."""
     path = find_plugin(plugin["type"], bin_dirs)
     config: Document = {**plugin, "name": network.name, "cniVersion": network.version}
@@ -148,6 +162,12 @@ async def execute(command: str, plugin: Document, network: NetworkConfiguration,
     except ValueError:
         printed = None
     if finished.returncode != 0:
-        message = printed.get("msg") or printed.get("details") if isinstance(printed, dict) else (finished.stderr or finished.stdout).decode(errors="replace").strip()[:500]
-        raise Internal(f"CNI plugin {plugin['type']} of network {network.name} failed at {command} for pod {pod.namespace}/{pod.name}: {message}")
+        message = (
+            printed.get("msg") or printed.get("details")
+            if isinstance(printed, dict)
+            else (finished.stderr or finished.stdout).decode(errors="replace").strip()[:500]
+        )
+        raise Internal(
+            f"CNI plugin {plugin['type']} of network {network.name} failed at {command} for pod {pod.namespace}/{pod.name}: {message}"
+        )
     return result_from(printed, network.version) if isinstance(printed, dict) else previous

@@ -55,7 +55,9 @@ def render(table: str, networks: Iterable[NetworkConfiguration], rows: Iterable[
                 masquerades += [Masquerade(subnet, plugin.get("bridge") or "cni0") for subnet in bridge.subnets(plugin, network.origin)]
     for row in rows:
         if row.record:
-            ports += host_ports(AttachmentRequest.model_validate_json(row.request), Attachment.model_validate_json(row.record).ips, row.network)
+            ports += host_ports(
+                AttachmentRequest.model_validate_json(row.request), Attachment.model_validate_json(row.record).ips, row.network
+            )
     return nftables.render(table, list(dict.fromkeys(masquerades)), ports)
 
 
@@ -75,5 +77,3 @@ def host_ports(request: AttachmentRequest, ips: Iterable[str], network: str) -> 
 def understands_portmap(plugin: dict[str, object]) -> bool:
     """Whether this portmap configuration asks for nothing that we don't do."""
     return plugin["type"] == "portmap" and set(plugin) <= {"type", "capabilities", "snat", "externalSetMarkChain"}
-
-

@@ -19,7 +19,9 @@ def check_sysctls(sysctls: Mapping[str, str]) -> None:
     """Raises InvalidArgument for a name that is no network sysctl."""
     for name in sysctls:
         if not _NET_SYSCTL.match(name):
-            raise InvalidArgument(f"sysctl {name!r} is not in the pod's network namespace; its name must begin with net.", field=f"linux.sysctls[{name}]")
+            raise InvalidArgument(
+                f"sysctl {name!r} is not in the pod's network namespace; its name must begin with net.", field=f"linux.sysctls[{name}]"
+            )
 
 
 async def create(path: Path, sysctls: Mapping[str, str]) -> None:

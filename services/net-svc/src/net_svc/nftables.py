@@ -4,6 +4,7 @@ The table is always written whole, from the database, in one transaction: what i
 somebody's `nft flush ruleset` is repaired by the next look.
 """
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,11 @@ def render(table: str, masquerades: Sequence[Masquerade], ports: Sequence[HostPo
     for port in ports:
         family = "ip6" if ":" in port.pod_ip else "ip"
         target = f"[{port.pod_ip}]:{port.pod_port}" if family == "ip6" else f"{port.pod_ip}:{port.pod_port}"
-        where = f"{family} daddr {port.host_ip} " if port.host_ip and port.host_ip not in ("0.0.0.0", "::") else f"meta nfproto {'ipv6' if family == 'ip6' else 'ipv4'} "
+        where = (
+            f"{family} daddr {port.host_ip} "
+            if port.host_ip and not ipaddress.ip_address(port.host_ip).is_unspecified
+            else f"meta nfproto {'ipv6' if family == 'ip6' else 'ipv4'} "
+        )
         dnat.append(f"{where}{port.protocol} dport {port.host_port} dnat {family} to {target}")
         hairpin.append(f"{family} saddr {port.pod_ip} {family} daddr {port.pod_ip} masquerade")
     postrouting = []
@@ -68,7 +73,9 @@ async def apply(script: str) -> None:
     """Hands a script to nft."""
     finished = await run(["nft", "-f", "-"], deadline=20, stdin=script.encode())
     if finished.returncode != 0:
-        raise Internal(f"nft refused our table: {finished.stderr.decode(errors='replace').strip()[:500]}; are the kernel's nf_tables and nft_nat modules there?")
+        raise Internal(
+            f"nft refused our table: {finished.stderr.decode(errors='replace').strip()[:500]}; are the kernel's nf_tables and nft_nat modules there?"
+        )
 
 
 async def present(table: str) -> bool:

@@ -14,7 +14,11 @@ class NetSettings(Section):
     cni_bin_dirs: list[Path] = Field([Path("/opt/cni/bin"), Path("/usr/lib/cni")], description="Where CNI plugins are")
     cni_timeout: float = Field(60, gt=0, description="Seconds that a CNI plugin may take")
     native_plugins: bool = Field(True, description="Do bridge, host-local and portmap without running their plugins")
-    builtin_network: bool = Field(True, description="Use a bridge of our own while cni_conf_dir has no file; off where a network add-on will bring one")
+    builtin_network: bool = Field(
+        True, description="Use a bridge of our own while cni_conf_dir has no file; off where a network add-on will bring one"
+    )
     builtin_bridge: str = Field("crisp0", pattern=r"^[a-zA-Z0-9._-]{1,15}$", description="The built-in network's bridge")
-    builtin_subnets: list[str] = Field(["10.88.0.0/16"], min_length=1, description="The built-in network's subnets, CIDR, one per address family")
+    builtin_subnets: list[str] = Field(
+        ["10.88.0.0/16"], min_length=1, description="The built-in network's subnets, CIDR, one per address family"
+    )
     nft_table: str = Field("crisp", pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$", description="Name of our nftables table (family inet)")

@@ -8,10 +8,27 @@ from pathlib import Path
 from servicekit.database import Database
 
 _MIGRATIONS = [
-    """CREATE TABLE attachments (id TEXT PRIMARY KEY, request TEXT NOT NULL, network TEXT NOT NULL, record TEXT NOT NULL DEFAULT '', created REAL NOT NULL);
-CREATE TABLE leases (network TEXT NOT NULL, subnet TEXT NOT NULL, address BLOB NOT NULL, attachment TEXT NOT NULL REFERENCES attachments ON DELETE CASCADE, PRIMARY KEY (network, subnet, address));
+    """CREATE TABLE attachments (
+    id TEXT PRIMARY KEY,
+    request TEXT NOT NULL,
+    network TEXT NOT NULL,
+    record TEXT NOT NULL DEFAULT '',
+    created REAL NOT NULL
+);
+CREATE TABLE leases (
+    network TEXT NOT NULL,
+    subnet TEXT NOT NULL,
+    address BLOB NOT NULL,
+    attachment TEXT NOT NULL REFERENCES attachments ON DELETE CASCADE,
+    PRIMARY KEY (network, subnet, address)
+);
 CREATE INDEX leases_by_attachment ON leases (attachment);
-CREATE TABLE last_leases (network TEXT NOT NULL, subnet TEXT NOT NULL, address BLOB NOT NULL, PRIMARY KEY (network, subnet));
+CREATE TABLE last_leases (
+    network TEXT NOT NULL,
+    subnet TEXT NOT NULL,
+    address BLOB NOT NULL,
+    PRIMARY KEY (network, subnet)
+);
 CREATE TABLE node (key TEXT PRIMARY KEY, value TEXT NOT NULL)"""
 ]
 
@@ -48,7 +65,9 @@ class Store:
 
     def begin(self, attachment_id: str, request: str, network: str) -> None:
         """Records the intent to attach."""
-        self._db.run("INSERT INTO attachments (id, request, network, created) VALUES (?, ?, ?, ?)", attachment_id, request, network, time.time())
+        self._db.run(
+            "INSERT INTO attachments (id, request, network, created) VALUES (?, ?, ?, ?)", attachment_id, request, network, time.time()
+        )
 
     def complete(self, attachment_id: str, record: str) -> None:
         """The attachment works."""
@@ -61,7 +80,10 @@ class Store:
     def lease(self, network: str, subnet: str, first: int, last: int, reserved: set[int], attachment_id: str) -> int | None:
         """Leases the next free address between first and last, round robin; None if there is none."""
         with self._db.write() as db:
-            taken = {int.from_bytes(row["address"], "big") for row in db.execute("SELECT address FROM leases WHERE network = ? AND subnet = ?", (network, subnet))} | reserved
+            taken = {
+                int.from_bytes(row["address"], "big")
+                for row in db.execute("SELECT address FROM leases WHERE network = ? AND subnet = ?", (network, subnet))
+            } | reserved
             row = db.execute("SELECT address FROM last_leases WHERE network = ? AND subnet = ?", (network, subnet)).fetchone()
             start = int.from_bytes(row["address"], "big") + 1 if row else first
             if not first <= start <= last:
@@ -72,8 +94,12 @@ class Store:
             if address is None:
                 return None
             raw = address.to_bytes(16, "big")
-            db.execute("INSERT INTO leases (network, subnet, address, attachment) VALUES (?, ?, ?, ?)", (network, subnet, raw, attachment_id))
-            db.execute("INSERT INTO last_leases VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET address = excluded.address", (network, subnet, raw))
+            db.execute(
+                "INSERT INTO leases (network, subnet, address, attachment) VALUES (?, ?, ?, ?)", (network, subnet, raw, attachment_id)
+            )
+            db.execute(
+                "INSERT INTO last_leases VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET address = excluded.address", (network, subnet, raw)
+            )
         return address
 
     def set_node(self, key: str, value: str) -> None:

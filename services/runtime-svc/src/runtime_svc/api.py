@@ -3,7 +3,17 @@
 from fastapi import APIRouter
 
 from crisp_proto.runtime import (
-    Container, ContainerList, ContainerRequest, Pod, PodList, PodRequest, RuntimeInfo, StartRequest, StartResult, UpdateRequest, Usages,
+    Container,
+    ContainerList,
+    ContainerRequest,
+    Pod,
+    PodList,
+    PodRequest,
+    RuntimeInfo,
+    StartRequest,
+    StartResult,
+    UpdateRequest,
+    Usages,
 )  # fmt: skip
 from runtime_svc.containers import Containers
 from runtime_svc.pods import Pods

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from crisp_proto.config import (
-    ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, ProfileType, SecurityProfile,
+    ContainerConfig,
+    LinuxContainerSecurityContext,
+    NamespaceMode,
+    ProfileType,
+    SecurityProfile,
 )  # fmt: skip
 from crisp_proto.image import ImageConfig
 from runtime_svc import capabilities, devices, mounts, resources, seccomp, users
@@ -22,7 +26,19 @@ from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 Document = dict[str, Any]
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_MASKED = ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"]
+_MASKED = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+]
 _READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
@@ -47,11 +63,15 @@ class Bundle:
     user: User
 
 
-def build(container_id: str, config: ContainerConfig, image: ImageConfig, rootfs: Path, pod: PodContext, settings: RuntimeSettings) -> Bundle:
+def build(
+    container_id: str, config: ContainerConfig, image: ImageConfig, rootfs: Path, pod: PodContext, settings: RuntimeSettings
+) -> Bundle:
     """config.json for a container. Raises InvalidArgument, FailedPrecondition or Unimplemented that name the field."""
     security = config.linux.security_context
     if security.privileged and not pod.privileged:
-        raise InvalidArgument("linux.security_context.privileged: a privileged container needs a privileged pod", field="linux.security_context.privileged")
+        raise InvalidArgument(
+            "linux.security_context.privileged: a privileged container needs a privileged pod", field="linux.security_context.privileged"
+        )
     if config.CDI_devices:
         raise Unimplemented("CDI_devices: CDI is not supported yet", field="CDI_devices")
     user = users.resolve(security, image.user, rootfs)
@@ -65,7 +85,9 @@ def build(container_id: str, config: ContainerConfig, image: ImageConfig, rootfs
         pod.files.mounted_files(),
         readonly_rootfs=security.readonly_rootfs,
     )
-    granted = capabilities.wanted(security.capabilities.add_capabilities, security.capabilities.drop_capabilities, privileged=security.privileged)
+    granted = capabilities.wanted(
+        security.capabilities.add_capabilities, security.capabilities.drop_capabilities, privileged=security.privileged
+    )
     linux: Document = {
         "cgroupsPath": f"{pod.cgroup}/{container_id}",
         "namespaces": _namespaces(security, pod),
@@ -107,7 +129,9 @@ def write(folder: Path, bundle: Bundle) -> None:
     beside.rename(folder / "config.json")
 
 
-def _process(config: ContainerConfig, image: ImageConfig, user: User, security: LinuxContainerSecurityContext, granted: frozenset[str], hostname: str) -> Document:
+def _process(
+    config: ContainerConfig, image: ImageConfig, user: User, security: LinuxContainerSecurityContext, granted: frozenset[str], hostname: str
+) -> Document:
     ambient = capabilities.ambient(security.capabilities.add_ambient_capabilities)
     names = capabilities.in_order(granted | ambient)
     process: Document = {
@@ -133,12 +157,11 @@ def _process(config: ContainerConfig, image: ImageConfig, user: User, security: 
 
 def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
     """command replaces ENTRYPOINT and clears CMD; args alone replace CMD (CRI ContainerConfig). Raises InvalidArgument for none."""
-    if config.command:
-        found = [*config.command, *config.args]
-    else:
-        found = [*image.entrypoint, *(config.args or image.cmd)]
+    found = [*config.command, *config.args] if config.command else [*image.entrypoint, *(config.args or image.cmd)]
     if not found:
-        raise InvalidArgument("command and args are empty, and the image has no ENTRYPOINT and no CMD: there is nothing to run", field="command")
+        raise InvalidArgument(
+            "command and args are empty, and the image has no ENTRYPOINT and no CMD: there is nothing to run", field="command"
+        )
     return found
 
 
@@ -159,7 +182,10 @@ def environment(config: ContainerConfig, image: ImageConfig, user: User, hostnam
 def _namespaces(security: LinuxContainerSecurityContext, pod: PodContext) -> list[Document]:
     options = security.namespace_options
     if options.userns_options is not None and options.userns_options.mode is not NamespaceMode.NODE:
-        raise Unimplemented("namespace_options.userns_options: the runtime handler does not offer user namespaces (Status.runtime_handlers)", field="linux.security_context.namespace_options.userns_options")
+        raise Unimplemented(
+            "namespace_options.userns_options: the runtime handler does not offer user namespaces (Status.runtime_handlers)",
+            field="linux.security_context.namespace_options.userns_options",
+        )
     namespaces: list[Document] = [{"type": "mount"}]
     if options.network is not NamespaceMode.NODE:
         if not pod.netns:
@@ -171,7 +197,10 @@ def _namespaces(security: LinuxContainerSecurityContext, pod: PodContext) -> lis
     if options.pid is NamespaceMode.POD:
         path = pod.files.namespace("pid")
         if not path.exists():
-            raise InvalidArgument("namespace_options.pid is POD, but the pod was made without a shared PID namespace", field="linux.security_context.namespace_options.pid")
+            raise InvalidArgument(
+                "namespace_options.pid is POD, but the pod was made without a shared PID namespace",
+                field="linux.security_context.namespace_options.pid",
+            )
         namespaces.append({"type": "pid", "path": str(path)})
     elif options.pid is NamespaceMode.TARGET:
         namespaces.append({"type": "pid", "path": pod.target_pid_namespace})
@@ -187,7 +216,13 @@ def _seccomp(security: LinuxContainerSecurityContext, granted: frozenset[str], s
     profile = security.seccomp
     if profile is None:
         old = security.seccomp_profile_path  # deprecated in CRI, still sent by old clients
-        kind = ProfileType.UNCONFINED if old == "unconfined" else ProfileType.LOCALHOST if old.startswith("localhost/") else ProfileType.RUNTIME_DEFAULT
+        kind = (
+            ProfileType.UNCONFINED
+            if old == "unconfined"
+            else ProfileType.LOCALHOST
+            if old.startswith("localhost/")
+            else ProfileType.RUNTIME_DEFAULT
+        )
         profile = SecurityProfile(profile_type=kind, localhost_ref=old)
     if profile.profile_type is ProfileType.UNCONFINED:
         return None
@@ -201,7 +236,11 @@ def _check_lsm(security: LinuxContainerSecurityContext) -> None:
     named = security.apparmor is not None and security.apparmor.profile_type is ProfileType.LOCALHOST
     if named or security.apparmor_profile.startswith("localhost/"):
         here = "" if os.path.isdir("/sys/kernel/security/apparmor") else " and this kernel has no AppArmor"
-        raise Unimplemented(f"linux.security_context.apparmor: named profiles are not supported yet{here}", field="linux.security_context.apparmor")
+        raise Unimplemented(
+            f"linux.security_context.apparmor: named profiles are not supported yet{here}", field="linux.security_context.apparmor"
+        )
     labels = security.selinux_options
     if labels is not None and (labels.type or labels.level or labels.role or labels.user) and os.path.isdir("/sys/fs/selinux/booleans"):
-        raise Unimplemented("linux.security_context.selinux_options: SELinux labels are not supported yet", field="linux.security_context.selinux_options")
+        raise Unimplemented(
+            "linux.security_context.selinux_options: SELinux labels are not supported yet", field="linux.security_context.selinux_options"
+        )

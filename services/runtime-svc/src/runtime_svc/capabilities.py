@@ -59,7 +59,9 @@ def _parse(names: Iterable[str], field: str) -> frozenset[str]:
         upper = name.upper()
         full = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
         if full != "ALL" and full not in ALL:
-            raise InvalidArgument(f"capability {name!r} is unknown; see capabilities(7)", field=f"linux.security_context.capabilities.{field}")
+            raise InvalidArgument(
+                f"capability {name!r} is unknown; see capabilities(7)", field=f"linux.security_context.capabilities.{field}"
+            )
         parsed.add(full)
     return frozenset(parsed)
 

@@ -1,6 +1,6 @@
 """Containers: their bundles, their start, their limits, their end. Whether one runs is monitor-svc's to know.
 
-    <run>/bundles/<id>/config.json
+<run>/bundles/<id>/config.json
 """
 
 import asyncio
@@ -72,8 +72,15 @@ class Containers:
             image_id=request.image_id,
             created_at=time.time_ns(),
             user=ContainerUser(uid=built.user.uid, gid=built.user.gid, supplemental_groups=list(built.user.groups)),
-            log_path=f"{pod.config.log_directory}/{request.config.log_path}" if pod.config.log_directory and request.config.log_path else "",
-            launch=Launch(bundle=str(folder), runtime=runtime.command, stop_signal=_stop_signal(request), cgroup_procs=self._cgroups.procs_files(f"{pod.cgroup}/{HELPERS}")),
+            log_path=f"{pod.config.log_directory}/{request.config.log_path}"
+            if pod.config.log_directory and request.config.log_path
+            else "",
+            launch=Launch(
+                bundle=str(folder),
+                runtime=runtime.command,
+                stop_signal=_stop_signal(request),
+                cgroup_procs=self._cgroups.procs_files(f"{pod.cgroup}/{HELPERS}"),
+            ),
         )
         self._store.complete_container(container)
         return container
@@ -131,7 +138,9 @@ class Containers:
         if limits:
             await runtime.update(container_id, limits)
         linux = container.config.linux
-        config = container.config.model_copy(update={"linux": linux.model_copy(update={"resources": resources.merged(linux.resources, new)})})
+        config = container.config.model_copy(
+            update={"linux": linux.model_copy(update={"resources": resources.merged(linux.resources, new)})}
+        )
         container = container.model_copy(update={"config": config})
         self._store.complete_container(container)
         return container

@@ -26,7 +26,9 @@ def plan(devices: Sequence[Device], *, privileged: bool) -> DevicePlan:
     nodes: dict[str, Document] = {}
     rules: list[Document] = [{"allow": privileged, "access": "rwm"}]
     if privileged:
-        for path in _below(Path("/dev"), skip=("pts", "shm", "mqueue", "fd", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty")):
+        for path in _below(
+            Path("/dev"), skip=("pts", "shm", "mqueue", "fd", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty")
+        ):
             nodes[str(path)] = _node(path, str(path))
     for number, device in enumerate(devices):
         field = f"devices[{number}]"

@@ -11,7 +11,11 @@ from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from servicekit.rootpath import resolve_in_root
 
 Document = dict[str, Any]
-_PROPAGATION = {MountPropagation.PRIVATE: "rprivate", MountPropagation.HOST_TO_CONTAINER: "rslave", MountPropagation.BIDIRECTIONAL: "rshared"}
+_PROPAGATION = {
+    MountPropagation.PRIVATE: "rprivate",
+    MountPropagation.HOST_TO_CONTAINER: "rslave",
+    MountPropagation.BIDIRECTIONAL: "rshared",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +32,23 @@ def standard(*, privileged: bool, host_network: bool, host_ipc: bool, shm: str) 
     mounts: list[Document] = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-        {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        },
         {"destination": "/dev/mqueue", "type": "bind", "source": "/dev/mqueue", "options": ["rbind", "nosuid", "noexec", "nodev"]}
         if host_ipc
         else {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", read]},
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", read]},
-        {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm" if host_ipc else shm, "options": ["rbind", "rw", "nosuid", "noexec", "nodev"]},
+        {
+            "destination": "/dev/shm",
+            "type": "bind",
+            "source": "/dev/shm" if host_ipc else shm,
+            "options": ["rbind", "rw", "nosuid", "noexec", "nodev"],
+        },
     ]
     return mounts
 
@@ -48,12 +62,23 @@ def plan(mounts: Sequence[Mount], rootfs: Path, base: Sequence[Document], files:
     taken = {os.path.normpath(entry["destination"]) for entry in asked}
     kept = [entry for entry in base if entry["destination"] not in taken]
     ours = [
-        {"destination": destination, "type": "bind", "source": str(source), "options": ["rbind", "rprivate", "ro" if readonly_rootfs else "rw"]}
+        {
+            "destination": destination,
+            "type": "bind",
+            "source": str(source),
+            "options": ["rbind", "rprivate", "ro" if readonly_rootfs else "rw"],
+        }
         for destination, source in files.items()
         if destination not in taken
     ]
     propagations = {mount.propagation for mount in mounts}
-    root = "rshared" if MountPropagation.BIDIRECTIONAL in propagations else "rslave" if MountPropagation.HOST_TO_CONTAINER in propagations else "rprivate"
+    root = (
+        "rshared"
+        if MountPropagation.BIDIRECTIONAL in propagations
+        else "rslave"
+        if MountPropagation.HOST_TO_CONTAINER in propagations
+        else "rprivate"
+    )
     # Shallow ones first: a mount over /a must not hide the one over /a/b.
     asked.sort(key=lambda entry: os.path.normpath(entry["destination"]).count("/"))
     return MountPlan([*kept, *ours, *asked], root)
@@ -68,13 +93,21 @@ def _bind(number: int, mount: Mount, rootfs: Path) -> Document:
     if mount.image is not None and mount.image.image:
         raise Unimplemented(f"{field} mounts the image {mount.image.image!r}: image volumes are not supported yet", field=f"{field}.image")
     if mount.uidMappings or mount.gidMappings:
-        raise Unimplemented(f"{field} asks for an idmapped mount, which the runtime handler does not offer (Status.runtime_handlers)", field=f"{field}.uidMappings")
+        raise Unimplemented(
+            f"{field} asks for an idmapped mount, which the runtime handler does not offer (Status.runtime_handlers)",
+            field=f"{field}.uidMappings",
+        )
     if mount.recursive_read_only:
         if not mount.readonly:
             raise InvalidArgument(f"{field}.recursive_read_only needs readonly", field=f"{field}.recursive_read_only")
         if mount.propagation is not MountPropagation.PRIVATE:
-            raise InvalidArgument(f"{field}.recursive_read_only needs private propagation, not {mount.propagation}", field=f"{field}.propagation")
-        raise Unimplemented(f"{field}.recursive_read_only: the runtime handler does not offer it (Status.runtime_handlers)", field=f"{field}.recursive_read_only")
+            raise InvalidArgument(
+                f"{field}.recursive_read_only needs private propagation, not {mount.propagation}", field=f"{field}.propagation"
+            )
+        raise Unimplemented(
+            f"{field}.recursive_read_only: the runtime handler does not offer it (Status.runtime_handlers)",
+            field=f"{field}.recursive_read_only",
+        )
     if not mount.host_path.startswith("/"):
         raise InvalidArgument(f"{field}.host_path = {mount.host_path!r}: must be an absolute path on the node", field=f"{field}.host_path")
     source = os.path.realpath(mount.host_path)
@@ -82,7 +115,10 @@ def _bind(number: int, mount: Mount, rootfs: Path) -> Document:
         try:
             os.makedirs(source, exist_ok=True)  # as containerd and CRI-O do
         except OSError as error:
-            raise InvalidArgument(f"{field}.host_path = {mount.host_path!r}: it does not exist and can't be made: {error.strerror}", field=f"{field}.host_path") from error
+            raise InvalidArgument(
+                f"{field}.host_path = {mount.host_path!r}: it does not exist and can't be made: {error.strerror}",
+                field=f"{field}.host_path",
+            ) from error
     _check_propagation(mount.propagation, source, field)
     inside = "/" + os.fspath(resolve_in_root(rootfs, mount.container_path))[len(os.fspath(rootfs)) :].lstrip("/")
     options = ["rbind", _PROPAGATION[mount.propagation], "ro" if mount.readonly else "rw", *mount.mount_options]
@@ -94,9 +130,15 @@ def _check_propagation(propagation: MountPropagation, source: str, field: str) -
         return
     kinds = _propagation_of(source)
     if propagation is MountPropagation.BIDIRECTIONAL and "shared" not in kinds:
-        raise FailedPrecondition(f"{field}: bidirectional propagation, but {source} is not on a shared mount; `mount --make-rshared` it", field=f"{field}.propagation")
+        raise FailedPrecondition(
+            f"{field}: bidirectional propagation, but {source} is not on a shared mount; `mount --make-rshared` it",
+            field=f"{field}.propagation",
+        )
     if propagation is MountPropagation.HOST_TO_CONTAINER and not kinds & {"shared", "master"}:
-        raise FailedPrecondition(f"{field}: propagation from the host, but {source} is not on a shared or slave mount; `mount --make-rshared` it", field=f"{field}.propagation")
+        raise FailedPrecondition(
+            f"{field}: propagation from the host, but {source} is not on a shared or slave mount; `mount --make-rshared` it",
+            field=f"{field}.propagation",
+        )
 
 
 def _propagation_of(path: str) -> set[str]:

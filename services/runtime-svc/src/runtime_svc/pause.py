@@ -14,9 +14,18 @@ def start(executable: Path, pid_file: Path, pin: Path, procs_files: list[str]) -
     """Starts it and pins its PID namespace. To be called in a thread that ends soon: its later children would be in there too."""
     syscalls.unshare(syscalls.CLONE_NEWPID)
     try:
-        process = subprocess.Popen([str(executable), "-P"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/")
+        process = subprocess.Popen(
+            [str(executable), "-P"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
     except OSError as error:
-        raise FailedPrecondition(f"a pod that shares its PID namespace needs a pause process, and {executable} can't be run: {error.strerror}; install catatonit or set runtime.pause") from error
+        raise FailedPrecondition(
+            f"a pod that shares its PID namespace needs a pause process, and {executable} can't be run: {error.strerror}; install catatonit or set runtime.pause"
+        ) from error
     for file in procs_files:
         Path(file).write_text(str(process.pid))
     pid_file.write_text(f"{process.pid} {_start_time(process.pid)}")

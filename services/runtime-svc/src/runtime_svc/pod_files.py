@@ -1,9 +1,9 @@
 """What a pod has on disk and in the kernel while the machine is up, besides its cgroup and its network.
 
-    <run>/pods/<id>/ns/ipc, uts, pid   namespaces, pinned (namespaces(7))
-    <run>/pods/<id>/shm                tmpfs that is /dev/shm of its containers
-    <run>/pods/<id>/resolv.conf, hostname, hosts   mounted into its containers
-    <run>/pods/<id>/pause.pid          pid and start time of the pause process, if the pod shares its PID namespace
+<run>/pods/<id>/ns/ipc, uts, pid   namespaces, pinned (namespaces(7))
+<run>/pods/<id>/shm                tmpfs that is /dev/shm of its containers
+<run>/pods/<id>/resolv.conf, hostname, hosts   mounted into its containers
+<run>/pods/<id>/pause.pid          pid and start time of the pause process, if the pod shares its PID namespace
 """
 
 import shutil
@@ -46,7 +46,11 @@ class PodFiles:
         (self.folder / "ns").mkdir(parents=True)
         options = config.linux.security_context.namespace_options
         hostname = config.hostname or socket.gethostname()
-        for name, text in (("resolv.conf", _resolv_conf(config.dns_config)), ("hostname", hostname + "\n"), ("hosts", _hosts(hostname, []))):
+        for name, text in (
+            ("resolv.conf", _resolv_conf(config.dns_config)),
+            ("hostname", hostname + "\n"),
+            ("hosts", _hosts(hostname, [])),
+        ):
             (self.folder / name).write_text(text)
         sysctls = {name: value for name, value in config.linux.sysctls.items() if not name.startswith("net.")}
 
@@ -59,7 +63,9 @@ class PodFiles:
                 syscalls.unshare(syscalls.CLONE_NEWIPC)
                 syscalls.pin_namespace("ipc", self.namespace("ipc"))
                 self.shm.mkdir()
-                syscalls.mount("shm", self.shm, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, f"mode=1777,size={_SHM_BYTES}")
+                syscalls.mount(
+                    "shm", self.shm, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, f"mode=1777,size={_SHM_BYTES}"
+                )
                 _write_sysctls(sysctls)
             if options.pid is NamespaceMode.POD:
                 pause.start(pause_path, self.folder / "pause.pid", self.namespace("pid"), procs_files)
@@ -98,7 +104,9 @@ def check_sysctls(config: PodSandboxConfig) -> None:
             if options.ipc is NamespaceMode.NODE:
                 raise InvalidArgument(f"sysctl {name} would change the node: the pod uses the node's IPC namespace", field=field)
         else:
-            raise InvalidArgument(f"sysctl {name} is not namespaced; only net.*, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* are", field=field)
+            raise InvalidArgument(
+                f"sysctl {name} is not namespaced; only net.*, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* are", field=field
+            )
 
 
 def _write_sysctls(sysctls: Mapping[str, str]) -> None:

@@ -54,7 +54,10 @@ class Pods:
                 raise AlreadyExists(f"pod {pod_id} is another pod: {pod.config.metadata}")
             if complete and pod.state is not PodState.READY:
                 name = request.config.metadata
-                raise FailedPrecondition(f"pod {name.namespace}/{name.name} (attempt {name.attempt}) was stopped: remove it, or run it under another attempt", field="metadata.attempt")
+                raise FailedPrecondition(
+                    f"pod {name.namespace}/{name.name} (attempt {name.attempt}) was stopped: remove it, or run it under another attempt",
+                    field="metadata.attempt",
+                )
             if complete:
                 return pod
             await self._remove(pod_id)
@@ -129,5 +132,8 @@ def _check(config: PodSandboxConfig) -> None:
         raise InvalidArgument(f"hostname {config.hostname!r} has more than 64 characters, which is the kernel's limit", field="hostname")
     parent = config.linux.cgroup_parent
     if parent and (not parent.startswith("/") or ".." in parent.split("/")):
-        raise InvalidArgument(f"linux.cgroup_parent = {parent!r}: with the cgroupfs driver it is an absolute path like /kubepods/pod1", field="linux.cgroup_parent")
+        raise InvalidArgument(
+            f"linux.cgroup_parent = {parent!r}: with the cgroupfs driver it is an absolute path like /kubepods/pod1",
+            field="linux.cgroup_parent",
+        )
     pod_files.check_sysctls(config)

@@ -17,7 +17,9 @@ def to_oci(resources: LinuxContainerResources, *, cgroup_version: int, pids_limi
     """Limits as OCI writes them; what is 0 or empty is left out. Raises InvalidArgument."""
     for name in ("cpu_period", "cpu_shares", "memory_limit_in_bytes"):
         if getattr(resources, name) < 0:
-            raise InvalidArgument(f"linux.resources.{name} = {getattr(resources, name)}: must not be negative", field=f"linux.resources.{name}")
+            raise InvalidArgument(
+                f"linux.resources.{name} = {getattr(resources, name)}: must not be negative", field=f"linux.resources.{name}"
+            )
     cpu = {
         "shares": resources.cpu_shares,
         "quota": resources.cpu_quota,
@@ -30,10 +32,16 @@ def to_oci(resources: LinuxContainerResources, *, cgroup_version: int, pids_limi
         memory["swap"] = resources.memory_swap_limit_in_bytes
     document: Document = {"cpu": _set(cpu), "memory": _set(memory)}
     if resources.hugepage_limits:
-        document["hugepageLimits"] = [{"pageSize": limit.page_size, "limit": limit.limit} for limit in resources.hugepage_limits if _has_hugetlb(limit.page_size, cgroup_version)]
+        document["hugepageLimits"] = [
+            {"pageSize": limit.page_size, "limit": limit.limit}
+            for limit in resources.hugepage_limits
+            if _has_hugetlb(limit.page_size, cgroup_version)
+        ]
     if resources.unified:
         if cgroup_version == 1:
-            raise InvalidArgument("linux.resources.unified needs cgroup version 2, this node has version 1", field="linux.resources.unified")
+            raise InvalidArgument(
+                "linux.resources.unified needs cgroup version 2, this node has version 1", field="linux.resources.unified"
+            )
         document["unified"] = resources.unified
     if pids_limit:
         document["pids"] = {"limit": pids_limit}

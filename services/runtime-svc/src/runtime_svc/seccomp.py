@@ -35,14 +35,26 @@ def _default_profile(capabilities: frozenset[str]) -> Document:
     rules: list[Document] = [
         {"names": sorted(names), "action": "SCMP_ACT_ALLOW"},
         {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": _AF_VSOCK, "op": "SCMP_CMP_NE"}]},
-        *({"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]} for value in _PERSONALITIES),
+        *(
+            {"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]}
+            for value in _PERSONALITIES
+        ),
     ]
     if "CAP_SYS_ADMIN" not in capabilities:
         rules += [
-            {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": _CLONE_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]},
+            {
+                "names": ["clone"],
+                "action": "SCMP_ACT_ALLOW",
+                "args": [{"index": 0, "value": _CLONE_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}],
+            },
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
         ]
-    return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": _EPERM, "architectures": _ARCHITECTURES.get(platform.machine(), []), "syscalls": rules}
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": _EPERM,
+        "architectures": _ARCHITECTURES.get(platform.machine(), []),
+        "syscalls": rules,
+    }
 
 
 def localhost_profile(path: str, root: Path) -> Document:
@@ -52,7 +64,12 @@ def localhost_profile(path: str, root: Path) -> Document:
     try:
         document = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"seccomp profile {path!r}: {file} can't be used: {error}", field="linux.security_context.seccomp.localhost_ref") from error
+        raise InvalidArgument(
+            f"seccomp profile {path!r}: {file} can't be used: {error}", field="linux.security_context.seccomp.localhost_ref"
+        ) from error
     if not isinstance(document, dict) or "defaultAction" not in document:
-        raise InvalidArgument(f"seccomp profile {file} has no defaultAction: it is not in OCI's linux.seccomp form", field="linux.security_context.seccomp.localhost_ref")
+        raise InvalidArgument(
+            f"seccomp profile {file} has no defaultAction: it is not in OCI's linux.seccomp form",
+            field="linux.security_context.seccomp.localhost_ref",
+        )
     return document

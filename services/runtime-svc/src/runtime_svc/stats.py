@@ -21,7 +21,9 @@ class Stats:
     async def read(self) -> Usages:
         """All containers and pods whose cgroups exist."""
         pods = {pod.id: pod.cgroup for pod in self._store.pods()}
-        containers = {container.id: f"{pods[container.pod_id]}/{container.id}" for container in self._store.containers() if container.pod_id in pods}
+        containers = {
+            container.id: f"{pods[container.pod_id]}/{container.id}" for container in self._store.containers() if container.pod_id in pods
+        }
         usages = await asyncio.to_thread(lambda: Usages(containers=self._read_all(containers), pods=self._read_all(pods)))
         for gone in self._earlier.keys() - usages.containers.keys() - usages.pods.keys():
             self._earlier.pop(gone)

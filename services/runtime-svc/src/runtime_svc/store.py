@@ -7,8 +7,24 @@ from crisp_proto.runtime import Container, ContainerRequest, Pod, PodState
 from servicekit.database import Database
 
 _MIGRATIONS = [
-    """CREATE TABLE pods (id TEXT PRIMARY KEY, record TEXT NOT NULL, state TEXT NOT NULL, boot TEXT NOT NULL, complete INTEGER NOT NULL DEFAULT 0, begun REAL NOT NULL);
-CREATE TABLE containers (id TEXT PRIMARY KEY, pod TEXT NOT NULL REFERENCES pods, handler TEXT NOT NULL, record TEXT NOT NULL DEFAULT '', attempt TEXT NOT NULL DEFAULT '', started INTEGER NOT NULL DEFAULT 0, start_error TEXT NOT NULL DEFAULT '', begun REAL NOT NULL);
+    """CREATE TABLE pods (
+    id TEXT PRIMARY KEY,
+    record TEXT NOT NULL,
+    state TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    complete INTEGER NOT NULL DEFAULT 0,
+    begun REAL NOT NULL
+);
+CREATE TABLE containers (
+    id TEXT PRIMARY KEY,
+    pod TEXT NOT NULL REFERENCES pods,
+    handler TEXT NOT NULL,
+    record TEXT NOT NULL DEFAULT '',
+    attempt TEXT NOT NULL DEFAULT '',
+    started INTEGER NOT NULL DEFAULT 0,
+    start_error TEXT NOT NULL DEFAULT '',
+    begun REAL NOT NULL
+);
 CREATE INDEX containers_by_pod ON containers (pod)"""
 ]
 
@@ -33,7 +49,14 @@ class Store:
 
     def begin_pod(self, pod: Pod) -> None:
         """Records the intent to make a pod."""
-        self._db.run("INSERT INTO pods (id, record, state, boot, begun) VALUES (?, ?, ?, ?, ?)", pod.id, pod.model_dump_json(), pod.state, self._boot, time.time())
+        self._db.run(
+            "INSERT INTO pods (id, record, state, boot, begun) VALUES (?, ?, ?, ?, ?)",
+            pod.id,
+            pod.model_dump_json(),
+            pod.state,
+            self._boot,
+            time.time(),
+        )
 
     def complete_pod(self, pod_id: str) -> None:
         """All that the pod needs is there."""
@@ -54,7 +77,10 @@ class Store:
 
     def pods(self) -> list[Pod]:
         """All complete pods."""
-        return [self._pod(row["record"], row["state"], row["boot"]) for row in self._db.rows("SELECT * FROM pods WHERE complete = 1 ORDER BY rowid")]
+        return [
+            self._pod(row["record"], row["state"], row["boot"])
+            for row in self._db.rows("SELECT * FROM pods WHERE complete = 1 ORDER BY rowid")
+        ]
 
     def incomplete(self, age: float) -> tuple[list[str], list[str]]:
         """Ids of pods and of containers that were begun over `age` seconds ago and never completed."""
@@ -72,7 +98,13 @@ class Store:
 
     def begin_container(self, container_id: str, request: ContainerRequest, handler: str) -> None:
         """Records the intent to make a container."""
-        self._db.run("INSERT INTO containers (id, pod, handler, begun) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", container_id, request.pod_id, handler, time.time())
+        self._db.run(
+            "INSERT INTO containers (id, pod, handler, begun) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            container_id,
+            request.pod_id,
+            handler,
+            time.time(),
+        )
 
     def complete_container(self, container: Container) -> None:
         """The container is made, or its limits are new."""

@@ -35,7 +35,9 @@ def resolve(security: LinuxContainerSecurityContext, image_user: str, rootfs: Pa
     groups = list(_groups(read_in_root(rootfs, "/etc/group")))
     where = "linux.security_context"
     if security.run_as_group is not None and security.run_as_user is None and not security.run_as_username:
-        raise InvalidArgument("run_as_group without run_as_user or run_as_username; CRI wants a user with it", field=f"{where}.run_as_group")
+        raise InvalidArgument(
+            "run_as_group without run_as_user or run_as_username; CRI wants a user with it", field=f"{where}.run_as_group"
+        )
 
     if security.run_as_user is not None:
         wanted, image_group = str(security.run_as_user.value), ""
@@ -65,7 +67,9 @@ def _find_account(wanted: str, accounts: list[_Account], field: str) -> _Account
         if account.name == wanted:
             return account
     if not wanted.lstrip("-").isdecimal():
-        raise InvalidArgument(f"{field} = {wanted!r}: the image's /etc/passwd has no such user; use a number, or add the user to the image", field=field)
+        raise InvalidArgument(
+            f"{field} = {wanted!r}: the image's /etc/passwd has no such user; use a number, or add the user to the image", field=field
+        )
     uid = _checked(int(wanted), field)
     return next((account for account in accounts if account.uid == uid), _Account("", uid, 0, ""))
 
