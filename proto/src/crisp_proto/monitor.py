@@ -16,7 +16,7 @@ class MonitorRequest(Contract):
     runtime: list[str] = Field(description="The OCI runtime and its global flags")
     stop_signal: str = "SIGTERM"
     systemd_cgroup: bool = False
-    cgroup_procs: list[str] = Field([], description="cgroup.procs files that conmon's pid is written to")
+    cgroups: list[str] = Field([], description="Folders of the cgroup that conmon is started in, one per hierarchy")
     log_path: str = Field("", description="CRI log file; empty keeps no log")
     tty: bool = False
     stdin: bool = False

@@ -67,7 +67,7 @@ class Launch(Contract):
     runtime: list[str]
     stop_signal: str
     systemd_cgroup: bool = False
-    cgroup_procs: list[str] = []
+    cgroups: list[str] = []
 
 
 class Container(Contract):

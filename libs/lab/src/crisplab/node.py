@@ -171,6 +171,14 @@ class Node:
         """The pid of a service's first replica."""
         return int(self._supervisor().getProcessInfo(f"{service}:{service}")["pid"])  # type: ignore[call-overload, index]
 
+    def helper_pids(self) -> list[int]:
+        """The pids of all conmons and pause processes: what runs beside the containers' own programs."""
+        found: set[int] = set()
+        for folder in _cgroup_folders(self.names.cgroup):
+            for file in folder.glob("*/helpers/cgroup.procs"):
+                found.update(int(pid) for pid in file.read_text().split())
+        return sorted(found)
+
     def kill(self, service: str) -> None:
         """SIGKILL to a service; supervisord starts it again. Returns when it answers again."""
         pid = self.service_pid(service)

@@ -61,6 +61,11 @@ def _become(user: str, own_folder: Path) -> None:
         raise PermissionDenied(
             f"gateway.user = {user!r}: only root can become somebody else; start as root, or leave it empty", field="gateway.user"
         ) from error
+    if not os.access(own_folder, os.W_OK | os.X_OK):
+        raise PermissionDenied(
+            f"gateway.user = {user!r} can't get to {own_folder}: let everybody walk through the folders above it (chmod o+x)",
+            field="gateway.user",
+        )
 
 
 SERVICE = Service("cri-gateway", "gateway", GatewaySettings, opened)

@@ -18,7 +18,8 @@ from monitor_svc import processes
 from monitor_svc.processes import ProcessRef
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, Unknown
-from servicekit.processes import readable, start
+from servicekit.processes import readable, start_in_cgroups
+from servicekit.syscalls import in_own_thread
 
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 10
@@ -62,20 +63,21 @@ class Conmon:
         sync_read, sync_write = os.pipe2(os.O_CLOEXEC)
         start_read, start_write = os.pipe2(os.O_CLOEXEC)
         try:
-            launcher = start(
-                self._arguments(container_id, request, folder),
-                env={
-                    "_OCI_SYNCPIPE": str(sync_write),
-                    "_OCI_STARTPIPE": str(start_read),
-                    "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-                },
-                pass_fds=(sync_write, start_read),
-                start_new_session=True,
+            launcher = await in_own_thread(
+                lambda: start_in_cgroups(
+                    self._arguments(container_id, request, folder),
+                    request.cgroups,
+                    env={
+                        "_OCI_SYNCPIPE": str(sync_write),
+                        "_OCI_STARTPIPE": str(start_read),
+                        "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+                    },
+                    pass_fds=(sync_write, start_read),
+                    start_new_session=True,
+                )
             )
             os.close(sync_write)
             sync_write = -1
-            for file in request.cgroup_procs:
-                _join_cgroup(file, launcher.pid)
             crashpoint("conmon-waiting")
             os.write(start_write, b"\0")
             try:
@@ -184,14 +186,6 @@ class Conmon:
                 path.unlink()
             else:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _join_cgroup(procs_file: str, pid: int) -> None:
-    try:
-        with open(procs_file, "w") as file:
-            file.write(str(pid))
-    except OSError as error:
-        raise FailedPrecondition(f"conmon can't join the pod's cgroup: {procs_file}: {error.strerror}; was the pod removed?") from error
 
 
 async def _read_line(fd: int) -> bytes:

@@ -19,6 +19,7 @@ async def opened(settings: Settings[NetSettings]) -> AsyncIterator[Face]:
     """The service with its database, and a watch over its nftables table."""
     store = Store(settings.node.state_dir / "net-svc" / "net.db")
     attachments = Attachments(store, settings.own, settings.node.run_dir / "net-svc")
+    await attachments.sweep()
     watching = asyncio.create_task(attachments.firewall.watch())
 
     async def ready() -> None:
@@ -30,6 +31,7 @@ async def opened(settings: Settings[NetSettings]) -> AsyncIterator[Face]:
         yield Face([routes(attachments)], ready)
     finally:
         watching.cancel()
+        await attachments.close()
         store.close()
 
 

@@ -6,9 +6,11 @@ The row with the request and the configuration comes before any of it and goes l
 configuration is deleted by the same one). A row without a record stands for an ADD that died: it is deleted, then done anew.
 """
 
+import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
+from typing import Any
 
 from crisp_proto.net import (
     Attachment,
@@ -43,6 +45,7 @@ class Attachments:
         self._netns = run / "netns"
         self._netns.mkdir(parents=True, exist_ok=True)
         self._turns = Turns()
+        self._farewells: set[asyncio.Task[None]] = set()
         self.firewall = Firewall(settings.nft_table, self._render_firewall)
 
     # Which network
@@ -151,16 +154,42 @@ class Attachments:
         network = cni.parse_configuration(row.network, f"attachment {row.id}")
         request = AttachmentRequest.model_validate_json(row.request)
         pod = self._pod(row.id, request)
+        by_bridge = [plugin for plugin in network.plugins if self._settings.native_plugins and bridge.understands(plugin)]
         for plugin in reversed(network.plugins):
-            if self._settings.native_plugins and bridge.understands(plugin):
-                await bridge.delete(pod)
-            elif not (self._settings.native_plugins and firewall.understands_portmap(plugin)):
+            if plugin not in by_bridge and not (self._settings.native_plugins and firewall.understands_portmap(plugin)):
                 await self._execute_delete(plugin, network, pod)
         crashpoint("attachment-deleted")
-        await in_own_thread(lambda: netns.remove(Path(pod.netns)))
+        netns.remove(Path(pod.netns))
         crashpoint("netns-removed")
+        if by_bridge and not row.record:
+            await bridge.delete(pod)  # the same name is about to be used again
         self._store.remove(row.id)
         await self.firewall.refresh()
+        if by_bridge and row.record:
+            self._farewell(bridge.delete(pod))
+
+    def _farewell(self, work: Coroutine[Any, Any, None]) -> None:
+        """Lets something end behind the answer. The veth goes with its namespace anyway, but the kernel takes some 15 ms for it."""
+        task = asyncio.create_task(work)
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)
+
+    async def close(self) -> None:
+        """Waits for what goes on behind answers that were given."""
+        await asyncio.gather(*self._farewells, return_exceptions=True)
+
+    async def sweep(self) -> None:
+        """At start: deletes pods' interfaces of the bridges we use whose attachment is gone (a killed predecessor was about to)."""
+        interfaces = bridge.host_interfaces()  # before the rows: an interface's row is older than the interface
+        known = {bridge.host_interface(row.id) for row in self._store.all()}
+        try:
+            bridges = {plugin.get("bridge") or "cni0" for plugin in self.configuration().plugins if bridge.understands(plugin)}
+        except CrispError:
+            return
+        for interface in interfaces:
+            if interface not in known and bridge.bridge_of(interface) in bridges:
+                _log.warning("leftover-removed", kind="interface", id=interface)
+                await in_own_thread(lambda leftover=interface: bridge.delete_interface(leftover))  # type: ignore[misc]
 
     async def _execute_delete(self, plugin: Document, network: NetworkConfiguration, pod: PodRef) -> None:
         try:

@@ -1,17 +1,19 @@
 """Network namespaces: made, kept alive by a bind mount, and entered by short-lived threads (network_namespaces(7))."""
 
+import fcntl
 import os
 import re
+import socket
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
-
-from pyroute2 import IPRoute
 
 from servicekit import syscalls
 from servicekit.errors import InvalidArgument
 
 T = TypeVar("T")
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _NET_SYSCTL = re.compile(r"^net(\.[A-Za-z0-9_-]+(/[A-Za-z0-9_.-]+)*)+$")
 
 
@@ -30,8 +32,7 @@ async def create(path: Path, sysctls: Mapping[str, str]) -> None:
     def in_new_namespace() -> None:
         syscalls.unshare(syscalls.CLONE_NEWNET)
         syscalls.pin_namespace("net", path)
-        with IPRoute() as netlink:
-            netlink.link("set", index=1, state="up")
+        set_up("lo")
         for name, value in sysctls.items():
             try:
                 Path("/proc/sys", _proc_path(name)).write_text(value)
@@ -58,6 +59,22 @@ def enter(path: Path) -> None:
         syscalls.setns(fd, syscalls.CLONE_NEWNET)
     finally:
         os.close(fd)
+
+
+def interface_index(name: str) -> int | None:
+    """The number of an interface in the calling thread's namespace, or None if there is none of this name."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return None
+
+
+def set_up(name: str) -> None:
+    """Brings an interface of the calling thread's namespace up (netdevice(7), SIOCSIFFLAGS)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        raw = struct.pack("16sh14x", name.encode(), 0)
+        flags: int = struct.unpack("16sh14x", fcntl.ioctl(control, _SIOCGIFFLAGS, raw))[1]
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", name.encode(), flags | _IFF_UP))
 
 
 def remove(path: Path) -> None:

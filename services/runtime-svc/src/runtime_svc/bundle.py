@@ -18,13 +18,14 @@ from crisp_proto.config import (
     SecurityProfile,
 )  # fmt: skip
 from crisp_proto.image import ImageConfig
-from runtime_svc import capabilities, devices, mounts, resources, seccomp, users
+from runtime_svc import capabilities, devices, mounts, resources, seccomp, seccomp_filter, users
 from runtime_svc.pod_files import PodFiles
 from runtime_svc.settings import RuntimeSettings
 from runtime_svc.users import User
 from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
 
 Document = dict[str, Any]
+_ORDERS = ("run.oci.", "org.systemd.property.")
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MASKED = [
     "/proc/acpi",
@@ -98,12 +99,15 @@ def build(
         "devices": device_plan.nodes,
         "rootfsPropagation": mount_plan.root_propagation,
     }
+    annotations = {"io.kubernetes.cri.container-type": "container", **_harmless(config.annotations)}
     if not security.privileged:
         linux["maskedPaths"] = security.masked_paths or _MASKED
         linux["readonlyPaths"] = security.readonly_paths or _READONLY
         profile = _seccomp(security, granted, settings)
         if profile:
             linux["seccomp"] = profile
+        if profile is seccomp.default_profile(granted) and (program := seccomp_filter.compiled_default(granted)):
+            annotations[seccomp_filter.ANNOTATION] = program
     _check_lsm(security)
     document: Document = {
         "ociVersion": "1.0.2",
@@ -111,7 +115,7 @@ def build(
         "root": {"path": str(rootfs), "readonly": security.readonly_rootfs},
         "mounts": mount_plan.mounts,
         "linux": linux,
-        "annotations": {"io.kubernetes.cri.container-type": "container", **config.annotations},
+        "annotations": annotations,
     }
     return Bundle(adjust(document), user)
 
@@ -209,6 +213,11 @@ def _namespaces(security: LinuxContainerSecurityContext, pod: PodContext) -> lis
     if pod.cgroup_version == 2 and not security.privileged:
         namespaces.append({"type": "cgroup"})
     return namespaces
+
+
+def _harmless(annotations: dict[str, str]) -> dict[str, str]:
+    """Without those that an OCI runtime takes as orders (crun: run.oci.*; systemd units: org.systemd.property.*)."""
+    return {name: value for name, value in annotations.items() if not name.startswith(_ORDERS)}
 
 
 def _seccomp(security: LinuxContainerSecurityContext, granted: frozenset[str], settings: RuntimeSettings) -> Document | None:

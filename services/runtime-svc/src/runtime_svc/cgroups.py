@@ -48,8 +48,8 @@ class Cgroups(Protocol):
     def remove(self, path: str) -> None:
         """Removes a cgroup with its children; waits a little for processes that are about to end."""
 
-    def procs_files(self, path: str) -> list[str]:
-        """Files that a pid is written to, to move a process into the cgroup `path`."""
+    def folders(self, path: str) -> list[str]:
+        """The cgroup's folders, one for each hierarchy."""
 
     def read(self, path: str) -> Reading | None:
         """The counters, or None if the cgroup is gone."""
@@ -83,9 +83,9 @@ class CgroupsV2:
         """Removes the cgroup and its children."""
         _remove_tree(ROOT / path.strip("/"))
 
-    def procs_files(self, path: str) -> list[str]:
-        """The one cgroup.procs."""
-        return [str(ROOT / path.strip("/") / "cgroup.procs")]
+    def folders(self, path: str) -> list[str]:
+        """The one folder."""
+        return [str(ROOT / path.strip("/"))]
 
     def read(self, path: str) -> Reading | None:
         """memory.*, cpu.stat and pids.current."""
@@ -139,9 +139,9 @@ class CgroupsV1:
         for controller in self._controllers:
             _remove_tree(ROOT / controller / path.strip("/"))
 
-    def procs_files(self, path: str) -> list[str]:
-        """A cgroup.procs in each hierarchy."""
-        return [str(ROOT / controller / path.strip("/") / "cgroup.procs") for controller in self._controllers]
+    def folders(self, path: str) -> list[str]:
+        """A folder in each hierarchy."""
+        return [str(ROOT / controller / path.strip("/")) for controller in self._controllers]
 
     def read(self, path: str) -> Reading | None:
         """cpuacct.usage, memory.* and pids.current; sums over children where the file has only the group's own."""

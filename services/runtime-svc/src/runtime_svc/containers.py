@@ -79,7 +79,7 @@ class Containers:
                 bundle=str(folder),
                 runtime=runtime.command,
                 stop_signal=_stop_signal(request),
-                cgroup_procs=self._cgroups.procs_files(f"{pod.cgroup}/{HELPERS}"),
+                cgroups=self._cgroups.folders(f"{pod.cgroup}/{HELPERS}"),
             ),
         )
         self._store.complete_container(container)

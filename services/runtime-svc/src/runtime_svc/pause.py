@@ -2,32 +2,17 @@
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 from servicekit import syscalls
-from servicekit.errors import FailedPrecondition
+from servicekit.processes import start_in_cgroups
 
 
-def start(executable: Path, pid_file: Path, pin: Path, procs_files: list[str]) -> None:
-    """Starts it and pins its PID namespace. To be called in a thread that ends soon: its later children would be in there too."""
+def start(executable: Path, pid_file: Path, pin: Path, cgroups: list[str]) -> None:
+    """Starts it and pins its PID namespace. To be called in a thread that ends soon: its later children would be in namespace and cgroup too."""
     syscalls.unshare(syscalls.CLONE_NEWPID)
-    try:
-        process = subprocess.Popen(
-            [str(executable), "-P"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-        )
-    except OSError as error:
-        raise FailedPrecondition(
-            f"a pod that shares its PID namespace needs a pause process, and {executable} can't be run: {error.strerror}; install catatonit or set runtime.pause"
-        ) from error
-    for file in procs_files:
-        Path(file).write_text(str(process.pid))
+    process = start_in_cgroups([str(executable), "-P"], cgroups, start_new_session=True)
     pid_file.write_text(f"{process.pid} {_start_time(process.pid)}")
     pin.touch()
     syscalls.mount(f"/proc/{process.pid}/ns/pid", pin, flags=syscalls.MS_BIND)

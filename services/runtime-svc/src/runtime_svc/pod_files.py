@@ -40,7 +40,7 @@ class PodFiles:
         """Files that containers see, by their path there."""
         return {f"/etc/{name}": self.folder / name for name in ("resolv.conf", "hostname", "hosts")}
 
-    async def create(self, config: PodSandboxConfig, pause_path: Path, procs_files: list[str]) -> None:
+    async def create(self, config: PodSandboxConfig, pause_path: Path, cgroups: list[str]) -> None:
         """Makes all of it; fine to do again after a crash half-way."""
         self.remove()
         (self.folder / "ns").mkdir(parents=True)
@@ -68,7 +68,7 @@ class PodFiles:
                 )
                 _write_sysctls(sysctls)
             if options.pid is NamespaceMode.POD:
-                pause.start(pause_path, self.folder / "pause.pid", self.namespace("pid"), procs_files)
+                pause.start(pause_path, self.folder / "pause.pid", self.namespace("pid"), cgroups)
 
         await syscalls.in_own_thread(in_new_namespaces)
 

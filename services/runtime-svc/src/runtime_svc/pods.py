@@ -75,7 +75,7 @@ class Pods:
             helpers = f"{pod.cgroup}/{HELPERS}"
             await asyncio.to_thread(self._cgroups.create, helpers)
             crashpoint("pod-cgroup-made")
-            await self.files(pod_id).create(request.config, self._settings.pause, self._cgroups.procs_files(helpers))
+            await self.files(pod_id).create(request.config, self._settings.pause, self._cgroups.folders(helpers))
         except BaseException:
             await self._remove(pod_id)
             raise

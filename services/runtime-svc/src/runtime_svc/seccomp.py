@@ -5,7 +5,6 @@ seccomp.json beside this file is the list; here is what depends on arguments (OC
 
 import json
 import platform
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,9 @@ _CLONE_NAMESPACES = 0x7E020000  # CLONE_NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | 
 _PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)  # Linux, Linux32, with UNAME26; query
 
 
-def default_profile(capabilities: Iterable[str]) -> Document:
-    """The default profile for a container with these capabilities."""
-    return _default_profile(frozenset(capabilities))
-
-
 @cache
-def _default_profile(capabilities: frozenset[str]) -> Document:
+def default_profile(capabilities: frozenset[str]) -> Document:
+    """The default profile for a container with these capabilities; always the same object for the same ones."""
     lists = json.loads(Path(__file__).with_name("seccomp.json").read_text())
     names = set(lists["always"])
     for capability, more in lists["by_capability"].items():
