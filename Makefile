@@ -2,13 +2,59 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PACKAGES := proto libs/servicekit libs/lab services/cri-gateway services/image-svc services/runtime-svc services/net-svc services/monitor-svc cli
-PY := .venv/bin/python
+SOURCES := $(addsuffix /src,$(PACKAGES))
+BIN := .venv/bin
+PY := $(BIN)/python
 SETUP := .venv/.setup
+# How many tests run at once; the heaviest wait for their own services, not for a processor.
+JOBS ?= 3
 
-.PHONY: help setup lock check lint types unit
+.PHONY: help setup lab lock openapi check lint types unit e2e test demo up down conformance bench fresh clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
+
+demo: setup lab ## start the five services and run a real pod end to end, then take all down
+	@$(PY) -m crispctl.demo
+
+test: setup lab ## all tests, with the real crun, conmon, CNI plugins and registry
+	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup
+
+check: setup ## the fast path: lint, types and the tests that need no node
+	@$(MAKE) -s --no-print-directory lint types unit
+
+up: setup lab ## start a node and leave it running for crictl and kubelet
+	@$(PY) -m crispctl.dev up
+
+down: setup ## end the node that `make up` started, with all that is on it
+	@$(PY) -m crispctl.dev down
+
+conformance: setup lab ## build crictl and critest, run critest, write docs/conformance.md
+	@$(PY) tests/conformance
+
+bench: setup lab ## measure what bench/budgets.toml lists (BENCH="--containerd" adds a peer)
+	@$(PY) bench $(BENCH)
+
+fresh: setup ## try `make demo` and `make test` in a bare Debian 12 tree
+	@tests/fresh/run
+
+lint: setup ## ruff, import-linter, shell syntax
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && echo "ruff: fine"
+	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 1
+	@for script in .ci/run deploy/install-debian-packages deploy/unpack-debian-packages tests/fresh/run; do bash -n $$script || exit 1; done
+
+types: setup ## mypy --strict
+	@$(BIN)/mypy --no-error-summary $(SOURCES) bench tests && echo "mypy: fine"
+
+unit: setup ## the tests beside each package
+	@$(PY) -m pytest -q -n $(JOBS) proto libs services cli
+
+e2e: setup lab ## the tests of the whole
+	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests/e2e
+
+openapi: setup ## export each service's OpenAPI document to proto/openapi/
+	@for service in image runtime net monitor; do $(PY) -m $${service}_svc --openapi > proto/openapi/$$service-svc.json || exit 1; done
+	@$(PY) -m cri_gateway --openapi > proto/openapi/cri-gateway.json
 
 setup: $(SETUP) ## install what crisp needs: Debian packages and .venv
 $(SETUP): requirements.lock proto/cri/api.proto proto/hatch_build.py $(addsuffix /pyproject.toml,$(PACKAGES))
@@ -19,6 +65,12 @@ $(SETUP): requirements.lock proto/cri/api.proto proto/hatch_build.py $(addsuffix
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
 	@touch $@
 
-lock: ## resolve requirements.in anew
-	.venv/bin/uv pip compile --quiet --generate-hashes --no-header --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements.in -o requirements.lock
+lab: setup ## fetch what only the demo, tests and benches need; daemons are unpacked beside the checkout, not installed
+	@deploy/install-debian-packages lab
+	@deploy/unpack-debian-packages .cache/debian docker-registry containerd docker.io
 
+lock: setup ## resolve requirements.in anew
+	@$(BIN)/uv pip compile --quiet --generate-hashes --no-header --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements.in -o requirements.lock
+
+clean: ## remove .venv, .cache and what tools left
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

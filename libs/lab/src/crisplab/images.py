@@ -36,9 +36,9 @@ class Image:
         """The config's digest."""
         return str(json.loads(self.manifest)["config"]["digest"])
 
-    def push(self, registry: str, repository: str, *tags: str) -> None:
+    def push(self, registry: str, repository: str, *tags: str, auth: tuple[str, str] | None = None) -> None:
         """Uploads the image to host:port over http; with no tag it is reachable by digest only."""
-        with httpx.Client(base_url=f"http://{registry}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://{registry}", timeout=60, auth=auth) as client:
             for digest, blob in self.blobs.items():
                 if client.head(f"/v2/{repository}/blobs/{digest}").status_code == 200:
                     continue

@@ -34,6 +34,7 @@ SERVICES = {
     "cri-gateway": "cri_gateway",
 }
 _START_SECONDS = 30
+_LEFTOVER_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +144,15 @@ class Node:
             subprocess.run(["umount", "--lazy", mount], check=False)
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def leftovers(self) -> list[str]:
-        """What of this node exists outside of its root; empty after `destroy`, and but for its bridge and table after its last pod."""
-        names = self.names if self.root.exists() else None
-        found = [f"mount {mount}" for mount in _mounts_below(self.root)]
-        if names is not None:
-            found += leftovers_of(names)
+    def leftovers(self, names: Names) -> list[str]:
+        """What of this node exists outside of its root; empty after `destroy` (which takes the root, so its names are asked for before)."""
+        deadline = time.monotonic() + _LEFTOVER_SECONDS
+        while True:
+            found = [f"mount {mount}" for mount in _mounts_below(self.root)] + leftovers_of(names)
             found += [f"process {pid}" for pid in _processes_of(self.root, names.cgroup)]
-        return found
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)  # the kernel takes interfaces down a moment after their namespace
 
     def pid(self) -> int | None:
         """supervisord's pid, if it runs."""
@@ -178,6 +180,17 @@ class Node:
             for file in folder.glob("*/helpers/cgroup.procs"):
                 found.update(int(pid) for pid in file.read_text().split())
         return sorted(found)
+
+    def supervisor(self, command: str, service: str) -> None:
+        """`start` or `stop` of one service, as supervisorctl does it; waits until it is done."""
+        supervisor = self._supervisor()
+        {"start": supervisor.startProcess, "stop": supervisor.stopProcess}[command](f"{service}:{service}")
+
+    def start_replica(self, service: str, replica: str) -> "subprocess.Popen[bytes]":
+        """Another process of a service, beside the supervised one; the caller ends it."""
+        command = [*self.enter(), sys.executable, "-m", SERVICES[service], "--config", str(self.root / "crisp.toml"), "--replica", replica]
+        with open(self.root / "logs" / f"{service}.log", "ab") as log:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **self.environment})
 
     def kill(self, service: str) -> None:
         """SIGKILL to a service; supervisord starts it again. Returns when it answers again."""

@@ -44,11 +44,18 @@ class Pods:
             return
         # Each service has taken its own failed part back; here goes the other's. A pod that has containers keeps its part:
         # runtime-svc refuses to remove it. A runtime-svc that is away may well have the pod, so its network stays.
-        if isinstance(made, BaseException) and not isinstance(made, Unavailable | DeadlineExceeded):
-            await every(self._services.net.detach(pod_id))
         if not isinstance(made, BaseException):
             await asyncio.gather(self._services.runtime.remove_pod(pod_id), return_exceptions=True)
+        elif not isinstance(made, Unavailable | DeadlineExceeded) and not await self._is_ready(pod_id):
+            await self._services.net.detach(pod_id)
         raise failed[0]
+
+    async def _is_ready(self, pod_id: str) -> bool:
+        """Whether the pod runs already, so that what failed was only a different request for it."""
+        try:
+            return (await self._services.runtime.pod(pod_id)).state is PodState.READY
+        except NotFound:
+            return False
 
     async def stop(self, request: api_pb2.StopPodSandboxRequest) -> api_pb2.StopPodSandboxResponse:
         """StopPodSandbox: its containers at once, then network and namespaces; the record stays. Unknown is fine."""

@@ -1,6 +1,9 @@
 """An OCI image layout on disk: a folder, or a tar of one (OCI image spec, image-layout.md)."""
 
 import json
+import os
+import re
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from image_svc.manifests import Descriptor
 from servicekit.errors import InvalidArgument, NotFound
 
 _PIECE = 1 << 18
+_LAYOUT_FILE = re.compile(r"^(index\.json|oci-layout|blobs/[a-z0-9]+/[0-9a-f]+)$")
 _REF_NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
@@ -59,7 +63,18 @@ def open_layout(path: Path, scratch: Path) -> Iterator[Layout]:
     with tempfile.TemporaryDirectory(dir=scratch, prefix="load-") as folder:
         try:
             with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
+                _extract(archive, Path(folder))
         except (OSError, tarfile.TarError) as error:
             raise InvalidArgument(f"{path} is neither a folder nor a tar: {error}", field="path") from error
         yield Layout(Path(folder))
+
+
+def _extract(archive: tarfile.TarFile, folder: Path) -> None:
+    """Takes out what a layout consists of and nothing else, so that no name or link can lead elsewhere."""
+    for member in archive:
+        name = os.path.normpath(member.name)
+        content = archive.extractfile(member) if member.isreg() and _LAYOUT_FILE.match(name) else None
+        if content is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(folder / name, "wb") as file:
+                shutil.copyfileobj(content, file, _PIECE)

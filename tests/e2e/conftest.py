@@ -1,0 +1,75 @@
+"""A real registry with an image, and a real node, for each worker; tests that break things start a node of their own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from traces import traces, wait_until_clean
+
+from crisplab import images, registry, scratch
+from crisplab.cri import Cri
+from crisplab.images import Image
+from crisplab.node import Node
+
+PAGE = "hello from crisp\n"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What all tests of a worker share besides the node."""
+
+    folder: Path
+    registry: str
+    busybox: Image
+
+    @property
+    def image(self) -> str:
+        """busybox with a web server as its command."""
+        return f"{self.registry}/test/busybox:1"
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    with scratch.folder("e2e") as folder, registry.running(folder / "registry") as address:
+        busybox = images.busybox_image(PAGE)
+        busybox.push(address, "test/busybox", "1")
+        yield World(folder, address, busybox)
+
+
+@pytest.fixture(scope="session")
+def node(world: World) -> Iterator[Node]:
+    """The node that most tests share. What they run on it they take away again."""
+    node = Node(world.folder / "node")
+    node.start()
+    try:
+        with Cri(node.socket) as client:
+            client.pull(world.image)
+        yield node
+        wait_until_clean(node)
+    finally:
+        names = node.names
+        node.destroy()
+    assert node.leftovers(names) == []
+
+
+@pytest.fixture
+def cri_client(node: Node) -> Iterator[Cri]:
+    """A client of the shared node; afterwards the node must be as empty as before."""
+    before = traces(node)
+    with Cri(node.socket) as client:
+        yield client
+    wait_until_clean(node, before)
+
+
+@pytest.fixture
+def own_node(world: World, tmp_path: Path) -> Iterator[Node]:
+    """A node for one test alone, not started yet: the test may set its settings first."""
+    with scratch.folder("node") as folder:
+        node = Node(folder / "node")
+        try:
+            yield node
+        finally:
+            names = node.names
+            node.destroy()
+        assert node.leftovers(names) == []

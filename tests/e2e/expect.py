@@ -1,0 +1,58 @@
+"""What tests wait for and compare with."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+T = TypeVar("T")
+
+
+def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exception] | tuple[type[Exception], ...] = ()) -> T:
+    """The first answer that is not None; asks every 20 ms. Fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    last: Exception | None = None
+    while time.monotonic() < deadline:
+        try:
+            answer = ask()
+        except ignore as error:
+            last = error
+        else:
+            if answer is not None:
+                return answer
+        time.sleep(0.02)
+    raise AssertionError(f"nothing came within {seconds} s") from last
+
+
+def error_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    """The code and message that a call is refused with."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code(), error.details() or ""
+    raise AssertionError("the call succeeded")
+
+
+def code_of(call: Callable[[], object]) -> grpc.StatusCode:
+    """The code that a call is refused with."""
+    return error_of(call)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line of a CRI log file."""
+
+    time: str
+    stream: str
+    tag: str
+    text: str
+
+
+def log_lines(path: Path) -> list[LogLine]:
+    """The lines of a log file so far."""
+    if not path.exists():
+        return []
+    return [LogLine(*line.split(" ", 3)) for line in path.read_text().splitlines()]

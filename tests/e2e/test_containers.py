@@ -1,0 +1,287 @@
+"""What a container's configuration asks for, seen from inside the container and in the kernel's own files."""
+
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import World
+from expect import code_of, error_of, log_lines, until
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab import images
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import Node
+
+SLEEP = ["sleep", "600"]
+
+
+def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: object) -> tuple[int, str]:
+    """Runs a command in a pod of its own and answers its exit code and standard output."""
+    config = pod_config("once", log_directory=logs)
+    with client.pod(config) as pod:
+        container = client.run(pod, container_config(world.image, command, **more), config)
+        status = until(lambda: found if (found := client.status(container)).state == cri.CONTAINER_EXITED else None)
+        text = "\n".join(line.text for line in log_lines(logs / "main.log") if line.stream == "stdout")
+    return status.exit_code, text
+
+
+def security(**fields: object) -> cri.LinuxContainerConfig:
+    """A Linux part with this security context."""
+    return cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(**fields))  # type: ignore[arg-type]
+
+
+def test_command_args_env_and_cwd(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    envs = [cri.KeyValue(key="ASKED", value=b"a b"), cri.KeyValue(key="FROM_IMAGE", value=b"no")]
+    code, text = run_once(
+        cri_client,
+        world,
+        tmp_path,
+        ["sh"],
+        args=["-c", "pwd; echo $ASKED $FROM_IMAGE $HOME $HOSTNAME; exit 7"],
+        envs=envs,
+        working_dir="/var/run",
+    )
+    assert code == 7
+    assert text.splitlines() == ["/var/run", "a b no /root once"]
+
+
+def test_user_and_groups(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    linux = security(run_as_user=cri.Int64Value(value=33), run_as_group=cri.Int64Value(value=100), supplemental_groups=[1234])
+    code, text = run_once(cri_client, world, tmp_path, ["id"], linux=linux)
+    assert (code, text) == (0, "uid=33(www-data) gid=100(users) groups=100(users),1234")
+    code, text = run_once(cri_client, world, tmp_path / "2", ["id", "-un"], linux=security(run_as_username="nobody"))
+    assert (code, text) == (0, "nobody")
+
+
+def test_capabilities_seccomp_and_no_new_privs(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    shown = ["sh", "-c", "grep -E 'CapEff|Seccomp:|NoNewPrivs' /proc/self/status | tr -d '\\t'"]
+    _, text = run_once(cri_client, world, tmp_path / "1", shown)
+    assert text.splitlines() == ["CapEff:00000000a80425fb", "NoNewPrivs:0", "Seccomp:2"]
+    linux = security(capabilities=cri.Capability(drop_capabilities=["ALL"], add_capabilities=["NET_RAW"]), no_new_privs=True)
+    _, text = run_once(cri_client, world, tmp_path / "2", shown, linux=linux)
+    assert text.splitlines() == ["CapEff:0000000000002000", "NoNewPrivs:1", "Seccomp:2"]
+    linux = security(seccomp=cri.SecurityProfile(profile_type=cri.SecurityProfile.Unconfined))
+    _, text = run_once(cri_client, world, tmp_path / "3", shown, linux=linux)
+    assert text.splitlines()[-1] == "Seccomp:0"
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_the_default_seccomp_profile_forbids_and_allows(cri_client: Cri, world: World, tmp_path: Path, handler: str) -> None:
+    config = pod_config("seccomp", log_directory=tmp_path)
+    with cri_client.pod(config, handler) as pod:
+        container = cri_client.run(pod, container_config(world.image, SLEEP), config)
+        assert cri_client.exec(container, "unshare", "-n", "true").exit_code != 0
+        assert cri_client.exec(container, "sh", "-c", "echo fine | cat").stdout == b"fine\n"
+        assert b"Seccomp:\t2" in cri_client.exec(container, "cat", "/proc/self/status").stdout
+
+
+def test_orders_to_the_oci_runtime_cannot_be_given_by_annotation(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    _, text = run_once(
+        cri_client, world, tmp_path, ["grep", "Seccomp:", "/proc/self/status"], annotations={"run.oci.seccomp_bpf_data": "BgAAAAAA/38="}
+    )
+    assert text.split() == ["Seccomp:", "2"]
+
+
+def test_masked_and_readonly_paths_and_a_readonly_root(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    script = "cat /proc/timer_list | wc -c; cat /etc/passwd | wc -c; echo x > /proc/sys/kernel/hostname || echo refused; touch /x || echo readonly"
+    assert Path("/proc/timer_list").read_text(), "this machine's own file is empty, so the test would show nothing"
+    code, text = run_once(cri_client, world, tmp_path / "default", ["sh", "-c", script], linux=security(readonly_rootfs=True))
+    assert (code, text.splitlines()[0], text.splitlines()[2:]) == (0, "0", ["refused", "readonly"])
+    linux = security(masked_paths=["/etc/passwd"], readonly_paths=["/var"])
+    code, text = run_once(
+        cri_client, world, tmp_path / "own", ["sh", "-c", "cat /etc/passwd | wc -c; touch /var/x || echo refused"], linux=linux
+    )
+    assert (code, text.splitlines()) == (0, ["0", "refused"])
+
+
+def test_a_privileged_container_needs_a_privileged_pod_and_sees_devices(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    plain = pod_config("plain", log_directory=tmp_path)
+    with cri_client.pod(plain) as pod:
+        code, message = error_of(
+            lambda: cri_client.create(pod, container_config(world.image, SLEEP, linux=security(privileged=True)), plain)
+        )
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert "privileged" in message
+    sandbox = cri.LinuxPodSandboxConfig(security_context=cri.LinuxSandboxSecurityContext(privileged=True))
+    config = pod_config("mighty", log_directory=tmp_path, linux=sandbox)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, SLEEP, linux=security(privileged=True)), config)
+        status = cri_client.exec(container, "cat", "/proc/self/status").stdout
+        assert b"Seccomp:\t0" in status
+        assert cri_client.exec(container, "sh", "-c", "echo x > /sys/kernel/uevent_seqnum 2>&1; mount -t tmpfs none /home").exit_code == 0
+
+
+def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    resources = cri.LinuxContainerResources(cpu_shares=512, cpu_quota=50_000, cpu_period=100_000, memory_limit_in_bytes=64 << 20)
+    config = pod_config("limits", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, SLEEP, linux=cri.LinuxContainerConfig(resources=resources)), config)
+        assert limits(node, pod, container) == (512, 50_000, 64 << 20)
+        new = cri.LinuxContainerResources(cpu_shares=1024, memory_limit_in_bytes=128 << 20)
+        cri_client.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=container, linux=new), timeout=20)
+        assert limits(node, pod, container) == (1024, 50_000, 128 << 20)
+        shown = cri_client.status(container).resources.linux
+        assert (shown.cpu_shares, shown.cpu_quota, shown.memory_limit_in_bytes) == (1024, 50_000, 128 << 20)
+
+
+def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
+    """cpu shares, quota in µs and memory in bytes as the kernel has them; version 2's weight is turned back into shares."""
+    path = f"{node.names.cgroup.lstrip('/')}/crisp-{pod}/{container}"
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        weight = int((root / path / "cpu.weight").read_text())
+        quota = int((root / path / "cpu.max").read_text().split()[0])
+        return round(2 + (weight - 1) * 262142 / 9999), quota, int((root / path / "memory.max").read_text())
+    return (
+        int((root / "cpu" / path / "cpu.shares").read_text()),
+        int((root / "cpu" / path / "cpu.cfs_quota_us").read_text()),
+        int((root / "memory" / path / "memory.limit_in_bytes").read_text()),
+    )
+
+
+def test_running_out_of_memory_is_told(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    linux = cri.LinuxContainerConfig(
+        resources=cri.LinuxContainerResources(memory_limit_in_bytes=24 << 20, memory_swap_limit_in_bytes=24 << 20)
+    )
+    config = pod_config("hungry", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(
+            pod, container_config(world.image, ["sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1"], linux=linux), config
+        )
+        status = until(lambda: found if (found := cri_client.status(container)).state == cri.CONTAINER_EXITED else None)
+        assert (status.exit_code, status.reason) == (137, "OOMKilled")
+
+
+def test_mounts(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    host = tmp_path / "data"
+    host.mkdir()
+    (host / "file").write_text("from the host")
+    mounts = [
+        cri.Mount(container_path="/data", host_path=str(host)),
+        cri.Mount(container_path="/fixed", host_path=str(host), readonly=True),
+        cri.Mount(container_path="/made", host_path=str(tmp_path / "not/there/yet")),
+        cri.Mount(container_path="/etc/hosts", host_path=str(host / "file"), readonly=True),
+    ]
+    script = "cat /data/file; echo; echo new > /data/new; echo x > /fixed/x || echo readonly; ls -d /made; cat /etc/hosts"
+    code, text = run_once(cri_client, world, tmp_path / "logs", ["sh", "-c", script], mounts=mounts)
+    assert (code, text.splitlines()) == (0, ["from the host", "readonly", "/made", "from the host"])
+    assert (host / "new").read_text() == "new\n"
+    assert (tmp_path / "not/there/yet").is_dir()
+
+
+def test_a_link_in_the_image_does_not_lead_a_mount_out_of_it(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    layer = images.busybox_layer()
+    layer.symlink("/escape", "/../../../../../../etc")
+    images.build([layer.finish()], {"Cmd": ["sh"]}).push(world.registry, "test/escape", "1")
+    reference = f"{world.registry}/test/escape:1"
+    cri_client.pull(reference)
+    (tmp_path / "in").mkdir()
+    config = pod_config("escape", log_directory=tmp_path)
+    mount = cri.Mount(container_path="/escape/crisp-escape", host_path=str(tmp_path / "in"))
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(reference, SLEEP, mounts=[mount]), config)
+        assert cri_client.exec(container, "ls", "-d", "/etc/crisp-escape").exit_code == 0
+        assert not Path("/etc/crisp-escape").exists()
+    cri_client.remove_image(reference)
+
+
+def test_dns_and_hostname(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    dns = cri.DNSConfig(servers=["10.9.8.7"], searches=["a.example", "b.example"], options=["ndots:3"])
+    config = pod_config("named", log_directory=tmp_path, dns_config=dns)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, SLEEP), config)
+        text = cri_client.exec(container, "cat", "/etc/resolv.conf").stdout.decode()
+        assert text.splitlines() == ["nameserver 10.9.8.7", "search a.example b.example", "options ndots:3"]
+        assert cri_client.exec(container, "hostname").stdout == b"named\n"
+        hosts = cri_client.exec(container, "cat", "/etc/hosts").stdout.decode()
+        assert f"{cri_client.pod_status(pod).network.ip}\tnamed" in hosts
+
+
+def test_exec_past_its_timeout_is_killed_with_its_children(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("slow", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, SLEEP), config)
+        begun = time.monotonic()
+        assert (
+            code_of(lambda: cri_client.exec(container, "sh", "-c", "sleep 123 & sleep 321", timeout=1)) == grpc.StatusCode.DEADLINE_EXCEEDED
+        )
+        assert time.monotonic() - begun < 8
+        until(lambda: True if not {b"sleep 123", b"sleep 321"} & commands(cri_client, container) else None)
+
+
+def commands(client: Cri, container: str) -> set[bytes]:
+    """The command lines of all processes in a container."""
+    return {line.split(None, 3)[-1].strip() for line in client.exec(container, "ps").stdout.splitlines()}
+
+
+def test_exec_needs_a_running_container_and_a_program(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("exec", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, SLEEP), config)
+        code, message = error_of(lambda: cri_client.exec(container, "/no/such/program"))
+        assert code == grpc.StatusCode.UNKNOWN
+        assert "/no/such/program" in message
+        cri_client.stop(container)
+        assert code_of(lambda: cri_client.exec(container, "true")) == grpc.StatusCode.FAILED_PRECONDITION
+        assert code_of(lambda: cri_client.exec("0" * 64, "true")) == grpc.StatusCode.NOT_FOUND
+
+
+def test_stop_sends_the_signal_first_and_kills_after_the_grace_time(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("stop", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        polite = cri_client.run(
+            pod,
+            container_config(world.image, ["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done"], name="polite"),
+            config,
+        )
+        deaf = cri_client.run(
+            pod, container_config(world.image, ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"], name="deaf"), config
+        )
+        for name in ("polite", "deaf"):
+            until(lambda log=tmp_path / f"{name}.log": log_lines(log) or None)  # type: ignore[misc]
+        cri_client.stop(polite, timeout=20)
+        assert cri_client.status(polite).exit_code == 5
+        begun = time.monotonic()
+        cri_client.stop(deaf, timeout=1)
+        assert 0.9 < time.monotonic() - begun < 8
+        assert cri_client.status(deaf).exit_code == 137
+
+
+def test_a_program_that_is_not_there_fails_the_start_or_create(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("absent", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        code, message = error_of(lambda: cri_client.run(pod, container_config(world.image, ["/no/such/program"]), config))
+        assert code == grpc.StatusCode.UNKNOWN
+        assert "/no/such/program" in message
+
+
+def test_a_container_starts_only_once(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("once", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, SLEEP), config)
+        assert code_of(lambda: cri_client.start(container)) == grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_statistics_agree_with_the_kernel(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    config = pod_config("stats", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        script = (
+            "dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 600"
+        )
+        container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
+        until(lambda: log_lines(tmp_path / "main.log") or None)
+        stats = cri_client.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), timeout=20).stats
+        assert stats.cpu.usage_core_nano_seconds.value > 10_000_000
+        assert 0 < stats.memory.working_set_bytes.value < 64 << 20
+        assert stats.writable_layer.used_bytes.value >= 3 << 20
+        listed = cri_client.runtime.ListContainerStats(cri.ListContainerStatsRequest(), timeout=20).stats
+        assert container in {entry.attributes.id for entry in listed}
+        whole = cri_client.runtime.PodSandboxStats(cri.PodSandboxStatsRequest(pod_sandbox_id=pod), timeout=20).stats
+        assert whole.linux.process.process_count.value >= 2
+        assert whole.linux.network.default_interface.name == "eth0"
+        assert whole.linux.cpu.usage_core_nano_seconds.value >= stats.cpu.usage_core_nano_seconds.value
+        assert [entry.attributes.id for entry in whole.linux.containers] == [container]
+        usage = cri_client.image.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=20)
+        assert usage.image_filesystems[0].used_bytes.value > 100_000
+        assert usage.image_filesystems[0].fs_id.mountpoint.startswith(str(node.root))

@@ -1,0 +1,259 @@
+"""Services that are killed: in the middle of a running pod, between any two side effects, and while calls are under way."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import httpx
+import pytest
+from conftest import PAGE, World
+from expect import error_of, log_lines, until
+from traces import get, traces, wait_until_clean
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab import clone, images, scratch
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import SERVICES, Node
+
+T = TypeVar("T")
+SOURCES = [*(clone.ROOT / "services").glob("*/src/*/*.py")]
+POINTS = sorted({name for file in SOURCES for name in re.findall(r'crashpoint\("([a-z-]+)"\)', file.read_text())})
+IMAGE_POINTS = {"image-layers-unpacked"}
+
+
+@pytest.fixture(scope="module")
+def crash_node(world: World) -> Iterator[Node]:
+    """A node whose crash points can be armed."""
+    with scratch.folder("crash") as folder:
+        armed = folder / "armed"
+        armed.mkdir()
+        armed.chmod(0o777)  # the gateway, which is not root, takes its own away
+        node = Node(folder / "node", environment={"CRISP_CRASHPOINTS": str(armed)})
+        try:
+            node.start()
+            with Cri(node.socket) as client:
+                client.pull(world.image)
+            yield node
+            wait_until_clean(node)
+        finally:
+            names = node.names
+            node.destroy()
+        assert node.leftovers(names) == []
+
+
+def arm(node: Node, point: str) -> Path:
+    """The file that stands for the armed point; gone once a process has died there."""
+    file = Path(node.environment["CRISP_CRASHPOINTS"]) / point
+    file.touch()
+    return file
+
+
+def retried(call: Callable[[], T]) -> T:
+    """As kubelet does it: the same call again while the runtime is away. Nothing else is forgiven."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("point", [point for point in POINTS if point not in IMAGE_POINTS])
+def test_a_pod_starts_and_ends_over_a_crash_at(crash_node: Node, world: World, tmp_path: Path, point: str) -> None:
+    armed = arm(crash_node, point)
+    config = pod_config("crash", log_directory=tmp_path)
+    with Cri(crash_node.socket) as client:
+        pod = retried(lambda: client.run_pod(config))
+        container = retried(lambda: client.create(pod, container_config(world.image), config))
+        try:
+            retried(lambda: client.start(container))
+        except grpc.RpcError as error:  # it did start, only the answer was lost
+            assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
+            assert client.status(container).state == cri.CONTAINER_RUNNING
+        address = retried(lambda: client.pod_status(pod)).network.ip
+        assert until(lambda: httpx.get(f"http://{address}/").text, ignore=httpx.HTTPError) == PAGE
+        assert [c.id for c in retried(lambda: client.containers())] == [container]
+        retried(lambda: client.stop(container))
+        assert retried(lambda: client.status(container)).exit_code == 137
+        retried(lambda: client.remove(container))
+        retried(lambda: client.stop_pod(pod))
+        retried(lambda: client.remove_pod(pod))
+        assert not armed.exists(), f"nobody passed the crash point {point}"
+        until(lambda: True if all(crash_node.answers(service) for service in SERVICES) else None)
+        assert retried(client.pods) == []
+    wait_until_clean(crash_node)
+
+
+def test_a_pull_over_a_crash_leaves_no_half_image(crash_node: Node, world: World) -> None:
+    layer = images.Layer()
+    layer.file("/x", os.urandom(100_000))
+    image = images.build([layer.finish()], {"Cmd": ["/x"]})
+    image.push(world.registry, "test/crash", "1")
+    name = f"{world.registry}/test/crash:1"
+    layers = crash_node.root / "state/image-svc/layers"
+    before = sorted(path.name for path in layers.iterdir())
+    for point in sorted(IMAGE_POINTS):
+        armed = arm(crash_node, point)
+        with Cri(crash_node.socket) as client:
+            assert retried(lambda: client.pull(name)) == image.id
+            assert not armed.exists()
+            retried(lambda: client.remove_image(name))
+    assert sorted(path.name for path in layers.iterdir()) == before
+    assert list((crash_node.root / "state/image-svc/scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_running_pod_does_not_notice_the_death_of(node: Node, cri_client: Cri, world: World, tmp_path: Path, service: str) -> None:
+    """SIGKILL in the middle of a running pod: it goes on serving and logging, and all answers are as before."""
+    config = pod_config("steady", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        web = cri_client.run(pod, container_config(world.image, name="web"), config)
+        ticker = cri_client.run(
+            pod,
+            container_config(world.image, ["sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done"], name="ticker"),
+            config,
+        )
+        short = cri_client.create(pod, container_config(world.image, ["sh", "-c", "sleep 0.7; exit 9"], name="short"), config)
+        address = cri_client.pod_status(pod).network.ip
+        until(lambda: httpx.get(f"http://{address}/").text, ignore=httpx.HTTPError)
+        before = (cri_client.status(web), cri_client.status(ticker), cri_client.pod_status(pod))
+        cri_client.start(short)  # it ends while the service is away
+
+        pid = node.service_pid(service)
+        os.kill(pid, signal.SIGKILL)
+        assert httpx.get(f"http://{address}/").text == PAGE
+        node.wait_for_new(service, pid)
+
+        after = (retried(lambda: cri_client.status(web)), cri_client.status(ticker), cri_client.pod_status(pod))
+        assert after == before
+        assert httpx.get(f"http://{address}/").text == PAGE
+        ended = until(lambda: found if (found := cri_client.status(short)).state == cri.CONTAINER_EXITED else None)
+        assert (ended.exit_code, ended.reason) == (9, "Error")
+        assert ended.finished_at > ended.started_at
+        assert cri_client.exec(web, "echo", "here").stdout == b"here\n"
+        seen = len(log_lines(tmp_path / "ticker.log"))
+        until(lambda: True if len(log_lines(tmp_path / "ticker.log")) > seen + 5 else None)
+        numbers = [int(line.text) for line in log_lines(tmp_path / "ticker.log")]
+        assert numbers == list(range(len(numbers)))
+        cri_client.stop(ticker)
+        assert cri_client.status(ticker).exit_code == 137
+
+
+def test_a_failed_create_leaves_nothing(node: Node, cri_client: Cri, world: World, tmp_path: Path) -> None:
+    """The last step, in the OCI runtime, fails: everything before it is taken back."""
+    config = pod_config("fails", log_directory=tmp_path)
+    linux = cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(cpuset_cpus="4095"))
+    with cri_client.pod(config) as pod:
+        before = traces(node)
+        code, message = error_of(lambda: cri_client.create(pod, container_config(world.image, ["sleep", "1"], linux=linux), config))
+        assert code == grpc.StatusCode.UNKNOWN
+        assert "could not create container main" in message
+        assert traces(node) == before
+        assert cri_client.containers() == []
+
+
+def test_a_service_that_is_away_is_named(own_node: Node, world: World, tmp_path: Path) -> None:
+    own_node.start()
+    own_node.supervisor("stop", "net-svc")
+    with Cri(own_node.socket) as client:
+        status = client.runtime.Status(cri.StatusRequest(), timeout=60).status
+        network = next(condition for condition in status.conditions if condition.type == "NetworkReady")
+        assert not network.status
+        assert "net-svc is away" in network.message
+        code, message = error_of(lambda: client.run_pod(pod_config("away", log_directory=tmp_path)))
+        assert code == grpc.StatusCode.UNAVAILABLE
+        assert "net-svc is away" in message
+        own_node.supervisor("start", "net-svc")
+        config = pod_config("back", log_directory=tmp_path)
+        with client.pod(config):
+            pass
+
+
+@pytest.mark.parametrize("service", ["image-svc", "runtime-svc", "net-svc", "monitor-svc"])
+def test_restarting_a_service_under_load_fails_no_call(node: Node, cri_client: Cri, world: World, tmp_path: Path, service: str) -> None:
+    """SIGTERM drains: pods are started and ended by three callers all the while, and not one call is refused."""
+
+    def life(number: int) -> None:
+        config = pod_config(f"load{number}", log_directory=tmp_path / str(number))
+        with cri_client.pod(config) as pod:
+            container = cri_client.run(pod, container_config(world.image, ["sleep", "600"]), config)
+            assert cri_client.exec(container, "true").exit_code == 0
+
+    with ThreadPoolExecutor(3) as pool:
+        work = [pool.submit(life, number) for number in range(9)]
+        pid = node.service_pid(service)
+        os.kill(pid, signal.SIGTERM)
+        node.wait_for_new(service, pid)
+        for done in work:
+            done.result()
+
+
+def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Path) -> None:
+    """Two replicas of each service share the work; with the first ones gone the second ones go on alone."""
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        config = pod_config("scaled", log_directory=tmp_path)
+        pod = client.run_pod(config)
+        container = client.run(pod, container_config(world.image), config)
+        others = [own_node.start_replica(service, "1") for service in SERVICES if service != "cri-gateway"]
+        try:
+            for service in SERVICES:
+                if service != "cri-gateway":
+                    until(lambda name=service: True if own_node.answers(name, "1") else None)  # type: ignore[misc]
+                    own_node.supervisor("stop", service)
+            assert client.exec(container, "echo", "still").stdout == b"still\n"
+            second = client.run(pod, container_config(world.image, ["sleep", "600"], name="second"), config)
+            assert client.status(second).state == cri.CONTAINER_RUNNING
+            client.stop(container)
+            assert client.status(container).exit_code == 137
+            client.stop_pod(pod)
+            client.remove_pod(pod)
+        finally:
+            for service in SERVICES:
+                if service != "cri-gateway":
+                    own_node.supervisor("start", service)
+                    until(lambda name=service: True if own_node.answers(name) else None)  # type: ignore[misc]
+            for process in others:
+                process.terminate()
+                process.wait(30)
+    wait_until_clean(own_node)
+
+
+def test_what_a_killed_gateway_left_is_found(own_node: Node, world: World, tmp_path: Path) -> None:
+    """Parts of pods and containers that nobody asks for again are removed by the reconciler and the services' own sweeps."""
+    own_node.settings = {"gateway": {"reconcile_interval": 0.2, "reconcile_grace": 0.5}}
+    own_node.start()
+    with (
+        Cri(own_node.socket) as client,
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(own_node.run / "image-svc/0.sock"))) as image_svc,
+    ):
+        client.pull(world.image)
+        image_svc.put(f"http://image-svc/v1/rootfs/{'a' * 64}", json={"image": world.image}).raise_for_status()
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(own_node.run / "net-svc/0.sock")), timeout=20) as net_svc:
+            net_svc.put(f"http://net-svc/v1/attachments/{'b' * 64}", json={"namespace": "n", "name": "n", "uid": "u"}).raise_for_status()
+        until(lambda: True if not get(own_node, "image-svc", "/v1/rootfs").json()["ages"] else None)
+        until(lambda: True if not get(own_node, "net-svc", "/v1/attachments").json()["ages"] else None)
+    wait_until_clean(own_node)
+    assert "leftover-removed" in own_node.log("cri-gateway")
+
+
+def test_a_flushed_firewall_comes_back_with_the_next_pod(own_node: Node, world: World, tmp_path: Path) -> None:
+    own_node.start()
+    table = own_node.names.table
+    with Cri(own_node.socket) as client:
+        with client.pod(pod_config("first", log_directory=tmp_path)):
+            subprocess.run(["nft", "list", "table", "inet", table], check=True, capture_output=True)
+        subprocess.run(["nft", "delete", "table", "inet", table], check=True)
+        own_node.kill("net-svc")
+        with client.pod(pod_config("second", log_directory=tmp_path)):
+            subprocess.run(["nft", "list", "table", "inet", table], check=True, capture_output=True)

@@ -1,0 +1,171 @@
+"""A pod's whole life, over CRI, with each OCI runtime."""
+
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from conftest import PAGE, World
+from expect import code_of, log_lines, until
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import Node
+
+
+@pytest.mark.parametrize("handler", ["", "crun", "runc"])
+def test_a_pod_lives_from_run_to_remove(cri_client: Cri, world: World, tmp_path: Path, handler: str) -> None:
+    config = pod_config("web", log_directory=tmp_path)
+    pod = cri_client.run_pod(config, handler)
+    status = cri_client.pod_status(pod)
+    assert status.state == cri.SANDBOX_READY
+    assert status.network.ip
+    assert status.created_at > 1_600_000_000_000_000_000
+    assert status.labels == {"app": "web"}
+
+    container = cri_client.create(pod, container_config(world.image, labels={"role": "server"}), config)
+    created = cri_client.status(container)
+    assert created.state == cri.CONTAINER_CREATED
+    assert (created.started_at, created.finished_at) == (0, 0)
+
+    cri_client.start(container)
+    running = cri_client.status(container)
+    assert running.state == cri.CONTAINER_RUNNING
+    assert running.started_at >= created.created_at
+    assert running.image.image == world.image
+    assert running.image_ref == world.busybox.id
+    assert until(lambda: httpx.get(f"http://{status.network.ip}/").text, ignore=httpx.HTTPError) == PAGE
+
+    output = cri_client.exec(container, "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert (output.stdout, output.stderr, output.exit_code) == (b"out\n", b"err\n", 3)
+
+    cri_client.stop(container)
+    stopped = cri_client.status(container)
+    assert stopped.state == cri.CONTAINER_EXITED
+    assert stopped.exit_code == 137
+    assert stopped.reason == "Error"
+    assert stopped.finished_at >= running.started_at
+
+    cri_client.remove(container)
+    assert code_of(lambda: cri_client.status(container)) == grpc.StatusCode.NOT_FOUND
+    cri_client.stop_pod(pod)
+    assert cri_client.pod_status(pod).state == cri.SANDBOX_NOTREADY
+    cri_client.remove_pod(pod)
+    assert code_of(lambda: cri_client.pod_status(pod)) == grpc.StatusCode.NOT_FOUND
+
+
+def test_every_call_may_be_repeated(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("again", log_directory=tmp_path)
+    container = container_config(world.image, ["sleep", "600"])
+    pods = {cri_client.run_pod(config) for _ in range(3)}
+    assert len(pods) == 1
+    (pod,) = pods
+    containers = {cri_client.create(pod, container, config) for _ in range(3)}
+    assert len(containers) == 1
+    (container_id,) = containers
+    cri_client.start(container_id)
+    for _ in range(2):
+        cri_client.stop(container_id)
+    for _ in range(2):
+        cri_client.remove(container_id)
+    for _ in range(2):
+        cri_client.stop_pod(pod)
+    for _ in range(2):
+        cri_client.remove_pod(pod)
+
+
+def test_stop_and_remove_of_the_unknown_are_fine(cri_client: Cri) -> None:
+    unknown = "0" * 64
+    cri_client.stop(unknown)
+    cri_client.remove(unknown)
+    cri_client.stop_pod(unknown)
+    cri_client.remove_pod(unknown)
+    cri_client.remove_image("127.0.0.1:1/nothing/here:1")
+
+
+def test_containers_of_a_pod_share_its_network_and_not_its_processes(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("pair", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        cri_client.run(pod, container_config(world.image, name="server"), config)
+        other = cri_client.run(pod, container_config(world.image, ["sleep", "600"], name="client"), config)
+        page = until(lambda: cri_client.exec(other, "wget", "-q", "-O", "-", "http://127.0.0.1/").stdout.decode() or None)
+        assert page == PAGE
+        assert b"httpd" not in cri_client.exec(other, "ps").stdout
+
+
+def test_a_shared_pid_namespace_is_shared(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    linux = cri.LinuxPodSandboxConfig()
+    linux.security_context.namespace_options.pid = cri.POD
+    config = pod_config("shared", log_directory=tmp_path, linux=linux)
+    shared = cri.LinuxContainerConfig()
+    shared.security_context.namespace_options.pid = cri.POD
+    with cri_client.pod(config) as pod:
+        cri_client.run(pod, container_config(world.image, name="server", linux=shared), config)
+        other = cri_client.run(pod, container_config(world.image, ["sleep", "600"], name="client", linux=shared), config)
+        listed = until(lambda: found if b"httpd" in (found := cri_client.exec(other, "ps").stdout) else None)
+        assert b"catatonit" in listed
+
+
+def test_lists_are_filtered(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    first, second = pod_config("first", log_directory=tmp_path / "1"), pod_config("second", log_directory=tmp_path / "2")
+    with cri_client.pod(first) as one, cri_client.pod(second) as two:
+        a = cri_client.run(one, container_config(world.image, name="a", labels={"k": "v"}), first)
+        b = cri_client.create(two, container_config(world.image, name="b"), second)
+        assert {pod.id for pod in cri_client.pods()} >= {one, two}
+        assert [pod.id for pod in cri_client.pods(id=one[:13])] == [one]
+        assert [pod.id for pod in cri_client.pods(label_selector={"app": "second"})] == [two]
+        assert [c.id for c in cri_client.containers(pod_sandbox_id=two)] == [b]
+        assert [c.id for c in cri_client.containers(label_selector={"k": "v"})] == [a]
+        assert [c.id for c in cri_client.containers(state=cri.ContainerStateValue(state=cri.CONTAINER_CREATED))] == [b]
+        assert [c.id for c in cri_client.containers(id=a[:10])] == [a]
+        cri_client.stop_pod(two)
+        ready = cri.PodSandboxStateValue(state=cri.SANDBOX_READY)
+        assert two not in {pod.id for pod in cri_client.pods(state=ready)}
+
+
+def test_removing_a_pod_takes_its_running_containers(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("whole", log_directory=tmp_path)
+    pod = cri_client.run_pod(config)
+    containers = [cri_client.run(pod, container_config(world.image, ["sleep", "600"], name=f"c{number}"), config) for number in range(3)]
+    cri_client.remove_pod(pod)
+    for container in containers:
+        assert code_of(lambda id=container: cri_client.status(id)) == grpc.StatusCode.NOT_FOUND  # type: ignore[misc]
+
+
+def test_logs_have_time_stream_and_text_and_survive_rotation(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("logs", log_directory=tmp_path)
+    script = "echo one; echo two >&2; printf three; while [ ! -e /go ]; do sleep 0.1; done; echo four"
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
+        log = Path(cri_client.status(container).log_path)
+        assert log == tmp_path / "main.log"
+        until(lambda: len(log_lines(log)) >= 3 or None)
+        rotated = log.rename(tmp_path / "main.log.1")
+        cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
+        cri_client.exec(container, "touch", "/go")
+        until(lambda: cri_client.status(container).state == cri.CONTAINER_EXITED or None)
+        lines = log_lines(rotated) + log_lines(log)
+        assert sorted((line.stream, line.text) for line in lines) == [
+            ("stderr", "two"),
+            ("stdout", "four"),
+            ("stdout", "one"),
+            ("stdout", "three"),
+        ]
+        assert {line.tag for line in lines if line.text == "three"} == {"P"}
+
+
+def test_the_node_says_what_it_is(cri_client: Cri, node: Node) -> None:
+    version = cri_client.runtime.Version(cri.VersionRequest(), timeout=20)
+    assert (version.version, version.runtime_name, version.runtime_api_version) == ("0.1.0", "crisp", "v1")
+    status = cri_client.runtime.Status(cri.StatusRequest(verbose=True), timeout=20)
+    assert {condition.type: condition.status for condition in status.status.conditions} == {"RuntimeReady": True, "NetworkReady": True}
+    assert {handler.name for handler in status.runtime_handlers} == {"", "crun", "runc"}
+    assert "bridge" in status.info["cniconfig"]
+    assert cri_client.runtime.RuntimeConfig(cri.RuntimeConfigRequest(), timeout=20).linux.cgroup_driver == cri.CGROUPFS
+
+
+def test_a_call_that_is_not_there_yet_says_so(cri_client: Cri) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        cri_client.runtime.Attach(cri.AttachRequest(), timeout=20)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert "Attach" in caught.value.details()

@@ -1,0 +1,197 @@
+"""Pods' networks: the built-in bridge, CNI plugins by exec, host ports, and configurations that are wrong."""
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from conftest import PAGE, World
+from expect import error_of, until
+from traces import get, traces, wait_until_clean
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import Node
+from crisplab.registry import free_port
+
+SLEEP = ["sleep", "600"]
+
+
+def conflist(node: Node, **plugin: object) -> str:
+    """A configuration list like those that network add-ons write, on this node's own bridge and subnet."""
+    bridge = {
+        "type": "bridge",
+        "bridge": node.names.bridge,
+        "isGateway": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": node.names.subnet}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": str(node.root / "leases"),
+        },
+        **plugin,
+    }
+    return json.dumps(
+        {
+            "cniVersion": "0.4.0",
+            "name": "addon",
+            "plugins": [bridge, {"type": "tuning"}, {"type": "portmap", "capabilities": {"portMappings": True}}],
+        }
+    )
+
+
+def test_pods_have_loopback_a_route_and_reach_each_other(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    one, two = pod_config("one", log_directory=tmp_path / "1"), pod_config("two", log_directory=tmp_path / "2")
+    with cri_client.pod(one) as first, cri_client.pod(two) as second:
+        cri_client.run(first, container_config(world.image), one)
+        asker = cri_client.run(second, container_config(world.image, SLEEP), two)
+        address = cri_client.pod_status(first).network.ip
+        assert address != cri_client.pod_status(second).network.ip
+        assert until(lambda: cri_client.exec(asker, "wget", "-q", "-O", "-", f"http://{address}/").stdout.decode() or None) == PAGE
+        assert b"127.0.0.1" in cri_client.exec(asker, "ip", "addr", "show", "lo").stdout
+        assert cri_client.exec(asker, "ip", "route").stdout.startswith(b"default via ")
+
+
+def test_pods_reach_the_world_under_the_nodes_address(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    """A server on an address of the node outside of the pods' subnet must see the node's address, not the pod's."""
+    config = pod_config("out", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        rules = subprocess.run(["nft", "list", "table", "inet", node.names.table], capture_output=True, text=True, check=True).stdout
+        assert f"ip saddr {node.names.subnet}" in rules
+        assert "masquerade" in rules
+        assert cri_client.pod_status(pod).network.ip
+
+
+def test_host_ports_answer_on_every_address_and_go_with_the_pod(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    port = free_port()
+    config = pod_config("ports", log_directory=tmp_path, port_mappings=[cri.PortMapping(container_port=80, host_port=port)])
+    gateway = node.names.subnet.replace(".0/24", ".1")
+    with cri_client.pod(config) as pod:
+        cri_client.run(pod, container_config(world.image), config)
+        for address in ("127.0.0.1", gateway):
+            assert until(lambda at=address: httpx.get(f"http://{at}:{port}/", timeout=2).text, ignore=httpx.HTTPError) == PAGE  # type: ignore[misc]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=2)
+
+
+def test_a_pod_on_the_nodes_network_has_no_address_of_its_own(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    linux = cri.LinuxPodSandboxConfig()
+    linux.security_context.namespace_options.network = cri.NODE
+    config = pod_config("host", log_directory=tmp_path, linux=linux)
+    inside = cri.LinuxContainerConfig()
+    inside.security_context.namespace_options.network = cri.NODE
+    with cri_client.pod(config) as pod:
+        status = cri_client.pod_status(pod)
+        assert (status.state, status.network.ip) == (cri.SANDBOX_READY, "")
+        container = cri_client.run(pod, container_config(world.image, SLEEP, linux=inside), config)
+        own = Path("/proc/self/ns/net").readlink()
+        assert cri_client.exec(container, "readlink", "/proc/self/ns/net").stdout.decode().strip() == str(own)
+
+
+def test_cni_plugins_by_exec(own_node: Node, world: World, tmp_path: Path) -> None:
+    """The same network, once done natively and once by running CNI's reference plugins, looks the same to a pod."""
+    port = free_port()
+    own_node.settings = {"net": {"native_plugins": False}}
+    (own_node.root / "cni").mkdir(parents=True)
+    (own_node.root / "cni/10-addon.conflist").write_text(conflist(own_node))
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        config = pod_config("cni", log_directory=tmp_path, port_mappings=[cri.PortMapping(container_port=80, host_port=port)])
+        with client.pod(config) as pod:
+            client.run(pod, container_config(world.image), config)
+            address = client.pod_status(pod).network.ip
+            assert until(lambda: httpx.get(f"http://{address}/").text, ignore=httpx.HTTPError) == PAGE
+            assert until(lambda: httpx.get(f"http://127.0.0.1:{port}/", timeout=2).text, ignore=httpx.HTTPError) == PAGE
+            attachment = get(own_node, "net-svc", f"/v1/attachments/{pod}").json()
+            assert attachment["network"] == "addon"
+            assert list((own_node.root / "leases/addon").glob(address))
+        assert not list((own_node.root / "leases/addon").glob(address))
+        wait_until_clean(own_node)
+    chains = subprocess.run(["iptables", "-t", "nat", "-S"], capture_output=True, text=True, check=True).stdout
+    assert str(port) not in chains
+
+
+def test_a_changed_configuration_is_used_for_new_pods_and_the_old_one_for_their_end(own_node: Node, world: World, tmp_path: Path) -> None:
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        old = pod_config("old", log_directory=tmp_path)
+        pod = client.run_pod(old)
+        (own_node.root / "cni/10-addon.conflist").write_text(conflist(own_node))
+        new = pod_config("new", log_directory=tmp_path)
+        with client.pod(new) as other:
+            assert get(own_node, "net-svc", f"/v1/attachments/{pod}").json()["network"] == "crisp"
+            assert get(own_node, "net-svc", f"/v1/attachments/{other}").json()["network"] == "addon"
+        client.stop_pod(pod)
+        client.remove_pod(pod)
+        wait_until_clean(own_node)
+
+
+def test_a_broken_configuration_is_named_and_leaves_nothing(own_node: Node, world: World, tmp_path: Path) -> None:
+    own_node.start()
+    before = traces(own_node)
+    file = own_node.root / "cni/10-broken.conflist"
+    faults = {
+        "{": "is not JSON",
+        '{"cniVersion": "1.0.0", "plugins": [{"type": "bridge"}]}': "lacks a name",
+        '{"cniVersion": "9.9.9", "name": "x", "plugins": [{"type": "bridge"}]}': "cniVersion '9.9.9' is not supported",
+        '{"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "nosuchplugin"}]}': "CNI plugin 'nosuchplugin' is in none of",
+        conflist(own_node, ipam={"type": "host-local", "ranges": [[{"subnet": "10.1.1.0/31"}]]}): "too small",
+    }
+    with Cri(own_node.socket) as client:
+        for text, fault in faults.items():
+            file.write_text(text)
+            code, message = error_of(lambda: client.run_pod(pod_config("broken", log_directory=tmp_path)))
+            assert code == grpc.StatusCode.FAILED_PRECONDITION, message
+            assert fault in message
+            assert client.pods() == []
+        file.write_text("{")
+        status = client.runtime.Status(cri.StatusRequest(), timeout=20).status
+        network = next(condition for condition in status.conditions if condition.type == "NetworkReady")
+        assert (network.status, network.reason) == (False, "NetworkPluginNotReady")
+        assert str(file) in network.message
+        file.unlink()
+        with client.pod(pod_config("mended", log_directory=tmp_path)):
+            pass
+    wait_until_clean(own_node, before)
+
+
+def test_a_plugin_that_fails_is_quoted_and_undone(own_node: Node, world: World, tmp_path: Path) -> None:
+    own_node.settings = {"net": {"cni_bin_dirs": [str(tmp_path), "/usr/lib/cni"]}}
+    own_node.start()
+    plugin = tmp_path / "failing"
+    plugin.write_text('#!/bin/sh\n[ "$CNI_COMMAND" = DEL ] && exit 0\necho \'{"code": 100, "msg": "no cable"}\'; exit 1\n')
+    plugin.chmod(0o755)
+    document = json.loads(conflist(own_node))
+    document["plugins"].append({"type": "failing"})
+    (own_node.root / "cni/10-failing.conflist").write_text(json.dumps(document))
+    before = traces(own_node)
+    with Cri(own_node.socket) as client:
+        code, message = error_of(lambda: client.run_pod(pod_config("unplugged", log_directory=tmp_path)))
+        assert code == grpc.StatusCode.INTERNAL
+        assert "failing" in message
+        assert "no cable" in message
+        assert client.pods() == []
+    wait_until_clean(own_node, before)
+
+
+def test_addresses_run_out_and_come_back(own_node: Node, tmp_path: Path) -> None:
+    subnet = own_node.names.subnet.replace(".0/24", ".0/29")  # .1 is the gateway, .2 to .6 are for pods
+    own_node.settings = {"net": {"builtin_subnets": [subnet]}}
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        pods = [client.run_pod(pod_config(f"p{number}", log_directory=tmp_path)) for number in range(5)]
+        addresses = {client.pod_status(pod).network.ip for pod in pods}
+        assert len(addresses) == 5
+        code, message = error_of(lambda: client.run_pod(pod_config("late", log_directory=tmp_path)))
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "no free address" in message
+        client.stop_pod(pods[0])
+        pods.append(client.run_pod(pod_config("next", log_directory=tmp_path)))
+        for pod in pods:
+            client.remove_pod(pod)
+    wait_until_clean(own_node)

@@ -1,0 +1,66 @@
+"""What a node has in the kernel, on disk and in its services' books, as sorted lines: equal before and after is clean."""
+
+import time
+from pathlib import Path
+
+import httpx
+
+from crisplab.node import SERVICES, Node, leftovers_of
+
+_ROWS = {
+    "runtime-svc": {"/v1/pods": "pods", "/v1/containers": "containers"},
+    "net-svc": {"/v1/attachments": "ages"},
+    "image-svc": {"/v1/rootfs": "ages"},
+    "monitor-svc": {"/v1/monitors": "processes"},
+}
+_FOLDERS = (
+    "run/runtime-svc/pods",
+    "run/runtime-svc/bundles",
+    "run/runtime-svc/oci/crun",
+    "run/runtime-svc/oci/runc",
+    "run/net-svc/netns",
+    "run/monitor-svc/monitors",
+    "run/monitor-svc/exits",
+    "run/monitor-svc/attach",
+    "run/monitor-svc/exec",
+    "run/image-svc/rootfs",
+    "state/image-svc/containers",
+    "state/image-svc/scratch",
+)
+
+
+def get(node: Node, service: str, path: str) -> httpx.Response:
+    """GET from a service's socket, as `curl --unix-socket` does."""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(node.run / service / "0.sock")), timeout=20) as client:
+        return client.get(f"http://{service}{path}")
+
+
+def traces(node: Node) -> list[str]:
+    """All that pods and containers leave marks in."""
+    found = []
+    mounts = Path(f"/proc/{node.pid()}/mounts").read_text().splitlines()
+    found += [f"mount {target}" for line in mounts if (target := line.split()[1]).startswith(f"{node.root}/")]
+    for folder in _FOLDERS:
+        path = node.root / folder
+        found += [f"file {folder}/{entry.name}" for entry in path.iterdir()] if path.exists() else []
+    found += [line for line in leftovers_of(node.names) if line.startswith("interface")]
+    for base in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
+        found += [f"cgroup {folder}" for folder in base.glob(f"{node.names.cgroup.lstrip('/')}/*/")]
+    for service, paths in _ROWS.items():
+        for path, key in paths.items():
+            listed = get(node, service, path).raise_for_status().json()[key]
+            found += [f"row {service} {entry if isinstance(entry, str) else entry['id']}" for entry in listed]
+    return sorted(found)
+
+
+def wait_until_clean(node: Node, before: list[str] | None = None, seconds: float = 10) -> None:
+    """Waits for what the kernel and conmon end a moment after the answer; fails with what stays."""
+    deadline = time.monotonic() + seconds
+    while left := sorted(set(traces(node)) - set(before or [])):
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.05)
+
+
+def file_descriptors(node: Node) -> dict[str, int]:
+    """How many files each service has open."""
+    return {service: len(list(Path(f"/proc/{node.service_pid(service)}/fd").iterdir())) for service in SERVICES}
