@@ -35,18 +35,6 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
       BinaryName = "/usr/bin/crun"
 """
 _BRIDGE = "cbenchpeer"
-_NETWORK = {
-    "cniVersion": "0.4.0",
-    "name": "bench-peer",
-    "plugins": [
-        {
-            "type": "bridge",
-            "bridge": _BRIDGE,
-            "isGateway": True,
-            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.127.255.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]},
-        }
-    ],
-}
 
 
 @contextlib.contextmanager
@@ -56,14 +44,7 @@ def containerd(root: Path, registry: str) -> Iterator[Subject]:
     if not program.exists():
         raise FileNotFoundError("containerd is not here; run `make lab`")
     (root / "cni").mkdir(parents=True)
-    (root / "cni/10-bench.conflist").write_text(
-        json.dumps(
-            {
-                **_NETWORK,
-                "plugins": [{**_NETWORK["plugins"][0], "ipam": {**_NETWORK["plugins"][0]["ipam"], "dataDir": str(root / "leases")}}],
-            }
-        )
-    )  # type: ignore[dict-item,index]
+    (root / "cni/10-bench.conflist").write_text(json.dumps(_network(root / "leases")))
     (root / "config.toml").write_text(_CONFIG.format(root=root, registry=registry))
     _pause(registry)
     unmount = "umount /sys/fs/cgroup/unified; " if Path("/sys/fs/cgroup/unified/cgroup.procs").exists() else ""
@@ -122,3 +103,9 @@ def _shims(root: Path) -> list[int]:
                 if b"containerd-shim" in arguments and str(root).encode() in arguments:
                     found.append(int(entry.name))
     return found
+
+
+def _network(leases: Path) -> dict[str, object]:
+    ipam = {"type": "host-local", "ranges": [[{"subnet": "10.127.255.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": str(leases)}
+    bridge = {"type": "bridge", "bridge": _BRIDGE, "isGateway": True, "ipam": ipam}
+    return {"cniVersion": "0.4.0", "name": "bench-peer", "plugins": [bridge]}

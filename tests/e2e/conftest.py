@@ -1,32 +1,15 @@
 """A real registry with an image, and a real node, for each worker; tests that break things start a node of their own."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from traces import traces, wait_until_clean
+from world import PAGE, World
 
 from crisplab import images, registry, scratch
 from crisplab.cri import Cri
-from crisplab.images import Image
 from crisplab.node import Node
-
-PAGE = "hello from crisp\n"
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What all tests of a worker share besides the node."""
-
-    folder: Path
-    registry: str
-    busybox: Image
-
-    @property
-    def image(self) -> str:
-        """busybox with a web server as its command."""
-        return f"{self.registry}/test/busybox:1"
 
 
 @pytest.fixture(scope="session")

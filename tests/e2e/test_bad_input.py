@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-from conftest import World
 from expect import error_of
 from traces import traces
+from world import World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import images
@@ -51,7 +52,7 @@ def test_pods_that_cannot_be(cri_client: Cri, node: Node, case: str) -> None:
     assert traces(node) == before
 
 
-def _mount(**fields: object) -> Edit:
+def _mount(**fields: Any) -> Edit:
     return lambda config: config.mounts.add(**fields)
 
 

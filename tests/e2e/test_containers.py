@@ -1,12 +1,14 @@
 """What a container's configuration asks for, seen from inside the container and in the kernel's own files."""
 
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-from conftest import World
-from expect import code_of, error_of, log_lines, until
+from expect import LogLine, code_of, error_of, log_lines, until
+from world import World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import images
@@ -16,7 +18,7 @@ from crisplab.node import Node
 SLEEP = ["sleep", "600"]
 
 
-def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: object) -> tuple[int, str]:
+def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: Any) -> tuple[int, str]:
     """Runs a command in a pod of its own and answers its exit code and standard output."""
     config = pod_config("once", log_directory=logs)
     with client.pod(config) as pod:
@@ -26,9 +28,14 @@ def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: 
     return status.exit_code, text
 
 
-def security(**fields: object) -> cri.LinuxContainerConfig:
+def some_lines(log: Path) -> list[LogLine] | None:
+    """The lines of a log once there are any, for `until`."""
+    return log_lines(log) or None
+
+
+def security(**fields: Any) -> cri.LinuxContainerConfig:
     """A Linux part with this security context."""
-    return cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(**fields))  # type: ignore[arg-type]
+    return cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(**fields))
 
 
 def test_command_args_env_and_cwd(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -239,7 +246,7 @@ def test_stop_sends_the_signal_first_and_kills_after_the_grace_time(cri_client: 
             pod, container_config(world.image, ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"], name="deaf"), config
         )
         for name in ("polite", "deaf"):
-            until(lambda log=tmp_path / f"{name}.log": log_lines(log) or None)  # type: ignore[misc]
+            until(partial(some_lines, tmp_path / f"{name}.log"))
         cri_client.stop(polite, timeout=20)
         assert cri_client.status(polite).exit_code == 5
         begun = time.monotonic()

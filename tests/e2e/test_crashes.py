@@ -7,15 +7,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import grpc
 import httpx
 import pytest
-from conftest import PAGE, World
 from expect import error_of, log_lines, until
 from traces import get, traces, wait_until_clean
+from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import clone, images, scratch
@@ -53,6 +54,11 @@ def arm(node: Node, point: str) -> Path:
     file = Path(node.environment["CRISP_CRASHPOINTS"]) / point
     file.touch()
     return file
+
+
+def answering(node: Node, service: str, replica: str = "0") -> bool | None:
+    """True once a replica answers, for `until`."""
+    return node.answers(service, replica) or None
 
 
 def retried(call: Callable[[], T]) -> T:
@@ -209,7 +215,7 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
         try:
             for service in SERVICES:
                 if service != "cri-gateway":
-                    until(lambda name=service: True if own_node.answers(name, "1") else None)  # type: ignore[misc]
+                    until(partial(answering, own_node, service, "1"))
                     own_node.supervisor("stop", service)
             assert client.exec(container, "echo", "still").stdout == b"still\n"
             second = client.run(pod, container_config(world.image, ["sleep", "600"], name="second"), config)
@@ -222,7 +228,7 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
             for service in SERVICES:
                 if service != "cri-gateway":
                     own_node.supervisor("start", service)
-                    until(lambda name=service: True if own_node.answers(name) else None)  # type: ignore[misc]
+                    until(partial(answering, own_node, service))
             for process in others:
                 process.terminate()
                 process.wait(30)

@@ -6,15 +6,16 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import bcrypt
 import grpc
 import httpx
 import pytest
-from conftest import World
 from expect import error_of
 from traces import get
+from world import World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import images, registry
@@ -150,7 +151,7 @@ def test_damaged_blobs_are_refused_and_nothing_of_them_is_kept(cri_client: Cri, 
     layers = node.root / "state/image-svc/layers"
     before = sorted(path.name for path in layers.iterdir())
     for tag, said in (("bytes", "layer sha256:"), ("diff", "the image is damaged")):
-        code, message = error_of(lambda name=tag: cri_client.pull(f"{world.registry}/test/damaged:{name}"))  # type: ignore[misc]
+        code, message = error_of(partial(cri_client.pull, f"{world.registry}/test/damaged:{tag}"))
         assert code == grpc.StatusCode.FAILED_PRECONDITION, message
         assert said in message
         assert image_of(cri_client, f"{world.registry}/test/damaged:{tag}") is None

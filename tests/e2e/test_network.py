@@ -3,14 +3,15 @@
 import json
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
-from conftest import PAGE, World
 from expect import error_of, until
 from traces import get, traces, wait_until_clean
+from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
@@ -72,8 +73,12 @@ def test_host_ports_answer_on_every_address_and_go_with_the_pod(cri_client: Cri,
     gateway = node.names.subnet.replace(".0/24", ".1")
     with cri_client.pod(config) as pod:
         cri_client.run(pod, container_config(world.image), config)
+
+        def page(address: str) -> str:
+            return httpx.get(f"http://{address}:{port}/", timeout=2).text
+
         for address in ("127.0.0.1", gateway):
-            assert until(lambda at=address: httpx.get(f"http://{at}:{port}/", timeout=2).text, ignore=httpx.HTTPError) == PAGE  # type: ignore[misc]
+            assert until(partial(page, address), ignore=httpx.HTTPError) == PAGE
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=2)
 

@@ -47,8 +47,8 @@ def traces(node: Node) -> list[str]:
     for base in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
         found += [f"cgroup {folder}" for folder in base.glob(f"{node.names.cgroup.lstrip('/')}/*/")]
     for service, paths in _ROWS.items():
-        for path, key in paths.items():
-            listed = get(node, service, path).raise_for_status().json()[key]
+        for resource, key in paths.items():
+            listed = get(node, service, resource).raise_for_status().json()[key]
             found += [f"row {service} {entry if isinstance(entry, str) else entry['id']}" for entry in listed]
     return sorted(found)
 

@@ -72,8 +72,7 @@ def load(section: str, model: type[S], arguments: Sequence[str] | None = None, e
     origins: dict[tuple[str, str], str] = {}
 
     def take(name: str, key: str, value: Any, origin: str) -> None:
-        if name not in SECTIONS:
-            raise InvalidArgument(f"{origin}: there is no section [{name}]{_nearest(name, SECTIONS)}", field=name)
+        _check_section(name, origin)
         if name not in models:
             return
         if key not in models[name].model_fields:
@@ -87,6 +86,7 @@ def load(section: str, model: type[S], arguments: Sequence[str] | None = None, e
                 raise InvalidArgument(
                     f"{file}: {name!r} stands outside of any section; put it under one of [{'], ['.join(SECTIONS)}]", field=name
                 )
+            _check_section(name, str(file))
             for key, value in table.items():
                 take(name, key, value, str(file))
     for variable, text in environment.items():
@@ -106,6 +106,11 @@ def load(section: str, model: type[S], arguments: Sequence[str] | None = None, e
         own=_validated(model, section, values[section], origins),
         replica=flags.replica,
     )
+
+
+def _check_section(name: str, origin: str) -> None:
+    if name not in SECTIONS:
+        raise InvalidArgument(f"{origin}: there is no section [{name}]{_nearest(name, SECTIONS)}", field=name)
 
 
 def _files(config: Path) -> list[Path]:

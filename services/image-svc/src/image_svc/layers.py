@@ -69,21 +69,24 @@ def fetch_and_unpack(source: Source, layer: Layer, target: Path) -> Unpacked:
         raise Unimplemented(f"layer {descriptor.digest} is non-distributable ({descriptor.media_type}): the registry does not have it")
     with source.blob(descriptor) as pieces:
         fetched = _HashingReader(pieces)
+        inflated = fault = None
         try:
             inflated = _HashingReader(_chunks(_inflate(io.BufferedReader(fetched, _COPY))))
             with tarfile.open(fileobj=io.BufferedReader(inflated, _COPY), mode="r|", bufsize=_COPY) as archive:
                 unpacked = _Tree(target).write(archive)
             while inflated.read(_COPY):  # what follows the end of the archive counts for the digest
                 pass
-            while fetched.read(_COPY):
-                pass
         except (tarfile.TarError, zlib.error, EOFError, zstandard.ZstdError, igzip.BadGzipFile) as error:
-            raise FailedPrecondition(f"layer {descriptor.digest} is not a tar (gzip, zstd or plain): {error}") from error
+            fault = error
+        while fetched.read(_COPY):
+            pass
     digest = f"sha256:{fetched.sha256.hexdigest()}"
     if digest != descriptor.digest or fetched.count != descriptor.size:
         raise FailedPrecondition(
             f"layer {descriptor.digest} ({descriptor.size} bytes) came as {digest} ({fetched.count} bytes): it was changed on the way or in the registry; nothing of it was kept"
-        )
+        ) from fault
+    if fault is not None or inflated is None:
+        raise FailedPrecondition(f"layer {descriptor.digest} is not a tar (gzip, zstd or plain): {fault}") from fault
     diff_id = f"sha256:{inflated.sha256.hexdigest()}"
     if diff_id != layer.diff_id:
         raise FailedPrecondition(

@@ -1,0 +1,147 @@
+"""The smaller parts: errors, database, tasks, paths, processes."""
+
+import asyncio
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from servicekit import errors, processes
+from servicekit.database import Database
+from servicekit.errors import DeadlineExceeded, FailedPrecondition
+from servicekit.rootpath import read_in_root, resolve_in_root
+from servicekit.tasks import Joining, Turns, all_of, every
+
+
+@pytest.mark.parametrize("kind", errors.BY_CODE.values(), ids=lambda kind: kind.code)
+def test_every_error_survives_the_way_through_http(kind: type[errors.CrispError]) -> None:
+    back = errors.from_problem(kind.status, errors.to_problem(kind("what happened", field="a.b")), "svc")
+    assert type(back) is kind
+    assert (back.message, back.field) == ("what happened", "a.b")
+
+
+def test_an_answer_that_is_no_problem_document_is_still_an_error() -> None:
+    assert "svc answered 502" in errors.from_problem(502, None, "svc").message
+    assert isinstance(errors.from_problem(404, {}, "svc"), errors.NotFound)
+
+
+MIGRATIONS = ["CREATE TABLE t (a TEXT PRIMARY KEY)", "ALTER TABLE t ADD COLUMN b INTEGER NOT NULL DEFAULT 7;\nCREATE TABLE u (c TEXT)"]
+
+
+def test_migrations_run_once_and_in_order(tmp_path: Path) -> None:
+    old = Database(tmp_path / "x.db", MIGRATIONS[:1])
+    old.run("INSERT INTO t VALUES (?)", "kept")
+    old.close()
+    for _ in range(2):
+        new = Database(tmp_path / "x.db", MIGRATIONS)
+        row = new.row("SELECT * FROM t")
+        assert row is not None
+        assert tuple(row) == ("kept", 7)
+        new.close()
+
+
+def test_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "x.db", MIGRATIONS)
+    with pytest.raises(ZeroDivisionError), database.write() as db:
+        db.execute("INSERT INTO t (a) VALUES ('lost')")
+        1 / 0  # noqa: B018
+    with pytest.raises(sqlite3.IntegrityError), database.write() as db:
+        db.execute("INSERT INTO t (a) VALUES ('one')")
+        db.execute("INSERT INTO t (a) VALUES ('one')")
+    assert database.rows("SELECT * FROM t") == []
+
+
+def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    path.write_bytes(b"this is no database" * 100)
+    database = Database(path, MIGRATIONS)
+    assert database.rows("SELECT * FROM t") == []
+    (aside,) = [file for file in tmp_path.iterdir() if file.name not in ("x.db", "x.db-wal", "x.db-shm")]
+    assert aside.read_bytes().startswith(b"this is no database")
+
+
+async def test_equal_work_is_done_once_and_outlives_who_gave_up() -> None:
+    joining, release, done = Joining[int](), asyncio.Event(), []
+
+    async def work() -> int:
+        await release.wait()
+        done.append(1)
+        return len(done)
+
+    first = asyncio.create_task(joining.join("key", work))
+    second = asyncio.create_task(joining.join("key", work))
+    await asyncio.sleep(0)
+    first.cancel()
+    release.set()
+    assert await second == 1
+    assert await joining.join("key", work) == 2
+
+
+async def test_changes_of_one_thing_take_turns_and_equal_ones_join() -> None:
+    turns, order, release = Turns(), [], asyncio.Event()
+
+    async def work(name: str) -> str:
+        order.append(f"{name} begins")
+        await release.wait()
+        order.append(f"{name} ends")
+        return name
+
+    tasks = [
+        asyncio.create_task(turns.take(thing, change, lambda name=f"{thing} {change}": work(name)))  # type: ignore[misc]
+        for thing, change in (("a", "create"), ("a", "create"), ("a", "remove"), ("b", "create"))
+    ]
+    await asyncio.sleep(0.01)
+    assert order == ["a create begins", "b create begins"]
+    release.set()
+    assert await asyncio.gather(*tasks) == ["a create", "a create", "a remove", "b create"]
+    assert order.index("a create ends") < order.index("a remove begins")
+
+
+async def test_all_of_stops_the_others_and_every_does_not() -> None:
+    ended = []
+
+    async def fails() -> None:
+        raise ValueError("no")
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(0.01)
+            ended.append("slept")
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    with pytest.raises(ValueError, match="no"):
+        await all_of(fails(), slow())
+    with pytest.raises(ValueError, match="no"):
+        await every(fails(), slow())
+    assert ended == ["cancelled", "slept"]
+
+
+def test_paths_never_leave_their_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (root / "etc/passwd").write_text("root")
+    (root / "up").symlink_to("../../../secret")
+    (root / "absolute").symlink_to("/etc")
+    (root / "loop").symlink_to("loop")
+    os.mkfifo(root / "fifo")
+    assert resolve_in_root(root, "/../../etc/passwd") == root / "etc/passwd"
+    assert resolve_in_root(root, "up") == root / "secret"
+    assert resolve_in_root(root, "absolute/passwd") == root / "etc/passwd"
+    assert resolve_in_root(root, "not/there") == root / "not/there"
+    assert read_in_root(root, "absolute/passwd") == "root"
+    assert read_in_root(root, "up") == ""
+    assert read_in_root(root, "fifo") == ""
+    assert read_in_root(root, "loop") == ""
+
+
+async def test_programs_run_and_are_killed_in_time() -> None:
+    finished = await processes.run(["sh", "-c", "cat; echo problem >&2; exit 3"], deadline=10, stdin=b"given")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (3, b"given", b"problem\n")
+    with pytest.raises(DeadlineExceeded, match=r"0\.2 s"):
+        await processes.run(["sleep", "60"], deadline=0.2)
+    with pytest.raises(FailedPrecondition, match="/no/such/program"):
+        await processes.run(["/no/such/program"], deadline=1)

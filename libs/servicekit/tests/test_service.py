@@ -1,0 +1,226 @@
+"""A whole service with its socket, and the client that calls it."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from servicekit import client as client_module
+from servicekit import context, server
+from servicekit.client import ServiceClient, steps
+from servicekit.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from servicekit.server import Face
+from servicekit.settings import NodeSettings, Section, Settings
+
+
+class Echo(BaseModel):
+    """What goes there and back."""
+
+    text: str
+
+
+class Nothing(Section):
+    """No settings."""
+
+
+def face(replica: str, release: asyncio.Event | None = None) -> Face:
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/echo")
+    async def echo(body: Echo) -> Echo:
+        return body
+
+    @router.get("/who")
+    async def who() -> Echo:
+        return Echo(text=replica)
+
+    @router.get("/absent")
+    async def absent() -> Echo:
+        raise NotFound("there is no such thing; look elsewhere", field="thing")
+
+    @router.get("/broken")
+    async def broken() -> Echo:
+        raise ValueError("a mistake")
+
+    @router.get("/slow")
+    async def slow() -> Echo:
+        assert release is not None
+        await release.wait()
+        return Echo(text=replica)
+
+    @router.get("/context")
+    async def shown() -> Echo:
+        call = context.current()
+        assert call is not None
+        return Echo(text=f"{call.request_id} {call.trace_id}")
+
+    async def ready() -> None:
+        if replica == "unready":
+            raise Unavailable("the cable is out; plug it in")
+
+    return Face([router], ready)
+
+
+@asynccontextmanager
+async def running(run: Path, replica: str = "0", release: asyncio.Event | None = None) -> AsyncIterator[None]:
+    settings = Settings(node=NodeSettings(run_dir=run, group=str(os.getgid())), own=Nothing(), replica=replica)
+    async with server.listening("demo", settings, face(replica, release)):
+        await until_listening(run / "demo" / f"{replica}.sock")
+        yield
+
+
+async def until_listening(path: Path) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_unix_connection(path)
+            except OSError:
+                await asyncio.sleep(0.005)
+            else:
+                writer.close()
+                return
+
+
+@pytest.fixture
+async def caller(tmp_path: Path) -> AsyncIterator[ServiceClient]:
+    caller = ServiceClient("demo", tmp_path)
+    yield caller
+    await caller.close()
+
+
+async def test_a_call_goes_there_and_back_and_is_noted(tmp_path: Path, caller: ServiceClient) -> None:
+    noted: list[client_module.Step] = []
+    steps.set(noted)
+    async with running(tmp_path):
+        assert (await caller.call("POST", "/v1/echo", Echo, Echo(text="täxt"))).text == "täxt"
+    assert [(step.service, step.method, step.path) for step in noted] == [("demo", "POST", "/v1/echo")]
+    assert noted[0].milliseconds > 0
+
+
+async def test_errors_keep_their_kind_and_field(tmp_path: Path, caller: ServiceClient) -> None:
+    async with running(tmp_path):
+        with pytest.raises(NotFound, match="look elsewhere") as caught:
+            await caller.call("GET", "/v1/absent", Echo)
+        assert caught.value.field == "thing"
+        with pytest.raises(InvalidArgument, match="text"):
+            await caller.call("POST", "/v1/echo", Echo, context_free())
+        with pytest.raises(Exception, match="a mistake"):
+            await caller.call("GET", "/v1/broken", Echo)
+
+
+def context_free() -> BaseModel:
+    class Other(BaseModel):
+        other: int = 1
+
+    return Other()
+
+
+async def test_request_id_and_trace_go_along(tmp_path: Path, caller: ServiceClient) -> None:
+    async with running(tmp_path):
+        call = context.enter("my-request", f"00-{'a' * 32}-{'b' * 16}-01")
+        answer = await caller.call("GET", "/v1/context", Echo)
+    assert answer.text == f"my-request {'a' * 32}"
+    assert call.parent_span_id == "b" * 16
+
+
+async def test_no_replica_is_unavailable_and_says_where(tmp_path: Path, caller: ServiceClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "PATIENCE", 0.1)
+    with pytest.raises(Unavailable, match=str(tmp_path / "demo")):
+        await caller.call("GET", "/v1/who", Echo)
+
+
+async def test_a_silent_service_runs_into_the_deadline(tmp_path: Path, caller: ServiceClient) -> None:
+    release = asyncio.Event()
+    async with running(tmp_path, release=release):
+        with pytest.raises(DeadlineExceeded, match="/v1/slow"):
+            await caller.call("GET", "/v1/slow", Echo, deadline=0.1)
+        release.set()
+
+
+async def test_draining_finishes_what_is_in_flight_and_sends_the_rest_elsewhere(tmp_path: Path, caller: ServiceClient) -> None:
+    release = asyncio.Event()
+    first = running(tmp_path, "first", release)
+    await first.__aenter__()
+    slow = asyncio.create_task(caller.call("GET", "/v1/slow", Echo))
+    while not any(replica.in_flight for replica in caller._replicas.values()):
+        await asyncio.sleep(0.005)
+    async with running(tmp_path, "second"):
+        draining = asyncio.create_task(first.__aexit__(None, None, None))
+        while (tmp_path / "demo/first.sock").exists():
+            await asyncio.sleep(0.005)
+        assert (await caller.call("GET", "/v1/who", Echo)).text == "second"
+        release.set()
+        assert (await slow).text == "first"
+        await draining
+
+
+async def test_a_replica_that_comes_late_is_waited_for(tmp_path: Path, caller: ServiceClient) -> None:
+    waiting = asyncio.create_task(caller.call("GET", "/v1/who", Echo))
+    await asyncio.sleep(0)
+    async with running(tmp_path, "late"):
+        assert (await waiting).text == "late"
+
+
+async def test_a_dead_socket_is_passed_over(tmp_path: Path, caller: ServiceClient) -> None:
+    async with running(tmp_path, "alive"):
+        dead = socket.socket(socket.AF_UNIX)
+        dead.bind(str(tmp_path / "demo/dead.sock"))
+        dead.close()
+        for _ in range(5):
+            assert (await caller.call("GET", "/v1/who", Echo)).text == "alive"
+
+
+async def test_every_service_shows_itself(tmp_path: Path) -> None:
+    async with running(tmp_path), httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(tmp_path / "demo/0.sock"))) as http:
+        assert (await http.get("http://demo/healthz")).json() == {"status": "ok"}
+        assert (await http.get("http://demo/readyz")).status_code == 200
+        assert "crisp_request_seconds" in (await http.get("http://demo/metrics")).text
+        assert (await http.get("http://demo/docs")).status_code == 200
+        problem = await http.get("http://demo/v1/absent")
+        assert problem.headers["content-type"] == "application/problem+json"
+        assert problem.json()["code"] == "NOT_FOUND"
+        assert "total;dur=" in problem.headers["server-timing"]
+    async with (
+        running(tmp_path, "unready"),
+        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(tmp_path / "demo/unready.sock"))) as http,
+    ):
+        answer = await http.get("http://demo/readyz")
+        assert (answer.status_code, answer.json()["detail"]) == (503, "the cable is out; plug it in")
+
+
+async def test_the_socket_is_for_root_and_the_group_alone(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        status = (tmp_path / "demo/0.sock").stat()
+        assert status.st_mode & 0o777 == 0o660
+        assert status.st_gid == os.getgid()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_a_stranger_is_hung_up_on(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:-1]):
+        folder.chmod(folder.stat().st_mode | 0o011) if folder.is_relative_to("/tmp/pytest-of-root") else None
+    async with running(tmp_path):
+        path = tmp_path / "demo/0.sock"
+        path.chmod(0o666)
+        script = (
+            "import os,socket,sys; os.setgroups([]); os.setgid(64999); os.setuid(64999); s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+            "s.sendall(b'GET /healthz HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n')\ntry: print(len(s.recv(100)))\nexcept OSError: print(0)"
+        )
+        process = await asyncio.create_subprocess_exec("/usr/bin/python3", "-c", script, str(path), stdout=asyncio.subprocess.PIPE)
+        output, _ = await process.communicate()
+    assert output == b"0\n"
+
+
+def test_readiness_is_told_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        server.notify("READY=1")
+        assert listener.recv(100) == b"READY=1"

@@ -1,0 +1,104 @@
+"""Signals, processes and the journal, without containers."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from crisp_proto.monitor import EventKind, MonitorRequest, ProcessState
+from monitor_svc import exec_sync, processes, signals
+from monitor_svc.conmon import Created, Exit
+from monitor_svc.processes import ProcessRef
+from monitor_svc.store import Store
+from servicekit.errors import InvalidArgument
+
+REQUEST = MonitorRequest(pod_id="pod", name="main", bundle="/b", runtime=["crun"])
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("SIGTERM", 15),
+        ("term", 15),
+        ("9", 9),
+        ("SIGRTMIN+3", signal.SIGRTMIN + 3),
+        ("RTMAX-2", signal.SIGRTMAX - 2),
+        ("SIGRTMIN", signal.SIGRTMIN),
+    ],
+)
+def test_signals_by_all_their_names(name: str, number: int) -> None:
+    assert signals.number(name) == number
+
+
+@pytest.mark.parametrize("name", ["", "SIGNOTHING", "0", "65", "SIGRTMIN+99", "SIG_DFL"])
+def test_unknown_signals_are_named(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="signal"):
+        signals.number(name)
+
+
+async def test_a_process_is_known_again_and_its_end_is_seen() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    ref = ProcessRef.of(child.pid)
+    assert ref.alive()
+    assert not ProcessRef(child.pid, ref.start_time + 1).alive()  # the same pid, another process
+    waiting = asyncio.create_task(processes.ended(ref))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert processes.send_signal(ref, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        await waiting
+    child.wait()
+    assert not ref.alive()
+    assert not processes.send_signal(ref, signal.SIGKILL)
+    assert ProcessRef.of(2**22 + 1).start_time == 0
+
+
+def test_a_tree_of_processes_is_killed_whole() -> None:
+    child = subprocess.Popen(["sh", "-c", "sleep 61 & sleep 62 & echo up; wait"], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    grandchildren = [pid for pid, parent in processes._parents() if parent == child.pid]
+    assert len(grandchildren) == 2
+    processes.kill_tree(child.pid)
+    assert child.wait() == -signal.SIGKILL
+    child.stdout.read()  # ends once the last writer has
+    assert not any(ProcessRef.of(pid).alive() for pid in grandchildren)
+
+
+def test_the_journal_has_every_change_and_forgets_the_oldest(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m.db", keep_events=4)
+    here = ProcessRef.of(os.getpid())
+    for number in range(3):
+        name = f"c{number}"
+        store.begin(name, REQUEST)
+        assert store.processes(name)[0].state is ProcessState.LOST
+        store.created(name, Created(here, here))
+        assert store.exited(name, Exit(3, 1000 + number, True), "OOMKilled", "")
+        assert not store.exited(name, Exit(0, 1, False), "Completed", "")
+    assert [(event.kind, event.container_id) for event in store.events(0, 100)][:3] == [
+        (EventKind.CREATED, "c0"), (EventKind.STOPPED, "c0"), (EventKind.CREATED, "c1"),
+    ]  # fmt: skip
+    process = store.processes("c1")[0]
+    assert (process.state, process.exit_code, process.finished_at, process.oom_killed) == (ProcessState.EXITED, 3, 1001, True)
+    store.remove("c0")
+    assert [event.cursor for event in store.events(0, 100)] == [4, 5, 6, 7]
+    assert store.events(6, 100)[0].kind is EventKind.DELETED
+    assert store.processes("c0") == []
+
+
+def test_an_unfinished_creation_leaves_no_event(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m.db", keep_events=10)
+    store.begin("half", REQUEST)
+    store.remove("half")
+    assert store.events(0, 10) == []
+
+
+async def test_output_over_the_limit_is_cut_with_a_notice() -> None:
+    output = exec_sync._Output(10)
+    os.write(output.write_fd, b"0123456789abcdef")
+    output.close_writer()
+    await output.collect()
+    assert output.text().startswith(b"0123456789\n[output cut")

@@ -1,0 +1,223 @@
+"""From CRI's configuration to the OCI bundle, without a kernel's help."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crisp_proto.config import (
+    Capability,
+    ContainerConfig,
+    Int64Value,
+    KeyValue,
+    LinuxContainerConfig,
+    LinuxContainerResources,
+    LinuxContainerSecurityContext,
+    Mount,
+    NamespaceMode,
+    NamespaceOption,
+    SupplementalGroupsPolicy,
+)  # fmt: skip
+from crisp_proto.image import ImageConfig
+from runtime_svc import bundle, capabilities, mounts, resources, seccomp, seccomp_filter, users
+from runtime_svc.bundle import PodContext
+from runtime_svc.pod_files import PodFiles
+from runtime_svc.settings import RuntimeSettings
+from servicekit.errors import InvalidArgument
+
+IMAGE = ImageConfig(entrypoint=["/entry"], cmd=["default"], env=["A=image", "B=image"], user="web")
+PASSWD = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/var/www:/bin/sh\n"
+GROUP = "root:x:0:\nweb:x:34:\nextra:x:50:web,other\nnumbers:x:100:\n"
+
+
+@pytest.fixture
+def rootfs(tmp_path: Path) -> Path:
+    (tmp_path / "rootfs/etc").mkdir(parents=True)
+    (tmp_path / "rootfs/etc/passwd").write_text(PASSWD)
+    (tmp_path / "rootfs/etc/group").write_text(GROUP)
+    return tmp_path / "rootfs"
+
+
+def context(folder: Path) -> PodContext:
+    files = PodFiles(folder / "pod")
+    files.namespace("pid").parent.mkdir(parents=True, exist_ok=True)
+    files.namespace("pid").touch()
+    return PodContext(files, "/run/netns/x", "host", False, "/crisp/pod", 2)
+
+
+def build(config: ContainerConfig, rootfs: Path, image: ImageConfig = IMAGE) -> bundle.Document:
+    return bundle.build("cid", config, image, rootfs, context(rootfs.parent), RuntimeSettings()).document
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "expected"),
+    [([], [], ["/entry", "default"]), ([], ["x"], ["/entry", "x"]), (["c"], [], ["c"]), (["c"], ["x"], ["c", "x"])],
+)
+def test_command_and_args(command: list[str], args: list[str], expected: list[str]) -> None:
+    assert bundle.arguments(ContainerConfig(command=command, args=args), IMAGE) == expected
+
+
+def test_environment_comes_from_the_image_then_the_request(rootfs: Path) -> None:
+    config = ContainerConfig(envs=[KeyValue(key="B", value=b"cmVxdWVzdA=="), KeyValue(key="C", value=b"Yw==")], tty=True)
+    environment = dict(entry.split("=", 1) for entry in build(config, rootfs)["process"]["env"])
+    assert (environment["A"], environment["B"], environment["C"], environment["TERM"]) == ("image", "request", "c", "xterm")
+    assert (environment["HOSTNAME"], environment["HOME"]) == ("host", "/var/www")
+    assert environment["PATH"].startswith("/usr/local/sbin:")
+
+
+@pytest.mark.parametrize(
+    ("security", "image_user", "expected"),
+    [
+        ({}, "", (0, 0, (0,))),
+        ({}, "web", (33, 34, (34, 50))),
+        ({}, "33", (33, 34, (34, 50))),
+        ({}, "web:numbers", (33, 100, (100, 50))),
+        ({}, "1234:5678", (1234, 5678, (5678,))),
+        ({"run_as_username": "web"}, "root", (33, 34, (34, 50))),
+        ({"run_as_user": Int64Value(value=7), "run_as_group": Int64Value(value=8), "supplemental_groups": [9]}, "web", (7, 8, (8, 9))),
+        ({"supplemental_groups": [9], "supplemental_groups_policy": SupplementalGroupsPolicy.STRICT}, "web", (33, 34, (34, 9))),
+    ],
+)
+def test_users(rootfs: Path, security: dict[str, object], image_user: str, expected: tuple[int, int, tuple[int, ...]]) -> None:
+    found = users.resolve(LinuxContainerSecurityContext.model_validate(security), image_user, rootfs)
+    assert (found.uid, found.gid, found.groups) == expected
+
+
+def test_passwd_is_never_read_through_a_link_out_of_the_rootfs(rootfs: Path) -> None:
+    (rootfs / "etc/passwd").unlink()
+    (rootfs / "etc/passwd").symlink_to("../../../../../etc/passwd")
+    with pytest.raises(InvalidArgument, match="daemon"):
+        users.resolve(LinuxContainerSecurityContext(run_as_username="daemon"), "", rootfs)
+
+
+def test_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "held", lambda: frozenset(capabilities.ALL))
+    wanted = capabilities.wanted
+    assert wanted([], [], privileged=False) == capabilities.DEFAULT
+    assert wanted(["net_admin"], ["CAP_CHOWN"], privileged=False) == capabilities.DEFAULT - {"CAP_CHOWN"} | {"CAP_NET_ADMIN"}
+    assert wanted([], ["ALL"], privileged=False) == frozenset()
+    assert wanted(["NET_RAW"], ["all"], privileged=False) == {"CAP_NET_RAW"}
+    assert wanted(["ALL"], ["SYS_ADMIN"], privileged=False) == frozenset(capabilities.ALL) - {"CAP_SYS_ADMIN"}
+    assert wanted([], ["ALL"], privileged=True) == frozenset(capabilities.ALL)
+    with pytest.raises(InvalidArgument, match="'FLY'"):
+        wanted(["FLY"], [], privileged=False)
+
+
+def test_what_a_process_may_not_hold_is_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "held", lambda: frozenset({"CAP_CHOWN"}))
+    assert capabilities.wanted([], [], privileged=True) == {"CAP_CHOWN"}
+
+
+def test_limits() -> None:
+    asked = LinuxContainerResources(cpu_shares=512, cpu_quota=-1, memory_limit_in_bytes=1 << 20, cpuset_cpus="0-1")
+    assert resources.to_oci(asked, cgroup_version=2) == {"cpu": {"shares": 512, "quota": -1, "cpus": "0-1"}, "memory": {"limit": 1 << 20}}
+    assert resources.to_oci(LinuxContainerResources(), cgroup_version=2) == {}
+    with pytest.raises(InvalidArgument, match="unified needs cgroup version 2"):
+        resources.to_oci(LinuxContainerResources(unified={"memory.high": "1"}), cgroup_version=1)
+    merged = resources.merged(asked, LinuxContainerResources(cpu_shares=1024))
+    assert (merged.cpu_shares, merged.memory_limit_in_bytes) == (1024, 1 << 20)
+
+
+def test_a_mount_of_the_request_beats_ours_and_parents_come_before_children(rootfs: Path, tmp_path: Path) -> None:
+    asked = [
+        Mount(container_path="/a/b", host_path=str(tmp_path)),
+        Mount(container_path="/a", host_path=str(tmp_path)),
+        Mount(container_path="/etc/hosts", host_path="/etc/hostname"),
+    ]
+    files = {"/etc/hosts": tmp_path / "hosts", "/etc/resolv.conf": tmp_path / "resolv.conf"}
+    plan = mounts.plan(asked, rootfs, [], files, readonly_rootfs=False)
+    found = [entry["destination"] for entry in plan.mounts]
+    assert found == ["/etc/resolv.conf", "/a", "/a/b", "/etc/hosts"]
+    assert plan.root_propagation == "rprivate"
+
+
+def test_a_container_path_is_resolved_inside_the_rootfs(rootfs: Path, tmp_path: Path) -> None:
+    (rootfs / "link").symlink_to("../../../etc")
+    plan = mounts.plan([Mount(container_path="/link/x", host_path=str(tmp_path))], rootfs, [], {}, readonly_rootfs=False)
+    assert plan.mounts[-1]["destination"] == "/etc/x"
+
+
+def test_privileged_containers_have_no_masks_and_no_seccomp(rootfs: Path) -> None:
+    plain = build(ContainerConfig(), rootfs)["linux"]
+    assert plain["maskedPaths"]
+    assert plain["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO"
+    config = ContainerConfig(linux=LinuxContainerConfig(security_context=LinuxContainerSecurityContext(privileged=True)))
+    mighty = dataclasses.replace(context(rootfs.parent), privileged=True)
+    linux = bundle.build("cid", config, IMAGE, rootfs, mighty, RuntimeSettings()).document["linux"]
+    assert not {"maskedPaths", "readonlyPaths", "seccomp"} & set(linux)
+
+
+def test_namespaces(rootfs: Path) -> None:
+    def kinds(**options: NamespaceMode) -> set[str]:
+        security = LinuxContainerSecurityContext(namespace_options=NamespaceOption(**options))
+        return {
+            entry["type"]
+            for entry in build(ContainerConfig(linux=LinuxContainerConfig(security_context=security)), rootfs)["linux"]["namespaces"]
+        }
+
+    assert kinds(pid=NamespaceMode.CONTAINER) == {"mount", "network", "uts", "ipc", "pid", "cgroup"}
+    assert kinds(network=NamespaceMode.NODE, pid=NamespaceMode.NODE, ipc=NamespaceMode.NODE) == {"mount", "cgroup"}
+
+
+def test_the_default_profile_is_narrowed_to_the_capabilities() -> None:
+    def allowed(*names: str) -> set[str]:
+        rules = seccomp.default_profile(frozenset(names))["syscalls"]
+        return {name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" and "args" not in rule for name in rule["names"]}
+
+    assert {"read", "execve", "openat2"} <= allowed()
+    assert not {"mount", "bpf", "kexec_load", "add_key", "clone"} & allowed()
+    assert {"mount", "setns", "clone"} <= allowed("CAP_SYS_ADMIN")
+    assert allowed() < allowed("CAP_SYS_ADMIN", "CAP_BPF")
+
+
+def test_the_compiled_profile_is_a_program_of_the_kernels_size() -> None:
+    program = seccomp_filter._compile(seccomp.default_profile(capabilities.DEFAULT))
+    assert len(program) % 8 == 0
+    assert 100 < len(program) // 8 <= 4096  # BPF_MAXINSNS
+
+
+def test_a_localhost_profile(tmp_path: Path) -> None:
+    (tmp_path / "fine.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    (tmp_path / "odd.json").write_text("[]")
+    assert seccomp.localhost_profile("localhost/fine.json", tmp_path) == {"defaultAction": "SCMP_ACT_ALLOW"}
+    with pytest.raises(InvalidArgument, match="defaultAction"):
+        seccomp.localhost_profile("odd.json", tmp_path)
+    with pytest.raises(InvalidArgument, match=r"none\.json"):
+        seccomp.localhost_profile("none.json", tmp_path)
+
+
+@given(
+    st.builds(
+        LinuxContainerResources,
+        cpu_shares=st.integers(0, 2**20),
+        cpu_quota=st.integers(-1, 2**20),
+        memory_limit_in_bytes=st.integers(0, 2**40),
+        cpuset_cpus=st.sampled_from(["", "0"]),
+    )
+)
+def test_any_limits_make_a_document_without_empty_parts(asked: LinuxContainerResources) -> None:
+    document = resources.to_oci(asked, cgroup_version=2)
+    assert json.loads(json.dumps(document)) == document
+    assert all(document.values())
+
+
+@given(
+    st.lists(st.sampled_from(["ALL", *capabilities.NAMES, *capabilities.ALL]), max_size=6),
+    st.lists(st.sampled_from(["ALL", *capabilities.NAMES]), max_size=6),
+)
+def test_capabilities_asked_for_are_had_and_dropped_ones_are_not(add: list[str], drop: list[str]) -> None:
+    found = capabilities.wanted(add, drop, privileged=False)
+    full = {name if name.startswith("CAP_") else f"CAP_{name}" for name in add if name != "ALL"}
+    assert full & capabilities.held() <= found
+    assert not ({f"CAP_{name}" for name in drop if name != "ALL"} - full) & found
+
+
+def test_ambient_capabilities_are_in_every_set(rootfs: Path) -> None:
+    security = LinuxContainerSecurityContext(
+        capabilities=Capability(add_ambient_capabilities=["NET_BIND_SERVICE"], drop_capabilities=["ALL"])
+    )
+    sets = build(ContainerConfig(linux=LinuxContainerConfig(security_context=security)), rootfs)["process"]["capabilities"]
+    assert {name: value for name, value in sets.items() if value != ["CAP_NET_BIND_SERVICE"]} == {}

@@ -1,0 +1,59 @@
+"""Version 2 on folders that look like cgroupfs (version 1 is shown by the e2e tests on machines that have it)."""
+
+from pathlib import Path
+
+import pytest
+
+from runtime_svc import cgroups
+from runtime_svc.cgroups import CgroupsV1, CgroupsV2
+
+FILES = {
+    "cpu.stat": "usage_usec 1500\nuser_usec 1000\n",
+    "memory.stat": "anon 4096\ninactive_file 1000\npgfault 5\npgmajfault 1\n",
+    "memory.current": "10000\n",
+    "memory.max": "max\n",
+    "memory.swap.current": "12\n",
+    "memory.swap.max": "4096\n",
+    "pids.current": "3\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_version_2_is_read_in_its_own_units(root: Path) -> None:
+    folder = root / "crisp/pod"
+    folder.mkdir(parents=True)
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    reading = CgroupsV2().read("/crisp/pod")
+    assert reading is not None
+    assert (reading.cpu, reading.usage, reading.working_set, reading.limit) == (1_500_000, 10_000, 9_000, -1)
+    assert (reading.rss, reading.page_faults, reading.swap_usage, reading.swap_limit, reading.processes) == (4096, 5, 12, 4096, 3)
+    assert CgroupsV2().read("/crisp/none") is None
+
+
+def test_version_2_hands_all_controllers_down(root: Path) -> None:
+    written = []
+    for folder in (root, root / "crisp", root / "crisp/pod"):
+        folder.mkdir(exist_ok=True)
+        (folder / "cgroup.controllers").write_text("cpu memory pids\n")
+        (folder / "cgroup.subtree_control").write_text("")
+        written.append(folder / "cgroup.subtree_control")
+    CgroupsV2().create("/crisp/pod")
+    assert all(file.read_text().startswith("+") for file in written)
+
+
+def test_version_1_gives_a_new_cpuset_its_parents_processors(root: Path) -> None:
+    (root / "cpuset").mkdir()
+    (root / "memory").mkdir()
+    (root / "cpuset/cpuset.cpus").write_text("0-1")
+    (root / "cpuset/cpuset.mems").write_text("0")
+    groups = CgroupsV1(("cpuset", "memory"))
+    groups.create("/crisp/pod/helpers")
+    assert (root / "cpuset/crisp/pod/helpers/cpuset.cpus").read_text() == "0-1"
+    assert (root / "memory/crisp/pod/helpers").is_dir()
+    assert groups.folders("/crisp/pod") == [f"{root}/cpuset/crisp/pod", f"{root}/memory/crisp/pod"]
