@@ -210,8 +210,8 @@ async def test_a_stranger_is_hung_up_on(tmp_path: Path) -> None:
         path = tmp_path / "demo/0.sock"
         path.chmod(0o666)
         script = (
-            "import os,socket,sys; os.setgroups([]); os.setgid(64999); os.setuid(64999); s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-            "s.sendall(b'GET /healthz HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n')\ntry: print(len(s.recv(100)))\nexcept OSError: print(0)"
+            "import os,socket,sys; os.setgroups([]); os.setgid(64999); os.setuid(64999); s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+            "try: s.sendall(b'GET /healthz HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n'); print(len(s.recv(100)))\nexcept OSError: print(0)"
         )
         process = await asyncio.create_subprocess_exec("/usr/bin/python3", "-c", script, str(path), stdout=asyncio.subprocess.PIPE)
         output, _ = await process.communicate()

@@ -159,6 +159,7 @@ def _peer_checked(allowed_gid: int | None) -> type[HttpToolsProtocol]:
             pid, uid, gid = struct.unpack("3i", raw)
             if uid not in (0, os.geteuid()) and gid != allowed_gid:
                 _log.warning("peer-refused", pid=pid, uid=uid, gid=gid)
+                self.transport = transport  # connection_lost closes it
                 transport.abort()
                 return
             super().connection_made(transport)
