@@ -15,7 +15,7 @@ help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
 
 demo: setup lab ## start the five services and run a real pod end to end, then take all down
-	@$(PY) -m crispctl.demo
+	@$(PY) -m crisplab.demo
 
 test: setup lab ## all tests, with the real crun, conmon, CNI plugins and registry
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup
@@ -24,16 +24,16 @@ check: setup ## the fast path: lint, types and the tests that need no node
 	@$(MAKE) -s --no-print-directory lint types unit
 
 up: setup lab ## start a node and leave it running for crictl and kubelet
-	@$(PY) -m crispctl.dev up
+	@$(PY) -m crisplab.dev up
 
 down: setup ## end the node that `make up` started, with all that is on it
-	@$(PY) -m crispctl.dev down
+	@$(PY) -m crisplab.dev down
 
 conformance: setup lab ## build crictl and critest, run critest, write docs/conformance.md
-	@$(PY) tests/conformance
+	@$(PY) tests/conformance/conformance.py
 
 bench: setup lab ## measure what bench/budgets.toml lists (BENCH="--containerd" adds a peer)
-	@$(PY) bench $(BENCH)
+	@$(PY) bench/bench.py $(BENCH)
 
 fresh: setup ## try `make demo` and `make test` in a bare Debian 12 tree
 	@tests/fresh/run

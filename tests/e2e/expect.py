@@ -56,3 +56,8 @@ def log_lines(path: Path) -> list[LogLine]:
     if not path.exists():
         return []
     return [LogLine(*line.split(" ", 3)) for line in path.read_text().splitlines()]
+
+
+def output_of(path: Path) -> str:
+    """A container's standard output so far; pieces of a line (P) are put together."""
+    return "".join(line.text + ("" if line.tag == "P" else "\n") for line in log_lines(path) if line.stream == "stdout").rstrip("\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from expect import LogLine, code_of, error_of, log_lines, until
+from expect import LogLine, code_of, error_of, log_lines, output_of, until
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -24,13 +24,16 @@ def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: 
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, command, **more), config)
         status = until(lambda: found if (found := client.status(container)).state == cri.CONTAINER_EXITED else None)
-        text = "\n".join(line.text for line in log_lines(logs / "main.log") if line.stream == "stdout")
+        text = output_of(logs / "main.log")
     return status.exit_code, text
 
 
 def some_lines(log: Path) -> list[LogLine] | None:
     """The lines of a log once there are any, for `until`."""
     return log_lines(log) or None
+
+
+DEFAULT_SECCOMP = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
 
 
 def security(**fields: Any) -> cri.LinuxContainerConfig:
@@ -63,9 +66,11 @@ def test_user_and_groups(cri_client: Cri, world: World, tmp_path: Path) -> None:
 
 def test_capabilities_seccomp_and_no_new_privs(cri_client: Cri, world: World, tmp_path: Path) -> None:
     shown = ["sh", "-c", "grep -E 'CapEff|Seccomp:|NoNewPrivs' /proc/self/status | tr -d '\\t'"]
-    _, text = run_once(cri_client, world, tmp_path / "1", shown)
+    _, text = run_once(cri_client, world, tmp_path / "1", shown, linux=security(seccomp=DEFAULT_SECCOMP))
     assert text.splitlines() == ["CapEff:00000000a80425fb", "NoNewPrivs:0", "Seccomp:2"]
-    linux = security(capabilities=cri.Capability(drop_capabilities=["ALL"], add_capabilities=["NET_RAW"]), no_new_privs=True)
+    linux = security(
+        capabilities=cri.Capability(drop_capabilities=["ALL"], add_capabilities=["NET_RAW"]), no_new_privs=True, seccomp=DEFAULT_SECCOMP
+    )
     _, text = run_once(cri_client, world, tmp_path / "2", shown, linux=linux)
     assert text.splitlines() == ["CapEff:0000000000002000", "NoNewPrivs:1", "Seccomp:2"]
     linux = security(seccomp=cri.SecurityProfile(profile_type=cri.SecurityProfile.Unconfined))
@@ -77,7 +82,7 @@ def test_capabilities_seccomp_and_no_new_privs(cri_client: Cri, world: World, tm
 def test_the_default_seccomp_profile_forbids_and_allows(cri_client: Cri, world: World, tmp_path: Path, handler: str) -> None:
     config = pod_config("seccomp", log_directory=tmp_path)
     with cri_client.pod(config, handler) as pod:
-        container = cri_client.run(pod, container_config(world.image, SLEEP), config)
+        container = cri_client.run(pod, container_config(world.image, SLEEP, linux=security(seccomp=DEFAULT_SECCOMP)), config)
         assert cri_client.exec(container, "unshare", "-n", "true").exit_code != 0
         assert cri_client.exec(container, "sh", "-c", "echo fine | cat").stdout == b"fine\n"
         assert b"Seccomp:\t2" in cri_client.exec(container, "cat", "/proc/self/status").stdout
@@ -85,7 +90,12 @@ def test_the_default_seccomp_profile_forbids_and_allows(cri_client: Cri, world: 
 
 def test_orders_to_the_oci_runtime_cannot_be_given_by_annotation(cri_client: Cri, world: World, tmp_path: Path) -> None:
     _, text = run_once(
-        cri_client, world, tmp_path, ["grep", "Seccomp:", "/proc/self/status"], annotations={"run.oci.seccomp_bpf_data": "BgAAAAAA/38="}
+        cri_client,
+        world,
+        tmp_path,
+        ["grep", "Seccomp:", "/proc/self/status"],
+        linux=security(seccomp=DEFAULT_SECCOMP),
+        annotations={"run.oci.seccomp_bpf_data": "BgAAAAAA/38="},
     )
     assert text.split() == ["Seccomp:", "2"]
 
@@ -220,6 +230,15 @@ def test_exec_past_its_timeout_is_killed_with_its_children(cri_client: Cri, worl
 def commands(client: Cri, container: str) -> set[bytes]:
     """The command lines of all processes in a container."""
     return {line.split(None, 3)[-1].strip() for line in client.exec(container, "ps").stdout.splitlines()}
+
+
+def test_exec_runs_as_the_containers_user_in_its_folder_with_its_variables(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    linux = security(run_as_user=cri.Int64Value(value=33), supplemental_groups=[1234])
+    container = container_config(world.image, SLEEP, linux=linux, working_dir="/var", envs=[cri.KeyValue(key="K", value=b"v")])
+    config = pod_config("execs", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        output = cri_client.exec(cri_client.run(pod, container, config), "sh", "-c", "id -u; id -G; pwd; echo $K").stdout.decode()
+    assert output.splitlines() == ["33", "33 1234", "/var", "v"]
 
 
 def test_exec_needs_a_running_container_and_a_program(cri_client: Cri, world: World, tmp_path: Path) -> None:

@@ -211,6 +211,11 @@ class PodSandboxConfig(Contract):
     annotations: dict[str, str] = {}
     linux: LinuxPodSandboxConfig = LinuxPodSandboxConfig()
 
+    @property
+    def on_node_network(self) -> bool:
+        """Whether the pod, and with it each of its containers, uses the node's network."""
+        return self.linux.security_context.namespace_options.network is NamespaceMode.NODE
+
 
 class Capability(Contract):
     """Names with or without CAP_, or ALL."""

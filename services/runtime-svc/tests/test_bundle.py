@@ -19,6 +19,8 @@ from crisp_proto.config import (
     Mount,
     NamespaceMode,
     NamespaceOption,
+    ProfileType,
+    SecurityProfile,
     SupplementalGroupsPolicy,
 )  # fmt: skip
 from crisp_proto.image import ImageConfig
@@ -45,7 +47,7 @@ def context(folder: Path) -> PodContext:
     files = PodFiles(folder / "pod")
     files.namespace("pid").parent.mkdir(parents=True, exist_ok=True)
     files.namespace("pid").touch()
-    return PodContext(files, "/run/netns/x", "host", False, "/crisp/pod", 2)
+    return PodContext(files, False, "/run/netns/x", "host", False, "/crisp/pod", 2)
 
 
 def build(config: ContainerConfig, rootfs: Path, image: ImageConfig = IMAGE) -> bundle.Document:
@@ -141,7 +143,9 @@ def test_a_container_path_is_resolved_inside_the_rootfs(rootfs: Path, tmp_path: 
 
 
 def test_privileged_containers_have_no_masks_and_no_seccomp(rootfs: Path) -> None:
-    plain = build(ContainerConfig(), rootfs)["linux"]
+    confined = LinuxContainerSecurityContext(seccomp=SecurityProfile(profile_type=ProfileType.RUNTIME_DEFAULT))
+    plain = build(ContainerConfig(linux=LinuxContainerConfig(security_context=confined)), rootfs)["linux"]
+    assert "seccomp" not in build(ContainerConfig(), rootfs)["linux"]
     assert plain["maskedPaths"]
     assert plain["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO"
     config = ContainerConfig(linux=LinuxContainerConfig(security_context=LinuxContainerSecurityContext(privileged=True)))
@@ -159,7 +163,12 @@ def test_namespaces(rootfs: Path) -> None:
         }
 
     assert kinds(pid=NamespaceMode.CONTAINER) == {"mount", "network", "uts", "ipc", "pid", "cgroup"}
-    assert kinds(network=NamespaceMode.NODE, pid=NamespaceMode.NODE, ipc=NamespaceMode.NODE) == {"mount", "cgroup"}
+    assert kinds(network=NamespaceMode.NODE, pid=NamespaceMode.NODE, ipc=NamespaceMode.NODE) == {
+        "mount",
+        "network",
+        "uts",
+        "cgroup",
+    }  # the pod decides
 
 
 def test_the_default_profile_is_narrowed_to_the_capabilities() -> None:

@@ -8,7 +8,7 @@ from cri_gateway import convert, ids, lookup
 from cri_gateway.filters import matches
 from cri_gateway.services import Services
 from cri_gateway.undo import undone_on_failure
-from crisp_proto.config import ContainerConfig, LinuxContainerResources, NamespaceMode
+from crisp_proto.config import ContainerConfig, LinuxContainerResources
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import RootfsRequest
 from crisp_proto.monitor import ExecRequest, MonitorRequest, Process, ProcessState
@@ -41,9 +41,7 @@ class Containers:
             raise InvalidArgument("image.image is empty; it names the image to run", field="image.image")
         async with undone_on_failure() as undo:
             undo.push_async_callback(services.image.unmount, container_id)
-            rootfs, attachment = await all_of(
-                services.image.mount(container_id, RootfsRequest(image=image)), self._attachment(pod_id, config)
-            )
+            rootfs, attachment = await all_of(services.image.mount(container_id, RootfsRequest(image=image)), self._attachment(pod_id))
             crashpoint("create-rootfs-mounted")
             undo.push_async_callback(services.runtime.remove_container, container_id)
             request = ContainerRequest(
@@ -60,17 +58,14 @@ class Containers:
             await services.monitor.create(container_id, _monitor_request(container))
             crashpoint("create-monitored")
 
-    async def _attachment(self, pod_id: str, config: ContainerConfig) -> Attachment | None:
-        if config.linux.security_context.namespace_options.network is NamespaceMode.NODE:
-            return None
+    async def _attachment(self, pod_id: str) -> Attachment | None:
+        """The pod's network, which each of its containers is on, whatever the container's own namespace_options say."""
         try:
             return await self._services.net.attachment(pod_id)
         except NotFound as error:
-            await self._services.runtime.pod(pod_id)  # says so if there is no such pod at all
-            raise FailedPrecondition(
-                f"pod {pod_id} has no network: it was stopped, or it uses the node's (namespace_options.network of container and pod must agree)",
-                field="pod_sandbox_id",
-            ) from error
+            if (await self._services.runtime.pod(pod_id)).config.on_node_network:
+                return None
+            raise FailedPrecondition(f"pod {pod_id} has no network: it was stopped", field="pod_sandbox_id") from error
 
     async def start(self, request: api_pb2.StartContainerRequest) -> api_pb2.StartContainerResponse:
         """StartContainer. FAILED_PRECONDITION for one that was started before."""

@@ -7,7 +7,7 @@ from cri_gateway import convert, ids, lookup
 from cri_gateway.containers import Containers
 from cri_gateway.filters import matches
 from cri_gateway.services import Services
-from crisp_proto.config import NamespaceMode, PodSandboxConfig
+from crisp_proto.config import PodSandboxConfig
 from crisp_proto.cri import api_pb2
 from crisp_proto.net import Attachment, AttachmentRequest
 from crisp_proto.runtime import Pod, PodRequest, PodState
@@ -35,7 +35,7 @@ class Pods:
 
     async def _run(self, pod_id: str, request: PodRequest) -> None:
         steps = [self._services.runtime.create_pod(pod_id, request)]
-        if not _on_node_network(request.config):
+        if not request.config.on_node_network:
             steps.append(self._services.net.attach(pod_id, _attachment_request(request.config)))  # type: ignore[arg-type]
         made, *attached = await asyncio.gather(*steps, return_exceptions=True)
         failed = [outcome for outcome in (made, *attached) if isinstance(outcome, BaseException)]
@@ -91,7 +91,7 @@ class Pods:
         pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
         pod, attachment = await asyncio.gather(self._services.runtime.pod(pod_id), self._attachment(pod_id))
         ips = attachment.ips if attachment else []
-        ready = pod.state is PodState.READY and (attachment is not None or _on_node_network(pod.config))
+        ready = pod.state is PodState.READY and (attachment is not None or pod.config.on_node_network)
         options = pod.config.linux.security_context.namespace_options
         status = api_pb2.PodSandboxStatus(
             id=pod.id,
@@ -132,10 +132,6 @@ class Pods:
             if matches(wanted.id, wanted.label_selector, pod.id, pod.config.labels) and state in (None, _STATES[pod.state])
         ]
         return api_pb2.ListPodSandboxResponse(items=items)
-
-
-def _on_node_network(config: PodSandboxConfig) -> bool:
-    return config.linux.security_context.namespace_options.network is NamespaceMode.NODE
 
 
 def _attachment_request(config: PodSandboxConfig) -> AttachmentRequest:

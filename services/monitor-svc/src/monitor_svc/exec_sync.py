@@ -6,24 +6,34 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from crisp_proto.monitor import ExecRequest, ExecResult
+from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest
 from monitor_svc import processes
-from servicekit.errors import DeadlineExceeded, Unknown
+from servicekit.errors import DeadlineExceeded, FailedPrecondition, Unknown
 from servicekit.processes import read_to_end, start
 
 _DRAIN_SECONDS = 0.5
 _CUT = b"\n[output cut: over the limit of monitor.exec_output_limit]\n"
 
 
-async def run(container_id: str, runtime: Sequence[str], request: ExecRequest, scratch: Path, output_limit: int) -> ExecResult:
+async def run(container_id: str, monitor: MonitorRequest, request: ExecRequest, scratch: Path, output_limit: int) -> ExecResult:
     """Runs a command to its end. DeadlineExceeded: it was killed with its children. Unknown: it could not be run."""
     with tempfile.TemporaryDirectory(dir=scratch, prefix="exec-") as folder:
-        log, pid_file = Path(folder) / "log", Path(folder) / "pid"
+        log, pid_file, process_file = Path(folder) / "log", Path(folder) / "pid", Path(folder) / "process.json"
+        process_file.write_text(json.dumps(_process(monitor.bundle, request.command)))
         outputs = _Output(output_limit), _Output(output_limit)
         try:
             process = start(
-                [*runtime, f"--log={log}", "--log-format=json", "exec", f"--pid-file={pid_file}", container_id, *request.command],
+                [
+                    *monitor.runtime,
+                    f"--log={log}",
+                    "--log-format=json",
+                    "exec",
+                    f"--pid-file={pid_file}",
+                    f"--process={process_file}",
+                    container_id,
+                ],
                 stdout=outputs[0].write_fd,
                 stderr=outputs[1].write_fd,
             )
@@ -55,6 +65,15 @@ async def run(container_id: str, runtime: Sequence[str], request: ExecRequest, s
         return ExecResult.model_construct(
             stdout=outputs[0].text(), stderr=outputs[1].text(), exit_code=exit_code if exit_code >= 0 else 128 - exit_code
         )
+
+
+def _process(bundle: str, command: Sequence[str]) -> dict[str, Any]:
+    """The container's own process with another command: the same user, groups, environment, folder and capabilities (OCI runtime spec, config.md)."""
+    try:
+        process: dict[str, Any] = json.loads((Path(bundle) / "config.json").read_text())["process"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FailedPrecondition(f"the container's bundle {bundle} can't be read: {error}; was it removed?") from error
+    return {**process, "args": list(command), "terminal": False}
 
 
 class _Output:

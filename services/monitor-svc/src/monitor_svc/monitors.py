@@ -172,7 +172,7 @@ class Monitors:
         monitor = self._known(container_id)
         if not monitor.alive:
             raise FailedPrecondition(f"container {container_id} is not running: it has exited")
-        return await exec_sync.run(container_id, monitor.request.runtime, request, self._scratch, self._settings.exec_output_limit)
+        return await exec_sync.run(container_id, monitor.request, request, self._scratch, self._settings.exec_output_limit)
 
     async def reopen_log(self, container_id: str) -> None:
         """Opens the log file anew, after kubelet renamed it."""

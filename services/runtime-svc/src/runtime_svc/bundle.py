@@ -48,6 +48,7 @@ class PodContext:
     """What a container takes over from its pod and from the other services."""
 
     files: PodFiles
+    host_network: bool
     netns: str
     hostname: str
     privileged: bool
@@ -76,13 +77,12 @@ def build(
     if config.CDI_devices:
         raise Unimplemented("CDI_devices: CDI is not supported yet", field="CDI_devices")
     user = users.resolve(security, image.user, rootfs)
-    host_network = security.namespace_options.network is NamespaceMode.NODE
     host_ipc = security.namespace_options.ipc is NamespaceMode.NODE
     device_plan = devices.plan(config.devices, privileged=security.privileged)
     mount_plan = mounts.plan(
         config.mounts,
         rootfs,
-        mounts.standard(privileged=security.privileged, host_network=host_network, host_ipc=host_ipc, shm=str(pod.files.shm)),
+        mounts.standard(privileged=security.privileged, host_ipc=host_ipc, shm=str(pod.files.shm)),
         pod.files.mounted_files(),
         readonly_rootfs=security.readonly_rootfs,
     )
@@ -191,7 +191,7 @@ def _namespaces(security: LinuxContainerSecurityContext, pod: PodContext) -> lis
             field="linux.security_context.namespace_options.userns_options",
         )
     namespaces: list[Document] = [{"type": "mount"}]
-    if options.network is not NamespaceMode.NODE:
+    if not pod.host_network:
         if not pod.netns:
             raise FailedPrecondition("the pod has no network namespace; was it stopped?")
         namespaces.append({"type": "network", "path": pod.netns})
@@ -221,18 +221,16 @@ def _harmless(annotations: dict[str, str]) -> dict[str, str]:
 
 
 def _seccomp(security: LinuxContainerSecurityContext, granted: frozenset[str], settings: RuntimeSettings) -> Document | None:
-    """A container that asks for nothing gets the default profile: leaving it out must not mean less protection."""
+    """The profile of a container. One that names none is unconfined, as with CRI's other runtimes, unless the settings say otherwise."""
     profile = security.seccomp
     if profile is None:
-        old = security.seccomp_profile_path  # deprecated in CRI, still sent by old clients
-        kind = (
-            ProfileType.UNCONFINED
-            if old == "unconfined"
-            else ProfileType.LOCALHOST
-            if old.startswith("localhost/")
-            else ProfileType.RUNTIME_DEFAULT
-        )
-        profile = SecurityProfile(profile_type=kind, localhost_ref=old)
+        old = security.seccomp_profile_path or settings.unset_seccomp  # the path is deprecated in CRI, and still sent by old clients
+        kinds = {
+            "unconfined": ProfileType.UNCONFINED,
+            "runtime/default": ProfileType.RUNTIME_DEFAULT,
+            "docker/default": ProfileType.RUNTIME_DEFAULT,
+        }
+        profile = SecurityProfile(profile_type=kinds.get(old, ProfileType.LOCALHOST), localhost_ref=old)
     if profile.profile_type is ProfileType.UNCONFINED:
         return None
     if profile.profile_type is ProfileType.LOCALHOST:

@@ -93,6 +93,7 @@ class Containers:
             raise Unimplemented("namespace_options.pid = TARGET is not supported yet", field="linux.security_context.namespace_options.pid")
         context = PodContext(
             files=files,
+            host_network=pod.config.on_node_network,
             netns=request.netns,
             hostname=(files.folder / "hostname").read_text().strip(),
             privileged=pod.config.linux.security_context.privileged,

@@ -26,7 +26,7 @@ class MountPlan:
     root_propagation: str
 
 
-def standard(*, privileged: bool, host_network: bool, host_ipc: bool, shm: str) -> list[Document]:
+def standard(*, privileged: bool, host_ipc: bool, shm: str) -> list[Document]:
     """/proc, /dev, /sys and what is in them."""
     read = "rw" if privileged else "ro"
     mounts: list[Document] = [
@@ -38,9 +38,8 @@ def standard(*, privileged: bool, host_network: bool, host_ipc: bool, shm: str) 
             "source": "devpts",
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         },
-        {"destination": "/dev/mqueue", "type": "bind", "source": "/dev/mqueue", "options": ["rbind", "nosuid", "noexec", "nodev"]}
-        if host_ipc
-        else {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+        # In the node's IPC namespace this shows the node's queues, also where the node itself has not mounted them.
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", read]},
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", read]},
         {

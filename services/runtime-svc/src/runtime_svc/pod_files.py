@@ -55,7 +55,7 @@ class PodFiles:
         sysctls = {name: value for name, value in config.linux.sysctls.items() if not name.startswith("net.")}
 
         def in_new_namespaces() -> None:
-            if options.network is not NamespaceMode.NODE:
+            if not config.on_node_network:
                 syscalls.unshare(syscalls.CLONE_NEWUTS)
                 syscalls.sethostname(hostname[:64])
                 syscalls.pin_namespace("uts", self.namespace("uts"))
@@ -98,7 +98,7 @@ def check_sysctls(config: PodSandboxConfig) -> None:
         field = f"linux.sysctls[{name}]"
         normal = name.replace("/", ".")
         if normal.startswith("net."):
-            if options.network is NamespaceMode.NODE:
+            if config.on_node_network:
                 raise InvalidArgument(f"sysctl {name} would change the node: the pod uses the node's network", field=field)
         elif normal.startswith(_IPC_SYSCTLS):
             if options.ipc is NamespaceMode.NODE:

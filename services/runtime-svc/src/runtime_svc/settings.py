@@ -27,6 +27,9 @@ class RuntimeSettings(Section):
     pids_limit: int = Field(0, ge=0, description="Processes that a container may have; 0 sets no limit")
     pause: Path = Field(Path("/usr/bin/catatonit"), description="Process 1 of pods that share their PID namespace; must reap zombies")
     seccomp_profiles: Path = Field(Path("/var/lib/kubelet/seccomp"), description="Folder that relative localhost profiles are in")
+    unset_seccomp: Literal["unconfined", "runtime/default"] = Field(
+        "unconfined", description="Seccomp profile of containers that name none; kubelet always names one"
+    )
     runtime_timeout: float = Field(60, gt=0, description="Seconds that one call of an OCI runtime may take")
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """`make bench`: measures this checkout (and a peer beside it) and prints a table against the budgets.
 
-    python bench [--rounds N] [--peer NAME=SOCKET | --containerd] [--only FIGURE,…]
+    python bench/bench.py [--rounds N] [--peer NAME=SOCKET | --containerd] [--only FIGURE,…]
 
 A peer given by its socket is a runtime that runs already and can pull from a registry on 127.0.0.1 by plain http; --containerd
 starts Debian's own, unpacked beside the checkout. Peer and crisp are measured in turns, in one run: the machines are noisy.

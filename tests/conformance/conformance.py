@@ -1,0 +1,130 @@
+"""`make conformance`: builds critest, runs it against a node of its own, writes docs/conformance.md, fails if something got worse.
+
+python tests/conformance/conformance.py [--handler NAME] [--focus REGEXP] [--jobs N]
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import report
+import wanted
+
+from crisplab import clone, registry, scratch
+from crisplab.node import Node
+
+GO = Path(__file__).parent / "go"
+_TOOLS = "sigs.k8s.io/cri-tools"
+_DIGEST = "9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--handler", default="", help="runtime handler to test")
+    parser.add_argument("--focus", default="", help="only specs whose names match; docs/conformance.md stays as it is")
+    parser.add_argument("--jobs", type=int, default=4, help="specs at once")
+    options = parser.parse_args()
+    if shutil.which("go") is None:
+        print(
+            "conformance: there is no Go here, so critest can't be built; install Go 1.26 or newer (go.dev) and try again. Nothing was tested."
+        )
+        return 0
+    built = clone.ROOT / ".cache/conformance"
+    with scratch.folder("conformance") as folder, registry.running(folder / "registry") as address:
+        print("building our test programs, crictl and critest", flush=True)
+        for program in ("webserver", "whoami"):
+            _go("build", "-o", str(built / program), f"./{program}", CGO_ENABLED="0")
+        digest = wanted.push_all(address, built)
+        _build_tools(built, digest.removeprefix("sha256:"))
+        node = Node(folder / "node")
+        node.root.mkdir()
+        (node.root / "registries.conf").write_text(wanted.mirrors(address))
+        names = node.names
+        try:
+            node.start()
+            specs = _run(node, built, folder, options.handler, options.focus, options.jobs)
+        finally:
+            node.destroy()
+        left = node.leftovers(names)
+    worse = report.regressions(specs)
+    if not options.focus and not options.handler:
+        report.write(specs, clone.ROOT / "docs/conformance.md")
+    for outcome in ("passed", "failed", "skipped"):
+        print(f"{outcome}: {sum(spec.outcome == outcome for spec in specs)}")
+    for spec in worse:
+        print(f"WORSE: {spec.name}\n    {spec.said}")
+    if left:
+        print("left behind:", *left, sep="\n  ")
+    return 1 if worse or left or not specs else 0
+
+
+def _build_tools(built: Path, digest: str) -> None:
+    """critest's constants name an image by digest; ours has another one, so critest is built from a copy with that one constant replaced."""
+    _go("mod", "download")
+    source, copy = Path(_go("list", "-m", "-f", "{{.Dir}}", _TOOLS).strip()), built / "cri-tools"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(source, copy, copy_function=shutil.copyfile)
+    for folder in (copy, *(path for path in copy.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+    constants = copy / "pkg/validate/consts.go"
+    text = constants.read_text()
+    if _DIGEST not in text:
+        raise RuntimeError(f"{constants} has no digest {_DIGEST} any more; look at what the new version of cri-tools wants")
+    constants.write_text(text.replace(_DIGEST, digest))
+    (built / "go.mod").write_text((GO / "go.mod").read_text() + f"\nreplace {_TOOLS} => {copy}\n")
+    shutil.copy(GO / "go.sum", built / "go.sum")
+    modified = f"-modfile={built / 'go.mod'}"
+    _go("build", modified, "-o", str(built / "crictl"), f"{_TOOLS}/cmd/crictl")
+    _go("build", modified, "-o", str(built / "ginkgo"), "github.com/onsi/ginkgo/v2/ginkgo")
+    _go("test", "-c", modified, "-o", str(built / "critest.test"), f"{_TOOLS}/cmd/critest")
+
+
+def _run(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int) -> list[report.Spec]:
+    """All specs, several at once; what fails is asked once more, alone, since specs share ports and images."""
+    first = _ginkgo(node, built, folder / "first", handler, [f"--focus={focus}"] if focus else [], jobs)
+    failed = [spec for spec in first if spec.outcome == "failed"]
+    if not failed or len(failed) > 40:
+        return first
+    print(f"{len(failed)} failed; once more, one at a time", flush=True)
+    again = _ginkgo(node, built, folder / "again", handler, [f"--focus={_literal(spec.name)}" for spec in failed], 1)
+    outcomes = {spec.name: spec for spec in again if spec.outcome != "skipped"}
+    return [outcomes.get(spec.name, spec) if spec.outcome == "failed" else spec for spec in first]
+
+
+def _literal(name: str) -> str:
+    return "".join(f"\\{character}" if character in r"\.+*?()|[]{}^$" else character for character in name)
+
+
+def _ginkgo(node: Node, built: Path, folder: Path, handler: str, choice: list[str], jobs: int) -> list[report.Spec]:
+    folder.mkdir()
+    command = [
+        *node.enter(), str(built / "ginkgo"), f"--procs={jobs}", "--timeout=30m", "--silence-skips", "--no-color", "--succinct",
+        "--skip=benchmark", f"--output-dir={folder}", "--junit-report=report.xml", *choice, str(built / "critest.test"), "--",
+        f"-runtime-endpoint=unix://{node.socket}", f"-image-endpoint=unix://{node.socket}", f"-runtime-handler={handler}",
+    ]  # fmt: skip
+    with open(folder / "output", "wb") as output:
+        subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder, check=False)
+    kept = clone.ROOT / ".cache/conformance"
+    shutil.copy(folder / "output", kept / f"{folder.name}.log")
+    for service in ("cri-gateway", "runtime-svc", "monitor-svc", "net-svc", "image-svc"):
+        (kept / f"{service}.log").write_text(node.log(service))
+    if not (folder / "report.xml").exists():
+        raise RuntimeError(f"critest did not run:\n{(folder / 'output').read_text(errors='replace')[-3000:]}")
+    return report.read(folder / "report.xml")
+
+
+def _go(*arguments: str, **environment: str) -> str:
+    finished = subprocess.run(
+        ["go", *arguments], cwd=GO, env={**os.environ, "GOFLAGS": "-mod=mod", **environment}, capture_output=True, text=True, check=False
+    )
+    if finished.returncode != 0:
+        raise SystemExit(f"conformance: go {' '.join(arguments)} failed:\n{finished.stderr[-3000:]}")
+    return finished.stdout
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
