@@ -35,16 +35,11 @@ def push_all(registry: str, programs: Path) -> str:
     for name, user in users.items():
         built[f"{STAGING}/test-image-user-{name}", ("latest",)] = images.build([busybox], {"Cmd": ["sh"], "User": user})
     built[f"{STAGING}/test-image-predefined-group", ("latest",)] = _predefined_group(busybox)
-    for name, tags in (
-        ("latest", ("latest",)),
-        ("tag", ("test",)),
-        ("tag", ("all",)),
-        ("1", ("latest",)),
-        ("2", ("latest",)),
-        ("3", ("latest",)),
-        ("tags", ("1", "2", "3")),
-    ):
-        built[f"{STAGING}/test-image-{name}", tags] = _small(f"{name}:{tags}")
+    small = {"latest": "latest", "1": "latest", "2": "latest", "3": "latest", "tags": "1 2 3"}
+    for name, wanted_tags in small.items():
+        built[f"{STAGING}/test-image-{name}", tuple(wanted_tags.split())] = _small(name)
+    for tag in ("test", "all"):
+        built[f"{STAGING}/test-image-tag", (tag,)] = _small(f"tag:{tag}")
     for (repository, tags), image in built.items():
         image.push(registry, repository, *tags)
     by_digest = _small("digest")
