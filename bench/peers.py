@@ -13,7 +13,7 @@ import grpc
 from measures import Subject
 
 from crisp_proto.cri import api_pb2 as cri
-from crisplab import clone, images
+from crisplab import clone, images, namespaces
 from crisplab.cri import Cri
 
 _CONFIG = """version = 2
@@ -47,20 +47,7 @@ def containerd(root: Path, registry: str) -> Iterator[Subject]:
     (root / "cni/10-bench.conflist").write_text(json.dumps(_network(root / "leases")))
     (root / "config.toml").write_text(_CONFIG.format(root=root, registry=registry))
     _pause(registry)
-    unmount = "umount /sys/fs/cgroup/unified; " if Path("/sys/fs/cgroup/unified/cgroup.procs").exists() else ""
-    command = [
-        "unshare",
-        "--mount",
-        "--propagation",
-        "slave",
-        "sh",
-        "-c",
-        f'{unmount}mount --make-rshared /; exec "$@"',
-        "sh",
-        str(program),
-        "--config",
-        str(root / "config.toml"),
-    ]
+    command = namespaces.private([str(program), "--config", str(root / "config.toml")])
     environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}:/usr/sbin"}
     with open(root / "log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)

@@ -27,7 +27,7 @@ def main(folder: Path, base: Path) -> None:
         (folder / name).mkdir()
         (folder / name).chmod(0o755)
     (folder / "compose.env").write_text(
-        f"CRISP_NODE_GROUP=64001\nCRISP_GATEWAY_USER=64001:64001\nCRISP_RUNTIME_CGROUP_PARENT=/crisp-{tag}\nCRISP_NET_BUILTIN_SUBNETS=[\"10.99.0.0/24\"]\n"
+        f'CRISP_NODE_GROUP=64001\nCRISP_GATEWAY_USER=64001:64001\nCRISP_RUNTIME_CGROUP_PARENT=/crisp-{tag}\nCRISP_NET_BUILTIN_SUBNETS=["10.99.0.0/24"]\n'
     )
     os.environ.update(
         DOCKER_HOST=f"unix://{folder}/docker.sock",
@@ -46,7 +46,7 @@ def main(folder: Path, base: Path) -> None:
         with show.step("base image"):
             run("docker", "import", str(base), "crisp-base")
         with show.step("docker-compose build"):
-            compose("build", "-q")
+            compose("build")
         try:
             with show.step("docker-compose up"):
                 compose("up", "-d", "--no-build")
@@ -55,10 +55,20 @@ def main(folder: Path, base: Path) -> None:
                 show_pod(client, f"{address}/demo/web:1", folder / "logs/demo", show)
                 outlive(client, f"{address}/demo/web:1", folder, show)
         finally:
-            print(subprocess.run(["docker-compose", "logs", "--tail=15"], cwd=clone.ROOT, capture_output=True, text=True, check=False).stdout[-6000:])
+            print(
+                subprocess.run(["docker-compose", "logs", "--tail=15"], cwd=clone.ROOT, capture_output=True, text=True, check=False).stdout[
+                    -6000:
+                ]
+            )
             compose("down")
-    for group in Path("/sys/fs/cgroup").glob(f"*/crisp-{tag}"):
-        group.rmdir()
+            remove_cgroups(f"crisp-{tag}")
+
+
+def remove_cgroups(name: str) -> None:
+    """The services' cgroup parent, which they leave for their successors."""
+    for group in Path("/sys/fs/cgroup").glob(f"*/{name}"):
+        if group.parent.name != "unified":  # that one is a folder of this namespace's own
+            group.rmdir()
 
 
 def outlive(client: Cri, image: str, folder: Path, show: Show) -> None:

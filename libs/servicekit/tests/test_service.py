@@ -130,8 +130,8 @@ async def test_request_id_and_trace_go_along(tmp_path: Path, caller: ServiceClie
     assert call.parent_span_id == "b" * 16
 
 
-async def test_no_replica_is_unavailable_and_says_where(tmp_path: Path, caller: ServiceClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PATIENCE", 0.1)
+async def test_no_replica_is_unavailable_and_says_where(tmp_path: Path, caller: ServiceClient) -> None:
+    caller.patience = 0.1
     with pytest.raises(Unavailable, match=str(tmp_path / "demo")):
         await caller.call("GET", "/v1/who", Echo)
 

@@ -12,6 +12,7 @@ class Demo(Section):
 
     depth: int = Field(3, ge=0)
     colours: list[str] = []
+    name: str = ""
     folder: Path = Path("/x")
 
 
@@ -31,9 +32,15 @@ def test_each_source_overrides_the_one_before(file: Path) -> None:
     (drop_ins / "10-first.toml").write_text("[image]\ndepth = 5\n")
     (drop_ins / "20-second.toml").write_text("[image]\ndepth = 6\n")
     assert load("image", Demo, arguments, {}).own.depth == 6
-    environment = {"CRISP_IMAGE_DEPTH": "7", "CRISP_IMAGE_COLOURS": '["red"]', "HOME": "/root", "CRISP_CRASHPOINTS": "/x"}
+    environment = {
+        "CRISP_IMAGE_DEPTH": "7",
+        "CRISP_IMAGE_NAME": "64001",
+        "CRISP_IMAGE_COLOURS": '["red"]',
+        "HOME": "/root",
+        "CRISP_CRASHPOINTS": "/x",
+    }
     settings = load("image", Demo, arguments, environment)
-    assert (settings.own.depth, settings.own.colours) == (7, ["red"])
+    assert (settings.own.depth, settings.own.colours, settings.own.name) == (7, ["red"], "64001")
     assert load("image", Demo, [*arguments, "--set", "image.depth=8"], environment).own.depth == 8
     assert settings.node.log_level == "debug"
 

@@ -28,10 +28,11 @@ def _make(target: Path, packages: list[str]) -> None:
     venv = clone.ROOT / ".venv"
     # The checkout's own packages are left out: the Dockerfiles install those.
     copy = f'cp -a {venv}/{_SITE}/. "$1"/opt/crisp/{_SITE}/ && rm -rf "$1"/opt/crisp/{_SITE}/*crisp* "$1"/opt/crisp/{_SITE}/__editable__*'
+    scripts = f'cp -an {venv}/bin/. "$1"/opt/crisp/bin/ && rm -f "$1"/opt/crisp/bin/crisp* && sed -i "1s|^#!{venv}/bin/|#!/opt/crisp/bin/|" "$1"/opt/crisp/bin/protoc-gen-*'
     command = [
         "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}", "--aptopt=Acquire::Languages none",
         "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
-        '--customize-hook=chroot "$1" python3 -m venv --without-pip /opt/crisp', f"--customize-hook={copy}",
+        '--customize-hook=chroot "$1" python3 -m venv --without-pip /opt/crisp', f"--customize-hook={copy}", f"--customize-hook={scripts}",
         "bookworm", str(target), *sources(),
     ]  # fmt: skip
     finished = subprocess.run(command, capture_output=True, text=True, check=False)

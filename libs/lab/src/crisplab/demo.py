@@ -78,8 +78,11 @@ class Show:
             self.console.print(f"  {line}", markup=False, highlight=False, overflow="ellipsis", no_wrap=True)
 
 
-def show_pod(client: Cri, image: str, logs: Path, show: Show) -> None:
-    """Pulls the image and runs a pod of a web server and a visitor through all of its life. Raises AssertionError if something is wrong."""
+def show_pod(client: Cri, image: str, logs: Path, show: Show, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Pulls the image and runs a pod of a web server and a visitor through all of its life. Raises AssertionError if something is wrong.
+
+    `meanwhile` is called while the pod runs.
+    """
     timings = Timings()
     call, runtime = timings.call, client.runtime
     with show.step(f"PullImage {image}"):
@@ -122,6 +125,7 @@ def show_pod(client: Cri, image: str, logs: Path, show: Show) -> None:
             )
             show.output(f"{name:8} cpu {cpu:8.1f} ms  memory {memory:6} KiB  disk {entry.writable_layer.used_bytes.value >> 10:4} KiB")
         assert {entry.attributes.id for entry in stats} == {web, visitor}
+    meanwhile()
     with show.step("StopContainer, RemoveContainer, StopPodSandbox, RemovePodSandbox"):
         call(runtime.StopContainer, cri.StopContainerRequest(container_id=visitor, timeout=0), "StopContainer visitor")
         call(runtime.RemoveContainer, cri.RemoveContainerRequest(container_id=visitor), "RemoveContainer visitor")
@@ -159,8 +163,7 @@ def main() -> int:
                 for service in SERVICES:
                     show.output(f"{service:12} pid {node.service_pid(service):7} {node.run / service / '0.sock'}")
             with Cri(node.socket) as client:
-                show_pod(client, f"{address}/demo/web:1", root / "logs", show)
-            curl_services(node.run, show)
+                show_pod(client, f"{address}/demo/web:1", root / "logs", show, lambda: curl_services(node.run, show))
     finally:
         with show.step("taking all down"):
             node.destroy()

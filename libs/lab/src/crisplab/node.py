@@ -4,8 +4,7 @@
     <root>/run/, state/                                  the services' own
 
 Own are also: the bridge and its subnet, the nftables table, the cgroup parent, and a mount namespace. That one takes over what
-the host mounts later but gives nothing back, so all mounts go with the last process; and in it the empty cgroup2 hierarchy of
-hybrid machines is unmounted, which crun 1.8 refuses to see.
+the host mounts later but gives nothing back, so all mounts go with the last process (namespaces.py).
 """
 
 import contextlib
@@ -25,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor.xmlrpc import SupervisorTransport
+
+from crisplab import namespaces
 
 SERVICES = {
     "image-svc": "image_svc",
@@ -96,24 +97,9 @@ class Node:
         if self.pid() is not None:
             return
         self._configure()
-        hybrid = Path("/sys/fs/cgroup/unified/cgroup.procs").exists()
-        script = f'set -e; {"umount /sys/fs/cgroup/unified; " if hybrid else ""}mount --make-rshared /; exec "$@"'
-        command = [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "slave",
-            "sh",
-            "-c",
-            script,
-            "sh",
-            sys.executable,
-            "-m",
-            "supervisor.supervisord",
-            "--nodaemon",
-            "-c",
-            str(self.root / "supervisord.conf"),
-        ]
+        command = namespaces.private(
+            [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(self.root / "supervisord.conf")]
+        )
         with open(self.root / "logs" / "supervisord.log", "ab") as log:
             subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **self.environment}

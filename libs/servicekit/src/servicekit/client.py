@@ -1,7 +1,7 @@
 """Calls from the gateway (and crispctl) to a service's replicas over their unix sockets.
 
 The folder RUNDIR/<service>/ is the list of replicas. A call goes to the least busy one; when a replica goes away under a
-call, the call is sent again, to another replica or to the same one's successor, until the deadline or for PATIENCE seconds,
+call, the call is sent again, to another replica or to the same one's successor, until the deadline or for `patience` seconds,
 whichever is sooner. That is safe because every write is keyed by an id; the few calls that are not say so.
 """
 
@@ -49,11 +49,12 @@ class _Replica:
 
 @dataclass(slots=True)
 class ServiceClient:
-    """All replicas of one service. `deadline` in seconds is for calls that don't bring their own."""
+    """All replicas of one service. `deadline` in seconds is for calls that don't bring their own, `patience` for one to come back."""
 
     service: str
     run_dir: Path
     deadline: float = 60.0
+    patience: float = PATIENCE
     _replicas: dict[str, _Replica] = field(default_factory=dict)
     _folder_version: int = -1
 
@@ -98,7 +99,7 @@ class ServiceClient:
     ) -> T | None:
         """Sends a request and answers its reply as `reply`. Raises the error that the service named.
 
-        Unavailable: no replica answered for PATIENCE seconds. DeadlineExceeded: one did not answer within `deadline` seconds.
+        Unavailable: no replica answered for `patience` seconds. DeadlineExceeded: one did not answer within `deadline` seconds.
         """
         limit = self.deadline if deadline is None else deadline
         started = time.perf_counter()
@@ -131,7 +132,7 @@ class ServiceClient:
         if call is not None:
             headers[context.REQUEST_ID_HEADER] = call.request_id
             headers[context.TRACEPARENT_HEADER] = call.traceparent
-        give_up = time.monotonic() + PATIENCE
+        give_up = time.monotonic() + self.patience
         while True:
             replica = self._least_busy()
             if replica is not None:

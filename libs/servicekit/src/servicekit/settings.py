@@ -77,7 +77,7 @@ def load(section: str, model: type[S], arguments: Sequence[str] | None = None, e
             return
         if key not in models[name].model_fields:
             raise InvalidArgument(f"{origin}: [{name}] has no key {key!r}{_nearest(key, models[name].model_fields)}", field=f"{name}.{key}")
-        values[name][key] = value
+        values[name][key] = _from_text(value, models[name].model_fields[key].annotation) if isinstance(value, _Text) else value
         origins[name, key] = origin
 
     for file in _files(flags.config):
@@ -93,13 +93,13 @@ def load(section: str, model: type[S], arguments: Sequence[str] | None = None, e
         prefix, _, rest = variable.partition("_")
         name, _, key = rest.lower().partition("_")
         if prefix == "CRISP" and name in SECTIONS and key:
-            take(name, key, _value(text), f"environment variable {variable}")
+            take(name, key, _Text(text), f"environment variable {variable}")
     for assignment in flags.set:
         path, equals, text = assignment.partition("=")
         name, dot, key = path.partition(".")
         if not (equals and dot):
             raise InvalidArgument(f"--set {assignment}: write it as SECTION.KEY=VALUE", field="--set")
-        take(name, key, _value(text), f"flag --set {path}")
+        take(name, key, _Text(text), f"flag --set {path}")
 
     return Settings(
         node=_validated(NodeSettings, "node", values["node"], origins),
@@ -127,12 +127,18 @@ def _read(file: Path) -> dict[str, Any]:
         raise InvalidArgument(f"{file}: {error}", field=str(file)) from error
 
 
-def _value(text: str) -> Any:
-    """What a TOML file would make of it: 5 is a number, ["a"] a list; anything else is a string."""
+class _Text(str):
+    """A value from the environment or a flag, whose type its field decides."""
+
+
+def _from_text(text: str, annotation: Any) -> Any:
+    """What a TOML file would make of it: 5 is a number, ["a"] a list. Where a string is wanted, and for anything else, the text itself."""
+    if annotation is str:
+        return str(text)
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
-        return text
+        return str(text)
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -181,7 +181,7 @@ class Attachments:
     async def sweep(self) -> None:
         """At start: deletes pods' interfaces of the bridges we use whose attachment is gone (a killed predecessor was about to)."""
         interfaces = bridge.host_interfaces()  # before the rows: an interface's row is older than the interface
-        known = {bridge.host_interface(row.id) for row in self._store.all()}
+        known = {bridge.host_interface(str(self._netns / row.id)) for row in self._store.all()}
         try:
             bridges = {plugin.get("bridge") or "cni0" for plugin in self.configuration().plugins if bridge.understands(plugin)}
         except CrispError:

@@ -4,6 +4,7 @@ The veth pair is made from the host's side with the pod's end born in the pod's 
 """
 
 import errno
+import hashlib
 import ipaddress
 import os
 import re
@@ -50,9 +51,9 @@ def subnets(plugin: Document, where: str) -> list[str]:
     return [str(entry.subnet) for ranges in host_local.range_sets(plugin["ipam"], where) for entry in ranges]
 
 
-def host_interface(pod_id: str) -> str:
-    """The name of a pod's veth on the host; 11 hexadecimal digits of the id are unique enough for a node."""
-    return f"veth{pod_id[:11]}"
+def host_interface(netns_path: str) -> str:
+    """The name of a pod's veth on the host: of its namespace's path, since two nodes on one machine may have the same pod."""
+    return f"veth{hashlib.sha256(netns_path.encode()).hexdigest()[:11]}"
 
 
 async def add(plugin: Document, network: str, version: str, pod: PodRef, store: Store) -> Result:
@@ -72,7 +73,7 @@ async def add(plugin: Document, network: str, version: str, pod: PodRef, store: 
         raise Internal(f"network {network}: pod {pod.namespace}/{pod.name} could not be connected to bridge {name}: {error}") from error
     return Result(
         version,
-        interfaces=[{"name": name}, {"name": host_interface(pod.id)}, {"name": pod.interface, "mac": mac, "sandbox": pod.netns}],
+        interfaces=[{"name": name}, {"name": host_interface(pod.netns)}, {"name": pod.interface, "mac": mac, "sandbox": pod.netns}],
         ips=[
             {"interface": 2, "address": f"{address}/{entry.subnet.prefixlen}", "gateway": str(entry.gateway)} for entry, address in leases
         ],
@@ -82,7 +83,7 @@ async def add(plugin: Document, network: str, version: str, pod: PodRef, store: 
 
 async def delete(pod: PodRef) -> None:
     """Takes the pod's veth away, both ends; fine if there is none. Leases go with the attachment's row."""
-    interface = host_interface(pod.id)
+    interface = host_interface(pod.netns)
     if netns.interface_index(interface) is not None:
         await syscalls.in_own_thread(lambda: delete_interface(interface))
 
@@ -118,7 +119,7 @@ def _host_side(bridge: str, pod: PodRef, mac: str, gateways: Sequence[str], plug
         if index is None:
             index = _make_bridge(netlink, bridge, gateways, plugin)
         mtu: Document = {"mtu": int(plugin["mtu"])} if plugin.get("mtu") else {}
-        interface = host_interface(pod.id)
+        interface = host_interface(pod.netns)
         fd = os.open(pod.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             peer = {"ifname": pod.interface, "address": mac, "net_ns_fd": fd, **mtu}

@@ -1,0 +1,93 @@
+"""The node that crispctl talks to: its services by their sockets."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisp_proto.image import Image, ImageList, LoadRequest, PullRequest
+from crisp_proto.monitor import Event, EventList, Process, ProcessList
+from crisp_proto.net import Attachment, AttachmentList
+from crisp_proto.runtime import Container, ContainerList, Pod, PodList
+from servicekit.client import ServiceClient
+from servicekit.errors import CrispError
+
+SERVICES = ("cri-gateway", "image-svc", "runtime-svc", "net-svc", "monitor-svc")
+_PULL_SECONDS = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A service: its replicas, and why it is not ready, if it isn't."""
+
+    service: str
+    replicas: tuple[str, ...]
+    fault: str
+
+
+class Node:
+    """All services of a node."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._clients = {name: ServiceClient(name, run_dir, patience=1.0) for name in SERVICES}
+
+    @staticmethod
+    @asynccontextmanager
+    async def at(run_dir: Path) -> AsyncIterator["Node"]:
+        """The node whose sockets are below `run_dir`."""
+        node = Node(run_dir)
+        try:
+            yield node
+        finally:
+            for client in node._clients.values():
+                await client.close()
+
+    async def states(self) -> list[State]:
+        """Each service's state."""
+        return [State(name, self._replicas(name), await self._fault(name)) for name in SERVICES]
+
+    def _replicas(self, service: str) -> tuple[str, ...]:
+        return tuple(sorted(path.stem for path in (self._run_dir / service).glob("[!.]*.sock")))
+
+    async def _fault(self, service: str) -> str:
+        try:
+            await self._clients[service].call("GET", "/readyz", deadline=5)
+        except CrispError as error:
+            return error.message
+        return ""
+
+    async def pods(self) -> list[Pod]:
+        """All pods."""
+        return (await self._clients["runtime-svc"].call("GET", "/v1/pods", PodList)).pods
+
+    async def containers(self) -> list[Container]:
+        """All containers."""
+        return (await self._clients["runtime-svc"].call("GET", "/v1/containers", ContainerList)).containers
+
+    async def attachments(self) -> dict[str, Attachment]:
+        """Networks by pod id."""
+        found = (await self._clients["net-svc"].call("GET", "/v1/attachments", AttachmentList)).attachments
+        return {attachment.id: attachment for attachment in found}
+
+    async def processes(self) -> dict[str, Process]:
+        """Processes by container id."""
+        found = (await self._clients["monitor-svc"].call("GET", "/v1/monitors", ProcessList)).processes
+        return {process.id: process for process in found}
+
+    async def images(self) -> list[Image]:
+        """All images."""
+        return (await self._clients["image-svc"].call("GET", "/v1/images", ImageList)).images
+
+    async def pull(self, reference: str) -> Image:
+        """Fetches an image."""
+        return await self._clients["image-svc"].call("POST", "/v1/pulls", Image, PullRequest(reference=reference), deadline=_PULL_SECONDS)
+
+    async def load(self, path: Path, name: str) -> list[Image]:
+        """Takes images from an OCI layout."""
+        request = LoadRequest(path=str(path), reference=name)
+        return (await self._clients["image-svc"].call("POST", "/v1/loads", ImageList, request, deadline=_PULL_SECONDS)).images
+
+    async def events(self, after: int) -> list[Event]:
+        """Events later than a cursor, 500 at most."""
+        return (await self._clients["monitor-svc"].call("GET", f"/v1/events?after={after}", EventList)).events

@@ -1,0 +1,85 @@
+"""The commands that people type: crispctl, make demo's program, and two nodes at the same time."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from expect import until
+from traces import traces, wait_until_clean
+from world import PAGE, World
+
+from crisplab import scratch
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import Node
+
+
+def crispctl(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs crispctl against a node, wide enough for whole lines."""
+    command = [sys.executable, "-m", "crispctl", "--run-dir", str(node.run), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={"COLUMNS": "220", "PATH": "/usr/bin:/bin"})
+
+
+def test_crispctl_shows_the_node(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    config = pod_config("seen", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, name="web"), config)
+        shown = crispctl(node, "status")
+        assert (shown.returncode, shown.stdout.count("yes")) == (0, 5)
+        assert cri_client.pod_status(pod).network.ip in crispctl(node, "pods").stdout
+        line = next(line for line in crispctl(node, "containers").stdout.splitlines() if container[:13] in line)
+        assert "running" in line
+        assert world.image in crispctl(node, "images").stdout
+        assert "created" in crispctl(node, "events").stdout
+
+
+def test_crispctl_pulls_and_loads(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    world.busybox.write_layout(tmp_path / "layout", "example.invalid/loaded:1")
+    loaded = crispctl(node, "load", str(tmp_path / "layout"))
+    assert (loaded.returncode, loaded.stdout.split()[0]) == (0, world.busybox.id)
+    cri_client.remove_image("example.invalid/loaded:1")
+    pulled = crispctl(node, "pull", world.image)
+    assert (pulled.returncode, pulled.stdout.strip()) == (0, world.busybox.id)
+    refused = crispctl(node, "pull", f"{world.registry}/test/nothing:1")
+    assert refused.returncode == 1
+    assert "does not exist" in refused.stderr
+
+
+def test_two_nodes_at_once_do_not_meet(node: Node, world: World, tmp_path: Path) -> None:
+    """The same pod on two nodes of one machine: other addresses, other namespaces, and each end leaves the other alone."""
+    config = pod_config("twin", log_directory=tmp_path / "one")
+    with scratch.folder("twin") as folder, Cri(node.socket) as first:
+        other = Node(folder / "node")
+        names = other.names
+        before = traces(node)
+        try:
+            other.start()
+            with Cri(other.socket) as second:
+                second.pull(world.image)
+                assert names != node.names
+                with ThreadPoolExecutor(2) as pool:
+                    pods = list(pool.map(lambda client: client.run_pod(config), (first, second)))
+                assert pods[0] == pods[1]
+                for client in (first, second):
+                    client.run(pods[0], container_config(world.image), config)
+                addresses = [client.pod_status(pods[0]).network.ip for client in (first, second)]
+                assert addresses[0] != addresses[1]
+                second.remove_pod(pods[0])
+                assert until(lambda: httpx.get(f"http://{addresses[0]}/").text, ignore=httpx.HTTPError) == PAGE
+        finally:
+            other.destroy()
+        assert other.leftovers(names) == []
+        first.remove_pod(pods[0])
+        wait_until_clean(node, before)
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_runs_twice_and_leaves_nothing() -> None:
+    for _ in range(2):
+        shown = subprocess.run([sys.executable, "-m", "crisplab.demo"], capture_output=True, text=True, check=False)
+        assert shown.returncode == 0, shown.stdout + shown.stderr
+        assert "nothing of it is left" in shown.stdout
+        assert "hello from a pod that crisp runs" in shown.stdout
+        assert shown.stdout.count("curl -sS") == 5
