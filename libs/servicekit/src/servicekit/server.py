@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import uvicorn
+import uvicorn.lifespan.off  # uvicorn would import it later, see client.py
 import uvloop
 from fastapi import APIRouter
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
