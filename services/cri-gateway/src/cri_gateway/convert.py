@@ -2,6 +2,7 @@
 
 from typing import Any, TypeVar
 
+from google.protobuf import descriptor_pb2  # noqa: F401 — json_format would import it at the first call, see servicekit.client
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from pydantic import ValidationError
