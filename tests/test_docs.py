@@ -1,0 +1,73 @@
+"""What the documents promise about the tree."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from servicekit.settings import NodeSettings, Section
+
+ROOT = Path(__file__).parents[1]
+SECTIONS: dict[str, type[Section]] = {"node": NodeSettings} | {
+    section: getattr(importlib.import_module(f"{module}.settings"), name)
+    for section, module, name in (
+        ("image", "image_svc", "ImageSettings"),
+        ("runtime", "runtime_svc", "RuntimeSettings"),
+        ("net", "net_svc", "NetSettings"),
+        ("monitor", "monitor_svc", "MonitorSettings"),
+        ("gateway", "cri_gateway", "GatewaySettings"),
+    )
+}
+TRACKED = [path for path in ROOT.rglob("*") if path.is_file() and not {".git", ".venv", ".cache"} & set(path.relative_to(ROOT).parts)]
+DOCUMENTS = [path for path in TRACKED if path.suffix == ".md" and path.name != "conformance.md"]
+
+
+def test_every_setting_is_described_and_no_other() -> None:
+    described = set(re.findall(r"^\| `([a-z]+\.[a-z_]+)`", (ROOT / "docs/configuration.md").read_text(), re.M))
+    assert described == {f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_every_operation_of_the_services_is_in_a_readme() -> None:
+    for service in ("image", "runtime", "net", "monitor"):
+        readme = (ROOT / f"services/{service}-svc/README.md").read_text()
+        paths = re.findall(r'"(/v1/[^"]*)": \{', (ROOT / f"proto/openapi/{service}-svc.json").read_text())
+        assert paths
+        assert [path for path in paths if path not in readme] == []
+
+
+def test_the_readmes_test_command_is_what_ci_runs() -> None:
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_sample_settings_are_the_defaults() -> None:
+    import tomllib
+
+    for section, values in tomllib.loads((ROOT / "deploy/crisp.toml").read_text()).items():
+        defaults = SECTIONS[section]().model_dump(mode="json")
+        assert {key: defaults[key] for key in values} == values
+
+
+def test_the_lock_file_has_a_hash_for_everything_and_names_no_index() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    for requirement in re.split(r"\n(?=[a-z])", lock):
+        if re.match(r"[a-z]", requirement):
+            assert "--hash=sha256:" in requirement, requirement[:60]
+
+
+def test_files_are_short_enough_to_read() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in TRACKED
+        if path.suffix == ".py" and "_pb2" not in path.name and (lines := len(path.read_text().splitlines())) > 500
+    }
+    assert long == {}
