@@ -211,12 +211,14 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
         config = pod_config("scaled", log_directory=tmp_path)
         pod = client.run_pod(config)
         container = client.run(pod, container_config(world.image), config)
+        stopped = []
         others = [own_node.start_replica(service, "1") for service in SERVICES if service != "cri-gateway"]
         try:
             for service in SERVICES:
                 if service != "cri-gateway":
                     until(partial(answering, own_node, service, "1"))
                     own_node.supervisor("stop", service)
+                    stopped.append(service)
             assert client.exec(container, "echo", "still").stdout == b"still\n"
             second = client.run(pod, container_config(world.image, ["sleep", "600"], name="second"), config)
             assert client.status(second).state == cri.CONTAINER_RUNNING
@@ -225,10 +227,9 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
             client.stop_pod(pod)
             client.remove_pod(pod)
         finally:
-            for service in SERVICES:
-                if service != "cri-gateway":
-                    own_node.supervisor("start", service)
-                    until(partial(answering, own_node, service))
+            for service in stopped:
+                own_node.supervisor("start", service)
+                until(partial(answering, own_node, service))
             for process in others:
                 process.terminate()
                 process.wait(30)

@@ -83,6 +83,16 @@ def test_host_ports_answer_on_every_address_and_go_with_the_pod(cri_client: Cri,
         socket.create_connection(("127.0.0.1", port), timeout=2)
 
 
+def test_the_same_pod_may_come_and_go_quickly(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    """Its network is always its present life's, never what is left of the one before."""
+    config = pod_config("quick", log_directory=tmp_path)
+    for _ in range(5):
+        with cri_client.pod(config) as pod:
+            cri_client.run(pod, container_config(world.image), config)
+            ask = partial(httpx.get, f"http://{cri_client.pod_status(pod).network.ip}/", timeout=1)
+            assert until(ask, ignore=httpx.HTTPError).text == PAGE
+
+
 def test_a_pod_on_the_nodes_network_has_no_address_of_its_own(cri_client: Cri, world: World, tmp_path: Path) -> None:
     linux = cri.LinuxPodSandboxConfig()
     linux.security_context.namespace_options.network = cri.NODE

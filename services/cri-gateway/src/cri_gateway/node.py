@@ -11,6 +11,7 @@ from crisp_proto.net import NetworkStatus, NodeConfig
 from servicekit.client import ServiceClient
 from servicekit.errors import CrispError, InvalidArgument
 
+_VERSION = version("crisp-cri-gateway")
 _DRIVERS = {"systemd": api_pb2.SYSTEMD, "cgroupfs": api_pb2.CGROUPFS}
 
 
@@ -22,9 +23,7 @@ class Node:
 
     async def version(self, _request: api_pb2.VersionRequest) -> api_pb2.VersionResponse:
         """Version. The first field is CRI's own version of this message, fixed at 0.1.0."""
-        return api_pb2.VersionResponse(
-            version="0.1.0", runtime_name="crisp", runtime_version=version("crisp-cri-gateway"), runtime_api_version="v1"
-        )
+        return api_pb2.VersionResponse(version="0.1.0", runtime_name="crisp", runtime_version=_VERSION, runtime_api_version="v1")
 
     async def status(self, request: api_pb2.StatusRequest) -> api_pb2.StatusResponse:
         """Status: RuntimeReady while image-, runtime- and monitor-svc are; NetworkReady as net-svc says."""

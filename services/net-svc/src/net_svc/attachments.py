@@ -159,14 +159,13 @@ class Attachments:
             if plugin not in by_bridge and not (self._settings.native_plugins and firewall.understands_portmap(plugin)):
                 await self._execute_delete(plugin, network, pod)
         crashpoint("attachment-deleted")
-        netns.remove(Path(pod.netns))
+        port = bridge.port_of(pod) if by_bridge else None
+        await asyncio.to_thread(netns.remove, Path(pod.netns))
         crashpoint("netns-removed")
-        if by_bridge and not row.record:
-            await bridge.delete(pod)  # the same name is about to be used again
         self._store.remove(row.id)
         await self.firewall.refresh()
-        if by_bridge and row.record:
-            self._farewell(bridge.delete(pod))
+        if port is not None:
+            self._farewell(bridge.delete(port))
 
     def _farewell(self, work: Coroutine[Any, Any, None]) -> None:
         """Lets something end behind the answer. The veth goes with its namespace anyway, but the kernel takes some 15 ms for it."""
@@ -186,10 +185,10 @@ class Attachments:
             bridges = {plugin.get("bridge") or "cni0" for plugin in self.configuration().plugins if bridge.understands(plugin)}
         except CrispError:
             return
-        for interface in interfaces:
+        for index, interface in interfaces:
             if interface not in known and bridge.bridge_of(interface) in bridges:
                 _log.warning("leftover-removed", kind="interface", id=interface)
-                await in_own_thread(lambda leftover=interface: bridge.delete_interface(leftover))  # type: ignore[misc]
+                await bridge.delete(index)
 
     async def _execute_delete(self, plugin: Document, network: NetworkConfiguration, pod: PodRef) -> None:
         try:

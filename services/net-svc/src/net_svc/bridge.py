@@ -81,28 +81,32 @@ async def add(plugin: Document, network: str, version: str, pod: PodRef, store: 
     )
 
 
-async def delete(pod: PodRef) -> None:
-    """Takes the pod's veth away, both ends; fine if there is none. Leases go with the attachment's row."""
-    interface = host_interface(pod.netns)
-    if netns.interface_index(interface) is not None:
-        await syscalls.in_own_thread(lambda: delete_interface(interface))
+def port_of(pod: PodRef) -> int | None:
+    """The number of the pod's veth on the host, or None if there is none."""
+    return netns.interface_index(host_interface(pod.netns))
 
 
-def delete_interface(name: str) -> None:
-    """Deletes an interface of the host; fine if there is none."""
-    try:
+async def delete(index: int) -> None:
+    """Takes a veth away, both ends; fine if it is gone. By its number: the name may be another pod's by now."""
+
+    def on_host() -> None:
         with IPRoute() as netlink:
-            index = netns.interface_index(name)
-            if index is not None:
-                netlink.link("del", index=index)
+            _delete(netlink, index)
+
+    await syscalls.in_own_thread(on_host)
+
+
+def _delete(netlink: IPRoute, index: int) -> None:
+    try:
+        netlink.link("del", index=index)
     except NetlinkError as error:
-        if error.code not in (errno.ENODEV, errno.ENOENT):  # it went while we looked
-            raise Internal(f"the interface {name} could not be removed: {error}") from error
+        if error.code not in (errno.ENODEV, errno.ENOENT):
+            raise Internal(f"the interface with number {index} could not be removed: {error}") from error
 
 
-def host_interfaces() -> list[str]:
-    """All interfaces of the host that have a pod's name."""
-    return [name for _, name in socket.if_nameindex() if _HOST_INTERFACE.match(name)]
+def host_interfaces() -> list[tuple[int, str]]:
+    """Numbers and names of the host's interfaces that are named like a pod's."""
+    return [(index, name) for index, name in socket.if_nameindex() if _HOST_INTERFACE.match(name)]
 
 
 def bridge_of(interface: str) -> str:
@@ -120,6 +124,9 @@ def _host_side(bridge: str, pod: PodRef, mac: str, gateways: Sequence[str], plug
             index = _make_bridge(netlink, bridge, gateways, plugin)
         mtu: Document = {"mtu": int(plugin["mtu"])} if plugin.get("mtu") else {}
         interface = host_interface(pod.netns)
+        stale = netns.interface_index(interface)
+        if stale is not None:  # of the same pod's last life, whose namespace the kernel has not taken down yet
+            _delete(netlink, stale)
         fd = os.open(pod.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             peer = {"ifname": pod.interface, "address": mac, "net_ns_fd": fd, **mtu}
