@@ -42,6 +42,7 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
         yield Face([routes(pods, containers, Stats(store, groups), info)], ready)
     finally:
         sweeping.cancel()
+        await containers.close()
         store.close()
 
 
