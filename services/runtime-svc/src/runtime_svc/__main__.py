@@ -30,8 +30,9 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
     store = Store(settings.node.state_dir / "runtime-svc" / "runtime.db")
     groups = cgroups.detect()
     handlers = Handlers(settings.own, run)
-    pods = Pods(store, settings.own, groups, handlers, run)
-    containers = Containers(store, pods, settings.own, groups, handlers, run)
+    coming_moves = cgroups.ComingMoves()
+    pods = Pods(store, settings.own, groups, handlers, run, coming_moves)
+    containers = Containers(store, pods, settings.own, groups, handlers, run, coming_moves)
     info = RuntimeInfo(cgroup_driver=settings.own.cgroup_driver, cgroup_version=groups.version, handlers=handlers.all())
 
     async def ready() -> None:
@@ -42,7 +43,7 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
         yield Face([routes(pods, containers, Stats(store, groups), info)], ready)
     finally:
         sweeping.cancel()
-        await containers.close()
+        await coming_moves.close()
         store.close()
 
 

@@ -4,6 +4,7 @@ A path like /crisp/pod-x is the same below every hierarchy's root. On version 1 
 hybrid machine counts as version 1, for that is where its controllers are.
 """
 
+import asyncio
 import contextlib
 import os
 import time
@@ -55,17 +56,32 @@ class Cgroups(Protocol):
         """The counters, or None if the cgroup is gone."""
 
 
-def announce_move() -> None:
+class ComingMoves:
     """Lets the kernel begin to wait now for what the OCI runtime's move of a new container into its cgroup will need.
 
-    The first move of a process takes a lock whose readers (every fork) have to be waited for by a grace period of all processors:
-    10 to 15 ms. Who comes within the next one gets it at once. So we move ourselves to where we are. Blocks for as long; a failure
-    only means that the runtime waits itself.
+    The first move of a process takes a lock whose readers (every fork) have to be waited for by a grace period of all processors,
+    10 to 15 ms; who comes within the next one gets it at once. So we move ourselves to where we are, ahead of the runtime.
     """
+
+    def __init__(self) -> None:
+        self._announcing: asyncio.Task[None] | None = None
+
+    def announce(self) -> None:
+        """Says that a container will be created soon. Returns at once; does nothing while an announcement is under way."""
+        if self._announcing is None or self._announcing.done():
+            self._announcing = asyncio.create_task(asyncio.to_thread(_move_to_where_we_are))
+
+    async def close(self) -> None:
+        """Waits for an announcement that is under way."""
+        if self._announcing is not None:
+            await self._announcing
+
+
+def _move_to_where_we_are() -> None:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         procs = ROOT / controllers.removeprefix("name=") / path.lstrip("/") / "cgroup.procs"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # then the runtime waits itself
             procs.write_text(str(os.getpid()))
             return
 

@@ -6,15 +6,13 @@
 import asyncio
 import shutil
 import time
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 from crisp_proto.config import ContainerConfig, LinuxContainerResources, NamespaceMode
 from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState, StartResult
 from runtime_svc import bundle, resources
 from runtime_svc.bundle import PodContext
-from runtime_svc.cgroups import Cgroups, announce_move
+from runtime_svc.cgroups import Cgroups, ComingMoves
 from runtime_svc.handlers import Handlers
 from runtime_svc.pods import HELPERS, Pods
 from runtime_svc.settings import RuntimeSettings
@@ -30,15 +28,24 @@ _log = logs.get()
 class Containers:
     """All containers of this node."""
 
-    def __init__(self, store: Store, pods: Pods, settings: RuntimeSettings, cgroups: Cgroups, handlers: Handlers, run: Path) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pods: Pods,
+        settings: RuntimeSettings,
+        cgroups: Cgroups,
+        handlers: Handlers,
+        run: Path,
+        coming_moves: ComingMoves,
+    ) -> None:
         self._store = store
         self._pods = pods
         self._settings = settings
         self._cgroups = cgroups
         self._handlers = handlers
+        self._coming_moves = coming_moves
         self._bundles = run / "bundles"
         self._turns = Turns()
-        self._going_on: set[asyncio.Task[None]] = set()
 
     async def create(self, container_id: str, request: ContainerRequest) -> Container:
         """Writes a container's bundle; the same request again answers what there is.
@@ -58,7 +65,7 @@ class Containers:
             raise FailedPrecondition(f"pod {pod.id} is not ready: it was stopped, or the machine has booted since", field="pod_sandbox_id")
         _check(request.config)
         runtime = self._handlers.get(pod.handler)
-        self._behind(asyncio.to_thread(announce_move))
+        self._coming_moves.announce()
         self._store.begin_container(container_id, request, pod.handler)
         crashpoint("container-recorded")
         folder = self._bundles / container_id
@@ -88,16 +95,6 @@ class Containers:
         )
         self._store.complete_container(container)
         return container
-
-    def _behind(self, work: Coroutine[Any, Any, None]) -> None:
-        """Lets something go on while the container is made."""
-        task = asyncio.create_task(work)
-        self._going_on.add(task)
-        task.add_done_callback(self._going_on.discard)
-
-    async def close(self) -> None:
-        """Waits for what goes on."""
-        await asyncio.gather(*self._going_on, return_exceptions=True)
 
     def _build(self, container_id: str, request: ContainerRequest, pod: Pod) -> bundle.Bundle:
         files = self._pods.files(pod.id)

@@ -7,7 +7,7 @@ from pathlib import Path
 from crisp_proto.config import PodSandboxConfig
 from crisp_proto.runtime import Pod, PodRequest, PodState
 from runtime_svc import pod_files
-from runtime_svc.cgroups import Cgroups
+from runtime_svc.cgroups import Cgroups, ComingMoves
 from runtime_svc.handlers import Handlers
 from runtime_svc.pod_files import PodFiles
 from runtime_svc.settings import RuntimeSettings
@@ -25,11 +25,14 @@ _log = logs.get()
 class Pods:
     """All pods of this node."""
 
-    def __init__(self, store: Store, settings: RuntimeSettings, cgroups: Cgroups, handlers: Handlers, run: Path) -> None:
+    def __init__(
+        self, store: Store, settings: RuntimeSettings, cgroups: Cgroups, handlers: Handlers, run: Path, coming_moves: ComingMoves
+    ) -> None:
         self._store = store
         self._settings = settings
         self._cgroups = cgroups
         self._handlers = handlers
+        self._coming_moves = coming_moves
         self._folder = run / "pods"
         self._turns = Turns()
 
@@ -79,6 +82,7 @@ class Pods:
         except BaseException:
             await self._remove(pod_id)
             raise
+        self._coming_moves.announce()  # a container will follow
         crashpoint("pod-files-made")
         self._store.complete_pod(pod_id)
         _log.info("pod-created", pod=pod_id, name=request.config.metadata.name, namespace=request.config.metadata.namespace)
