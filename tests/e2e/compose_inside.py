@@ -94,8 +94,11 @@ def dockerd(folder: Path) -> Iterator[None]:
         "dockerd", f"--data-root={folder}/docker", f"--exec-root={folder}/docker-run", f"--pidfile={folder}/docker.pid", f"--host=unix://{folder}/docker.sock",
         "--bridge=none", "--iptables=false", "--ip6tables=false", "--storage-driver=overlay2",
     ]  # fmt: skip
+    libraries = ":".join(str(path) for path in DEBIAN.parent.glob("**/*-linux-gnu") if path.parent.name == "lib")
     with open(folder / "dockerd.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, "LD_LIBRARY_PATH": libraries}
+        )
     try:
         deadline = time.monotonic() + 60
         while subprocess.run(["docker", "version"], capture_output=True, check=False).returncode != 0:

@@ -1,5 +1,6 @@
 """The commands that people type: crispctl, make demo's program, and two nodes at the same time."""
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 from expect import until
-from traces import traces, wait_until_clean
+from traces import get, traces, wait_until_clean
 from world import PAGE, World
 
-from crisplab import scratch
+from crisplab import clone, scratch
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
@@ -73,6 +74,44 @@ def test_two_nodes_at_once_do_not_meet(node: Node, world: World, tmp_path: Path)
         assert other.leftovers(names) == []
         first.remove_pod(pods[0])
         wait_until_clean(node, before)
+
+
+def test_make_up_leaves_a_node_running_and_make_down_ends_it() -> None:
+    root = clone.scratch("up")
+    if root.exists():
+        pytest.skip(f"this checkout's own node is up in {root}; `make down` first")
+    dev = [sys.executable, "-m", "crisplab.dev"]
+    try:
+        shown = subprocess.run([*dev, "up"], capture_output=True, text=True, check=True).stdout
+        assert "containerRuntimeEndpoint" in shown
+        assert "crictl --runtime-endpoint" in shown
+        assert crispctl(Node(root / "node"), "status").returncode == 0
+        assert subprocess.run([*dev, "up"], capture_output=True, text=True, check=True).stdout == shown
+    finally:
+        ended = subprocess.run([*dev, "down"], capture_output=True, text=True, check=False)
+    assert "nothing of it is left" in ended.stdout
+    assert not root.exists()
+
+
+def test_events_are_streamed_as_they_happen(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    """Server-sent events from a cursor on; a reader that comes back with its last cursor misses nothing."""
+    config = pod_config("events", log_directory=tmp_path)
+    last = max((event["cursor"] for event in get(node, "monitor-svc", "/v1/events?limit=500").json()["events"]), default=0)
+    seen: list[tuple[str, str]] = []
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image), config)
+        for wanted in ("created", "stopped", "deleted"):
+            if wanted == "stopped":
+                cri_client.stop(container)
+            if wanted == "deleted":
+                cri_client.remove(container)
+            transport = httpx.HTTPTransport(uds=str(node.run / "monitor-svc/0.sock"))
+            path = f"http://monitor-svc/v1/events/stream?after={last}"
+            with httpx.Client(transport=transport, timeout=20) as client, client.stream("GET", path) as stream:
+                event = next(json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: "))
+            last = event["cursor"]
+            seen.append((event["kind"], event["container_id"]))
+    assert seen == [("created", container), ("stopped", container), ("deleted", container)]
 
 
 @pytest.mark.timeout(180)
