@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from traces import traces, wait_until_clean
+from traces import started, traces, wait_until_clean
 from world import PAGE, World
 
 from crisplab import images, registry, scratch
@@ -23,17 +23,8 @@ def world() -> Iterator[World]:
 @pytest.fixture(scope="session")
 def node(world: World) -> Iterator[Node]:
     """The node that most tests share. What they run on it they take away again."""
-    node = Node(world.folder / "node")
-    node.start()
-    try:
-        with Cri(node.socket) as client:
-            client.pull(world.image)
+    with started(Node(world.folder / "node"), world.image) as node:
         yield node
-        wait_until_clean(node)
-    finally:
-        names = node.names
-        node.destroy()
-    assert node.leftovers(names) == []
 
 
 @pytest.fixture

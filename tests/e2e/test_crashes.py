@@ -15,7 +15,7 @@ import grpc
 import httpx
 import pytest
 from expect import error_of, log_lines, until
-from traces import get, traces, wait_until_clean
+from traces import get, started, traces, wait_until_clean
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -37,16 +37,8 @@ def crash_node(world: World) -> Iterator[Node]:
         armed.mkdir()
         armed.chmod(0o777)  # the gateway, which is not root, takes its own away
         node = Node(folder / "node", environment={"CRISP_CRASHPOINTS": str(armed)})
-        try:
-            node.start()
-            with Cri(node.socket) as client:
-                client.pull(world.image)
+        with started(node, world.image):
             yield node
-            wait_until_clean(node)
-        finally:
-            names = node.names
-            node.destroy()
-        assert node.leftovers(names) == []
 
 
 def arm(node: Node, point: str) -> Path:

@@ -7,6 +7,7 @@ import grpc
 import httpx
 import pytest
 from expect import code_of, log_lines, until
+from traces import file_descriptors
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -170,3 +171,17 @@ def test_a_call_that_is_not_there_yet_says_so(cri_client: Cri) -> None:
         cri_client.runtime.Attach(cri.AttachRequest(), timeout=20)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert "Attach" in str(caught.value.details())
+
+
+def test_no_service_keeps_files_open_for_pods_that_are_gone(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    def lives(count: int) -> None:
+        for number in range(count):
+            config = pod_config(f"p{number}", log_directory=tmp_path / str(number))
+            with cri_client.pod(config) as pod:
+                container = cri_client.run(pod, container_config(world.image, ["sleep", "600"]), config)
+                cri_client.exec(container, "true")
+
+    lives(3)  # connections and threads are kept from here on
+    before = file_descriptors(node)
+    lives(12)
+    assert {service: count - before[service] for service, count in file_descriptors(node).items() if count > before[service] + 6} == {}

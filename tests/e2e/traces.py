@@ -1,10 +1,13 @@
 """What a node has in the kernel, on disk and in its services' books, as sorted lines: equal before and after is clean."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
+from crisplab.cri import Cri
 from crisplab.node import SERVICES, Node, leftovers_of
 
 _ROWS = {
@@ -59,6 +62,21 @@ def wait_until_clean(node: Node, before: list[str] | None = None, seconds: float
     while left := sorted(set(traces(node)) - set(before or [])):
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(node: Node, image: str) -> Iterator[Node]:
+    """A node that runs and has the image; at the end nothing of its pods may be left on it, and nothing of it on the machine."""
+    names = node.names
+    try:
+        node.start()
+        with Cri(node.socket) as client:
+            client.pull(image)
+        yield node
+        wait_until_clean(node)
+    finally:
+        node.destroy()
+    assert node.leftovers(names) == []
 
 
 def file_descriptors(node: Node) -> dict[str, int]:

@@ -36,15 +36,15 @@ def test_version_2_is_read_in_its_own_units(root: Path) -> None:
     assert CgroupsV2().read("/crisp/none") is None
 
 
-def test_version_2_hands_all_controllers_down(root: Path) -> None:
+def test_version_2_hands_all_controllers_down_to_the_siblings_of_a_leaf(root: Path) -> None:
     written = []
-    for folder in (root, root / "crisp", root / "crisp/pod"):
+    for folder in (root, root / "crisp", root / "crisp/pod", root / "crisp/pod/helpers"):
         folder.mkdir(exist_ok=True)
         (folder / "cgroup.controllers").write_text("cpu memory pids\n")
         (folder / "cgroup.subtree_control").write_text("")
         written.append(folder / "cgroup.subtree_control")
-    CgroupsV2().create("/crisp/pod")
-    assert all(file.read_text().startswith("+") for file in written)
+    CgroupsV2().create("/crisp/pod/helpers")
+    assert [file.read_text()[:1] for file in written] == ["+", "+", "+", ""]
 
 
 def test_version_1_gives_a_new_cpuset_its_parents_processors(root: Path) -> None:

@@ -44,7 +44,7 @@ class Cgroups(Protocol):
     version: int
 
     def create(self, path: str) -> None:
-        """Makes a cgroup and its parents, ready to have children with limits."""
+        """Makes a cgroup that processes can be in, and its parents, ready to have more children with limits."""
 
     def remove(self, path: str) -> None:
         """Removes a cgroup with its children; waits a little for processes that are about to end."""
@@ -102,13 +102,12 @@ class CgroupsV2:
     version = 2
 
     def create(self, path: str) -> None:
-        """Makes the cgroup and hands it all controllers there are."""
+        """Makes the cgroup; its parents hand all controllers down. It does not itself: then no process could be in it."""
         here = ROOT
         for part in path.strip("/").split("/"):
             _delegate(here)
             here /= part
             here.mkdir(exist_ok=True)
-        _delegate(here)
 
     def remove(self, path: str) -> None:
         """Removes the cgroup and its children."""
