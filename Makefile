@@ -9,33 +9,36 @@ SETUP := .venv/.setup
 # How many tests run at once; the heaviest wait for their own services, not for a processor.
 JOBS ?= 3
 
-.PHONY: help setup lab lock openapi check lint types unit e2e test demo up down conformance bench fresh clean
+.PHONY: root help setup lab lock openapi check lint types unit e2e test demo up down conformance bench fresh clean
 
 help: ## print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
 
-demo: setup lab ## start the five services and run a real pod end to end, then take all down
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root, for namespaces, mounts and cgroups: sudo make …" >&2; exit 1; }
+
+demo: root setup lab ## start the five services and run a real pod end to end, then take all down
 	@$(PY) -m crisplab.demo
 
-test: setup lab ## all tests, with the real crun, conmon, CNI plugins and registry
+test: root setup lab ## all tests, with the real crun, conmon, CNI plugins and registry
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup
 
 check: setup ## the fast path: lint, types and the tests that need no node
 	@$(MAKE) -s --no-print-directory lint types unit
 
-up: setup lab ## start a node and leave it running for crictl and kubelet
+up: root setup lab ## start a node and leave it running for crictl and kubelet
 	@$(PY) -m crisplab.dev up
 
 down: setup ## end the node that `make up` started, with all that is on it
 	@$(PY) -m crisplab.dev down
 
-conformance: setup lab ## build crictl and critest, run critest, write docs/conformance.md
+conformance: root setup lab ## build crictl and critest, run critest, write docs/conformance.md
 	@$(PY) tests/conformance/conformance.py
 
-bench: setup lab ## measure what bench/budgets.toml lists (BENCH="--containerd" adds a peer)
+bench: root setup lab ## measure what bench/budgets.toml lists (BENCH="--containerd" adds a peer)
 	@$(PY) bench/bench.py $(BENCH)
 
-fresh: setup ## try `make demo` and `make test` in a bare Debian 12 tree
+fresh: root lab ## try `make demo` and `make test` in a bare Debian 12 tree
 	@tests/fresh/run
 
 lint: setup ## ruff, import-linter, shell syntax
@@ -49,7 +52,7 @@ types: setup ## mypy --strict
 unit: setup ## the tests beside each package
 	@$(PY) -m pytest -q -n $(JOBS) proto libs services cli
 
-e2e: setup lab ## the tests of the whole
+e2e: root setup lab ## the tests of the whole
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests/e2e
 
 openapi: setup ## export each service's OpenAPI document to proto/openapi/
