@@ -54,7 +54,9 @@ def main() -> int:
             subjects.append(stack.enter_context(peers.containerd(root / "containerd", address)))
         elif options.peer:
             name, _, socket = options.peer.partition("=")
-            subjects.append(Subject(name, stack.enter_context(Cri(socket)), address, f"{address}/bench/busybox:1", list, list, root))
+            subjects.append(
+                Subject(name, stack.enter_context(Cri(socket)), address, f"{address}/bench/busybox:1", list, list, root, is_peer=True)
+            )
         for subject in subjects:
             subject.client.pull(subject.image)
         figures: dict[str, dict[str, float]] = {subject.name: {} for subject in subjects}

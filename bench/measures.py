@@ -4,12 +4,15 @@ import json
 import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import grpc
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import images
@@ -32,6 +35,7 @@ class Subject:
     helper_pids: Callable[[], list[int]]
     scratch: Path
     handler: str = ""
+    is_peer: bool = False
 
     def pod_config(self) -> cri.PodSandboxConfig:
         """A pod with a log folder."""
@@ -121,7 +125,14 @@ def with_many_pods(subject: Subject, rounds: int) -> dict[str, float]:
             "list_stats": lambda: runtime.ListContainerStats(cri.ListContainerStatsRequest(), timeout=timeout),
             "list_pod_stats": lambda: runtime.ListPodSandboxStats(cri.ListPodSandboxStatsRequest(), timeout=timeout),
         }
-        figures = {name: _median_ms(call, rounds) for name, call in calls.items()}
+        figures = {}
+        for name, call in calls.items():
+            try:
+                figures[name] = _median_ms(call, rounds)
+            except grpc.RpcError as error:
+                if not subject.is_peer:
+                    raise
+                print(f"{subject.name} does not answer {name}: {error.details()}", file=sys.stderr)
     finally:
         _remove(subject, started)
     return {**figures, "idle_memory": idle / _MIB, "pod_memory": (busy - idle) / _MIB / _POD_COUNT}

@@ -54,7 +54,16 @@ def containerd(root: Path, registry: str) -> Iterator[Subject]:
     try:
         with Cri(root / "containerd.sock") as client:
             _wait(client, root / "log")
-            yield Subject("containerd", client, registry, f"{registry}/bench/busybox:1", lambda: [process.pid], lambda: _shims(root), root)
+            yield Subject(
+                "containerd",
+                client,
+                registry,
+                f"{registry}/bench/busybox:1",
+                lambda: [process.pid],
+                lambda: _shims(root),
+                root,
+                is_peer=True,
+            )
     finally:
         for pid in _shims(root):
             os.kill(pid, 9)
