@@ -16,11 +16,14 @@ from typing import Any, TypeVar, overload
 
 import anyio._backends._asyncio  # noqa: F401 — httpx would import these at the first call, when a service may have
 import httpcore  # noqa: F401         given up the right to read its own packages
-import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from servicekit import context, metrics
 from servicekit.errors import DeadlineExceeded, Unavailable, from_problem
+from servicekit.lean import without
+
+with without("rich"):
+    import httpx
 
 T = TypeVar("T")
 PATIENCE = 10.0

@@ -4,9 +4,11 @@ import logging
 import sys
 from typing import Any, Literal
 
-import structlog
-
 from servicekit import context
+from servicekit.lean import without
+
+with without("rich"):
+    import structlog
 
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]

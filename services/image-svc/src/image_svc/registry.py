@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
-
 from crisp_proto.image import PullRequest
 from image_svc.manifests import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from image_svc.references import Reference
 from image_svc.registries_conf import Endpoint, RegistriesConf, decode_basic
 from servicekit.errors import CrispError, Internal, NotFound, PermissionDenied, Unauthenticated, Unavailable
+from servicekit.lean import without
+
+with without("rich"):
+    import httpx
 
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _PIECE = 1 << 18
