@@ -1,15 +1,18 @@
 """A pod's whole life, over CRI, with each OCI runtime."""
 
+import json
 from functools import partial
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
-from expect import code_of, log_lines, until
+from expect import code_of, error_of, log_lines, until
+from google.protobuf import message_factory
 from traces import file_descriptors
 from world import PAGE, World
 
+from crisp_proto.cri import api_pb2
 from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
@@ -166,11 +169,33 @@ def test_the_node_says_what_it_is(cri_client: Cri, node: Node) -> None:
     assert cri_client.runtime.RuntimeConfig(cri.RuntimeConfigRequest(), timeout=20).linux.cgroup_driver == cri.CGROUPFS
 
 
-def test_a_call_that_is_not_there_yet_says_so(cri_client: Cri) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        cri_client.runtime.Attach(cri.AttachRequest(), timeout=20)
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert "Attach" in str(caught.value.details())
+NOT_YET = [
+    "Exec", "Attach", "PortForward", "CheckpointContainer", "CheckpointPod", "RestorePod", "GetContainerEvents", "ListMetricDescriptors",
+    "ListPodSandboxMetrics", "UpdatePodSandboxResources", "StreamContainers", "StreamContainerStats", "StreamPodSandboxes",
+    "StreamPodSandboxStats", "StreamPodSandboxMetrics",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_a_call_that_is_not_there_yet_says_so(cri_client: Cri, name: str) -> None:
+    method = api_pb2.DESCRIPTOR.services_by_name["RuntimeService"].methods_by_name[name]
+    request = message_factory.GetMessageClass(method.input_type)()
+    answer = getattr(cri_client.runtime, name)
+    code, message = error_of(lambda: list(answer(request, timeout=20)) if method.server_streaming else answer(request, timeout=20))
+    assert code == grpc.StatusCode.UNIMPLEMENTED
+    assert name in message
+
+
+def test_one_request_id_and_trace_run_through_every_service(cri_client: Cri, node: Node, tmp_path: Path) -> None:
+    config = pod_config("traced", log_directory=tmp_path)
+    request_id, trace_id = f"request-{config.metadata.uid}", config.metadata.uid
+    metadata = (("x-request-id", request_id), ("traceparent", f"00-{trace_id}-{'1' * 16}-01"))
+    pod = cri_client.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), metadata=metadata, timeout=60).pod_sandbox_id
+    cri_client.remove_pod(pod)
+    for service in ("cri-gateway", "runtime-svc", "net-svc"):
+        lines = [json.loads(line) for line in node.log(service).splitlines() if request_id in line]
+        assert lines, service
+        assert {line["trace_id"] for line in lines} == {trace_id}
 
 
 def test_no_service_keeps_files_open_for_pods_that_are_gone(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
