@@ -1,10 +1,12 @@
 """What the gateway does without its services: names, filters, conversion, undo."""
 
+import grp
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cri_gateway import convert, ids
+from cri_gateway import convert, ids, privileges
 from cri_gateway.containers import state_of
 from cri_gateway.filters import matches
 from cri_gateway.server import image_answers, runtime_answers
@@ -132,3 +134,11 @@ def test_every_answer_is_for_an_rpc_that_exists() -> None:
     placeholder = type("Anything", (), {"__getattr__": lambda self, name: name})()
     assert set(runtime_answers(placeholder, placeholder, placeholder, placeholder)) <= set(services["RuntimeService"].methods_by_name)
     assert set(image_answers(placeholder)) <= set(services["ImageService"].methods_by_name)
+
+
+def test_the_gateways_user_is_found_by_name_or_number() -> None:
+    assert privileges.resolve("64001:64002") == (64001, 64002)
+    assert privileges.resolve("root:daemon") == (0, grp.getgrnam("daemon").gr_gid)
+    for wrong, said in (("nobody-here:root", "nobody-here"), ("root", "user:group"), (":", "user:group")):
+        with pytest.raises(InvalidArgument, match=said):
+            privileges.resolve(wrong)

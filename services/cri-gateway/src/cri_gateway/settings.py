@@ -11,7 +11,7 @@ class GatewaySettings(Section):
     """cri-gateway's own settings."""
 
     socket: Path | None = Field(None, description="CRI socket; default RUN_DIR/cri.sock")
-    user: str = Field("", pattern=r"^(\d+:\d+)?$", description="uid:gid to run as once the sockets are bound; empty stays as started")
+    user: str = Field("", description="user:group (names or numbers) to run as once the sockets are bound; empty stays as started")
     reconcile_interval: float = Field(30, gt=0, description="Seconds between two looks for leftovers")
     reconcile_grace: float = Field(
         300, gt=0, description="Seconds that something unknown to runtime-svc may be young before it counts as a leftover"
