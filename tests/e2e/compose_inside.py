@@ -1,7 +1,6 @@
 """What test_compose runs inside its namespaces: a registry, dockerd, the five services by docker-compose, and the demo's pod."""
 
 import contextlib
-import hashlib
 import os
 import subprocess
 import sys
@@ -21,17 +20,16 @@ from crisplab.node import SERVICES
 DEBIAN = clone.ROOT / ".cache/debian/usr"
 
 
-def main(folder: Path, base: Path) -> None:
-    tag = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+def main(folder: Path, base: Path, cgroup: str) -> None:
     for name in ("run", "state", "kubelet", "logs"):
         (folder / name).mkdir()
         (folder / name).chmod(0o755)
     (folder / "compose.env").write_text(
-        f'CRISP_NODE_GROUP=64001\nCRISP_GATEWAY_USER=64001:64001\nCRISP_RUNTIME_CGROUP_PARENT=/crisp-{tag}\nCRISP_NET_BUILTIN_SUBNETS=["10.99.0.0/24"]\n'
+        f'CRISP_NODE_GROUP=64001\nCRISP_GATEWAY_USER=64001:64001\nCRISP_RUNTIME_CGROUP_PARENT=/{cgroup}\nCRISP_NET_BUILTIN_SUBNETS=["10.99.0.0/24"]\n'
     )
     os.environ.update(
         DOCKER_HOST=f"unix://{folder}/docker.sock",
-        COMPOSE_PROJECT_NAME=f"crisp{tag}",
+        COMPOSE_PROJECT_NAME=cgroup.replace("-", "").lower(),
         CRISP_RUN=str(folder / "run"),
         CRISP_STATE=str(folder / "state"),
         CRISP_KUBELET=str(folder / "kubelet"),
@@ -61,7 +59,7 @@ def main(folder: Path, base: Path) -> None:
                 ]
             )
             compose("down")
-            remove_cgroups(f"crisp-{tag}")
+            remove_cgroups(cgroup)
 
 
 def remove_cgroups(name: str) -> None:
@@ -137,4 +135,4 @@ def run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
