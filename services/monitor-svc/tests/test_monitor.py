@@ -105,3 +105,12 @@ async def test_output_over_the_limit_is_cut_with_a_notice() -> None:
     output.close_writer()
     await output.collect()
     assert output.text().startswith(b"0123456789\n[output cut")
+
+
+def test_what_a_killed_predecessors_commands_left_is_removed(tmp_path: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    for name in (f"{child.pid}-dead", f"{os.getpid()}-earlier-life", f"{os.getppid()}-other-replica"):
+        (tmp_path / name).mkdir()
+    exec_sync.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{os.getppid()}-other-replica"]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ _CUT = b"\n[output cut: over the limit of monitor.exec_output_limit]\n"
 
 async def run(container_id: str, monitor: MonitorRequest, request: ExecRequest, scratch: Path, output_limit: int) -> ExecResult:
     """Runs a command to its end. DeadlineExceeded: it was killed with its children. Unknown: it could not be run."""
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="exec-") as folder:
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{os.getpid()}-") as folder:
         log, pid_file, process_file = Path(folder) / "log", Path(folder) / "pid", Path(folder) / "process.json"
         process_file.write_text(json.dumps(_process(monitor.bundle, request.command)))
         outputs = _Output(output_limit), _Output(output_limit)
@@ -74,6 +75,14 @@ def _process(bundle: str, command: Sequence[str]) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise FailedPrecondition(f"the container's bundle {bundle} can't be read: {error}; was it removed?") from error
     return {**process, "args": list(command), "terminal": False}
+
+
+def sweep(scratch: Path) -> None:
+    """At start: removes what a killed predecessor's commands left. A folder is named after the pid of the service that made it."""
+    for folder in scratch.iterdir():
+        maker = folder.name.partition("-")[0]
+        if maker == str(os.getpid()) or not os.path.exists(f"/proc/{maker}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Output:

@@ -40,7 +40,8 @@ class Monitors:
         self.changed = asyncio.Condition()
 
     def watch_all(self) -> None:
-        """At start: watches every container that had not ended when we did."""
+        """At start: watches every container that had not ended when we did, and clears up after commands that we did not see the end of."""
+        exec_sync.sweep(self._scratch)
         for container_id in self._store.alive_ids():
             self._watch(container_id)
 
