@@ -14,8 +14,8 @@ from crispctl import __main__, tables
 def test_a_node_that_is_not_there_is_said_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["--run-dir", str(tmp_path), "status"]) == 1
     assert "no replica answers" in capsys.readouterr().out.replace("\n", " ")
-    assert __main__.main(["--run-dir", str(tmp_path), "pods"]) == 1
-    assert "runtime-svc is away" in capsys.readouterr().err
+    assert __main__.main(["--run-dir", str(tmp_path), "images"]) == 1
+    assert "image-svc is away" in capsys.readouterr().err
 
 
 def test_a_containers_state_is_told_with_its_exit_code() -> None:
