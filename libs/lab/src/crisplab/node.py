@@ -69,6 +69,8 @@ class Node:
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     gateway_user: str = "64001:64001"
+    own_network: bool = False
+    """Whether it has a network namespace of its own too: for what would change the machine's iptables."""
 
     @property
     def run(self) -> Path:
@@ -97,9 +99,8 @@ class Node:
         if self.pid() is not None:
             return
         self._configure()
-        command = namespaces.private(
-            [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(self.root / "supervisord.conf")]
-        )
+        supervisord = [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(self.root / "supervisord.conf")]
+        command = namespaces.private(supervisord, network=self.own_network)
         with open(self.root / "logs" / "supervisord.log", "ab") as log:
             subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **self.environment}
@@ -206,8 +207,8 @@ class Node:
         return (self.root / "logs" / f"{service}.log").read_text(errors="replace")
 
     def enter(self) -> list[str]:
-        """Put before a command, it runs in the node's mount namespace."""
-        return ["nsenter", "--mount", "--target", str(self.pid()), "--"]
+        """Put before a command, it runs in the node's mount namespace, and in its network namespace if it has one."""
+        return ["nsenter", "--mount", *(["--net"] if self.own_network else []), "--target", str(self.pid()), "--"]
 
     # Inside
 
