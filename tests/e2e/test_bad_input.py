@@ -134,6 +134,20 @@ def test_a_pod_that_is_unknown_or_stopped_takes_no_containers(cri_client: Cri, w
     assert error_of(lambda: cri_client.create("f" * 64, container_config(world.image, SLEEP), config))[0] == grpc.StatusCode.NOT_FOUND
 
 
+def test_a_repeated_create_that_fails_takes_nothing_from_the_container_there_is(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
+    config = pod_config("repeated", log_directory=tmp_path)
+    container = container_config(world.image, SLEEP)
+    with cri_client.pod(config) as pod:
+        container_id = cri_client.run(pod, container, config)
+        cri_client.stop_pod(pod)
+        before = traces(node)
+        assert error_of(lambda: cri_client.create(pod, container, config))[0] == grpc.StatusCode.FAILED_PRECONDITION
+        assert traces(node) == before
+        assert cri_client.status(container_id).state == cri.CONTAINER_EXITED
+
+
 def test_the_same_pod_with_another_handler_is_refused_and_keeps_running(cri_client: Cri, world: World, tmp_path: Path) -> None:
     config = pod_config("same", log_directory=tmp_path)
     with cri_client.pod(config) as pod:

@@ -40,7 +40,7 @@ class Containers:
         if not image:
             raise InvalidArgument("image.image is empty; it names the image to run", field="image.image")
         async with undone_on_failure() as undo:
-            undo.push_async_callback(services.image.unmount, container_id)
+            undo.push_async_callback(self._unmount_what_is_nobodys, container_id)
             rootfs, attachment = await all_of(services.image.mount(container_id, RootfsRequest(image=image)), self._attachment(pod_id))
             crashpoint("create-rootfs-mounted")
             undo.push_async_callback(services.runtime.remove_container, container_id)
@@ -57,6 +57,13 @@ class Containers:
             crashpoint("create-bundle-written")
             await services.monitor.create(container_id, _monitor_request(container))
             crashpoint("create-monitored")
+
+    async def _unmount_what_is_nobodys(self, container_id: str) -> None:
+        """Takes the mount back, unless the request was a repetition and the container of its first time still has it."""
+        try:
+            await self._services.runtime.container(container_id)
+        except NotFound:
+            await self._services.image.unmount(container_id)
 
     async def _attachment(self, pod_id: str) -> Attachment | None:
         """The pod's network, which each of its containers is on, whatever the container's own namespace_options say."""
