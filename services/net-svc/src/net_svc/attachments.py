@@ -118,9 +118,7 @@ class Attachments:
             self._store.complete(attachment_id, attachment.model_dump_json())
             await self.firewall.refresh()
         except BaseException:
-            row = self._store.get(attachment_id)
-            if row is not None:
-                await self._detach_row(row)
+            await self._detach(attachment_id)
             raise
         _log.info("attached", attachment=attachment_id, network=network.name, ips=attachment.ips)
         return attachment
@@ -132,11 +130,18 @@ class Attachments:
         return result or Result(network.version)
 
     async def _add(self, plugin: Document, network: NetworkConfiguration, pod: PodRef, previous: Result | None) -> Result | None:
-        if self._settings.native_plugins and previous is None and bridge.understands(plugin):
+        if self._is_native_bridge(plugin, network):
             return await bridge.add(plugin, network.name, network.version, pod, self._store)
-        if self._settings.native_plugins and firewall.understands_portmap(plugin):
+        if self._is_native_portmap(plugin):
             return previous  # the firewall is rendered from the attachments
         return await cni.execute("ADD", plugin, network, pod, previous, self._settings.cni_bin_dirs, self._settings.cni_timeout)
+
+    def _is_native_bridge(self, plugin: Document, network: NetworkConfiguration) -> bool:
+        """Whether we do this plugin's ADD and DEL: a bridge that comes first, since ours takes no previous result."""
+        return self._settings.native_plugins and plugin is network.plugins[0] and bridge.understands(plugin)
+
+    def _is_native_portmap(self, plugin: Document) -> bool:
+        return self._settings.native_plugins and firewall.understands_portmap(plugin)
 
     # DEL
 
@@ -154,12 +159,11 @@ class Attachments:
         network = cni.parse_configuration(row.network, f"attachment {row.id}")
         request = AttachmentRequest.model_validate_json(row.request)
         pod = self._pod(row.id, request)
-        by_bridge = [plugin for plugin in network.plugins if self._settings.native_plugins and bridge.understands(plugin)]
         for plugin in reversed(network.plugins):
-            if plugin not in by_bridge and not (self._settings.native_plugins and firewall.understands_portmap(plugin)):
+            if not (self._is_native_bridge(plugin, network) or self._is_native_portmap(plugin)):
                 await self._execute_delete(plugin, network, pod)
         crashpoint("attachment-deleted")
-        port = bridge.port_of(pod) if by_bridge else None
+        port = bridge.port_of(pod) if self._is_native_bridge(network.plugins[0], network) else None
         await asyncio.to_thread(netns.remove, Path(pod.netns))
         crashpoint("netns-removed")
         self._store.remove(row.id)
@@ -182,7 +186,7 @@ class Attachments:
         interfaces = bridge.host_interfaces()  # before the rows: an interface's row is older than the interface
         known = {bridge.host_interface(str(self._netns / row.id)) for row in self._store.all()}
         try:
-            bridges = {plugin.get("bridge") or "cni0" for plugin in self.configuration().plugins if bridge.understands(plugin)}
+            bridges = {bridge.name_of(plugin) for plugin in self.configuration().plugins if bridge.understands(plugin)}
         except CrispError:
             return
         for index, interface in interfaces:

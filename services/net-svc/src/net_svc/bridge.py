@@ -46,6 +46,11 @@ def understands(plugin: Document) -> bool:
     return plugin["type"] == "bridge" and set(plugin) <= KEYS and host_local.understands(plugin.get("ipam") or {})
 
 
+def name_of(plugin: Document) -> str:
+    """The bridge that a configuration names, or the plugin's own default."""
+    return str(plugin.get("bridge") or "cni0")
+
+
 def subnets(plugin: Document, where: str) -> list[str]:
     """The subnets that pods of this bridge live in."""
     return [str(entry.subnet) for ranges in host_local.range_sets(plugin["ipam"], where) for entry in ranges]
@@ -64,7 +69,7 @@ async def add(plugin: Document, network: str, version: str, pod: PodRef, store: 
     if plugin.get("isDefaultGateway"):
         routes += [{"dst": "::/0" if entry.subnet.version == 6 else "0.0.0.0/0"} for entry, _ in leases]
     mac = _mac(leases[0][1])
-    name = plugin.get("bridge") or "cni0"
+    name = name_of(plugin)
     gateways = [f"{entry.gateway}/{entry.subnet.prefixlen}" for entry, _ in leases] if is_gateway else []
     try:
         await syscalls.in_own_thread(lambda: _host_side(name, pod, mac, gateways, plugin))

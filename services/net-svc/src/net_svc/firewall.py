@@ -52,7 +52,7 @@ def render(table: str, networks: Iterable[NetworkConfiguration], rows: Iterable[
     for network in networks:
         for plugin in network.plugins:
             if plugin.get("ipMasq") and bridge.understands(plugin):
-                masquerades += [Masquerade(subnet, plugin.get("bridge") or "cni0") for subnet in bridge.subnets(plugin, network.origin)]
+                masquerades += [Masquerade(subnet, bridge.name_of(plugin)) for subnet in bridge.subnets(plugin, network.origin)]
     for row in rows:
         if row.record:
             ports += host_ports(
