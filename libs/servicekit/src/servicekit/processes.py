@@ -86,6 +86,7 @@ def start_in_cgroups(
     no lock, while to move a process the kernel waits for all processors, some 10 ms. On version 2 a thread can't go alone, so the
     child is moved; what must not happen before that is held back by the caller.
     """
+    child = None
     try:
         version1 = bool(cgroups) and all(os.path.exists(f"{folder}/tasks") for folder in cgroups)
         if version1:
@@ -96,6 +97,8 @@ def start_in_cgroups(
             for folder in cgroups:
                 _write(f"{folder}/cgroup.procs", str(child.pid))
     except OSError as error:
+        if child is not None:
+            child.kill()
         raise FailedPrecondition(f"{os.path.basename(argv[0])} can't join the pod's cgroup: {error}; was the pod removed?") from error
     return child
 
