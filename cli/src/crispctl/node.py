@@ -10,7 +10,6 @@ from crisp_proto.monitor import Event, EventList, Process, ProcessList
 from crisp_proto.net import Attachment, AttachmentList
 from crisp_proto.runtime import Container, ContainerList, Pod, PodList
 from servicekit.client import ServiceClient
-from servicekit.errors import CrispError
 
 SERVICES = ("cri-gateway", "image-svc", "runtime-svc", "net-svc", "monitor-svc")
 _PULL_SECONDS = 3600
@@ -29,7 +28,6 @@ class Node:
     """All services of a node."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
         self._clients = {name: ServiceClient(name, run_dir, patience=1.0) for name in SERVICES}
 
     @staticmethod
@@ -45,17 +43,7 @@ class Node:
 
     async def states(self) -> list[State]:
         """Each service's state."""
-        return [State(name, self._replicas(name), await self._fault(name)) for name in SERVICES]
-
-    def _replicas(self, service: str) -> tuple[str, ...]:
-        return tuple(sorted(path.stem for path in (self._run_dir / service).glob("[!.]*.sock")))
-
-    async def _fault(self, service: str) -> str:
-        try:
-            await self._clients[service].call("GET", "/readyz", deadline=5)
-        except CrispError as error:
-            return error.message
-        return ""
+        return [State(name, tuple(client.replicas()), await client.fault()) for name, client in self._clients.items()]
 
     async def pods(self) -> list[Pod]:
         """All pods."""

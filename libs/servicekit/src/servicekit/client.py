@@ -19,7 +19,7 @@ import httpcore  # noqa: F401         given up the right to read its own package
 from pydantic import BaseModel, TypeAdapter
 
 from servicekit import context, metrics
-from servicekit.errors import DeadlineExceeded, Unavailable, from_problem
+from servicekit.errors import CrispError, DeadlineExceeded, Unavailable, from_problem
 from servicekit.lean import without
 
 with without("rich"):
@@ -28,6 +28,7 @@ with without("rich"):
 T = TypeVar("T")
 PATIENCE = 10.0
 _RETRY_PAUSE = 0.05
+_READY_SECONDS = 5
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
@@ -69,6 +70,18 @@ class ServiceClient:
             await replica.transport.aclose()
         self._replicas.clear()
         self._folder_version = -1
+
+    def replicas(self) -> list[str]:
+        """Names of the replicas that listen now, sorted."""
+        return sorted(path.stem for path in (self.run_dir / self.service).glob("[!.]*.sock"))
+
+    async def fault(self) -> str:
+        """Why the service is not ready, in its own words; empty if it is."""
+        try:
+            await self.call("GET", "/readyz", deadline=_READY_SECONDS)
+        except CrispError as error:
+            return error.message
+        return ""
 
     @overload
     async def call(

@@ -33,7 +33,7 @@ async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Face]:
     }
 
     async def ready() -> None:
-        missing = [name for name in ("image-svc", "runtime-svc", "net-svc", "monitor-svc") if not list((run / name).glob("[!.]*.sock"))]
+        missing = [client.service for client in services.clients if not client.replicas()]
         if missing:
             raise Unavailable(f"no replica of {', '.join(missing)} listens in {run}")
 

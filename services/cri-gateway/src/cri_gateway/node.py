@@ -8,7 +8,6 @@ from importlib.metadata import version
 from cri_gateway.services import Services
 from crisp_proto.cri import api_pb2
 from crisp_proto.net import NetworkStatus, NodeConfig
-from servicekit.client import ServiceClient
 from servicekit.errors import CrispError, InvalidArgument
 
 _VERSION = version("crisp-cri-gateway")
@@ -28,11 +27,9 @@ class Node:
     async def status(self, request: api_pb2.StatusRequest) -> api_pb2.StatusResponse:
         """Status: RuntimeReady while image-, runtime- and monitor-svc are; NetworkReady as net-svc says."""
         services = self._services
-        faults = [
-            fault
-            for fault in await asyncio.gather(*(_fault(part.client) for part in (services.image, services.runtime, services.monitor)))
-            if fault
-        ]
+        needed = [service.client for service in (services.image, services.runtime, services.monitor)]
+        found = await asyncio.gather(*(client.fault() for client in needed))
+        faults = [f"{client.service}: {fault}" for client, fault in zip(needed, found, strict=True) if fault]
         network = await self._network()
         response = api_pb2.StatusResponse(
             status=api_pb2.RuntimeStatus(
@@ -81,11 +78,3 @@ class Node:
                 ) from error
             await self._services.net.set_node(NodeConfig(pod_cidr=pod_cidr))
         return api_pb2.UpdateRuntimeConfigResponse()
-
-
-async def _fault(client: ServiceClient) -> str:
-    try:
-        await client.call("GET", "/readyz", deadline=5)
-    except CrispError as error:
-        return f"{client.service}: {error.message}"
-    return ""

@@ -195,6 +195,11 @@ class Services:
             MonitorService(ServiceClient("monitor-svc", run_dir)),
         )
 
+    @property
+    def clients(self) -> list[ServiceClient]:
+        """The client of each."""
+        return [service.client for service in (self.image, self.runtime, self.net, self.monitor)]
+
     async def close(self) -> None:
         """Closes all connections."""
-        await asyncio.gather(*(service.client.close() for service in (self.image, self.runtime, self.net, self.monitor)))
+        await asyncio.gather(*(client.close() for client in self.clients))
