@@ -12,7 +12,6 @@ from pathlib import Path
 import grpc
 from measures import Subject
 
-from crisp_proto.cri import api_pb2 as cri
 from crisplab import clone, images, namespaces
 from crisplab.cri import Cri
 
@@ -83,8 +82,7 @@ def _wait(client: Cri, log: Path) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         with contextlib.suppress(grpc.RpcError):
-            status = client.runtime.Status(cri.StatusRequest(), timeout=5).status
-            if all(condition.status for condition in status.conditions):
+            if client.ready():
                 return
         time.sleep(0.1)
     raise RuntimeError(f"containerd did not get ready:\n{log.read_text()[-2000:]}")

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx
+from expect import until
 from rich.console import Console
 
 from crisp_proto.cri import api_pb2 as cri
@@ -111,14 +113,12 @@ def dockerd(folder: Path) -> Iterator[None]:
 
 def wait_until_ready(run: Path) -> None:
     """Until all five answer and CRI's conditions are all true."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(Exception), Cri(run / "cri.sock", timeout=10) as client:
-            conditions = client.runtime.Status(cri.StatusRequest(), timeout=10).status.conditions
-            if conditions and all(condition.status for condition in conditions):
-                return
-        time.sleep(0.1)
-    raise RuntimeError("the services did not get ready")
+
+    def ready() -> bool | None:
+        with Cri(run / "cri.sock", timeout=10) as client:
+            return client.ready() or None
+
+    until(ready, seconds=60, ignore=grpc.RpcError)
 
 
 def compose(*arguments: str) -> None:

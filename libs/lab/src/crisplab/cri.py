@@ -33,6 +33,11 @@ class Cri:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def ready(self) -> bool:
+        """Whether the runtime says that it and its network are ready."""
+        conditions = self.runtime.Status(cri.StatusRequest(), timeout=self.timeout).status.conditions
+        return bool(conditions) and all(condition.status for condition in conditions)
+
     # Pods
 
     def run_pod(self, config: cri.PodSandboxConfig, handler: str = "") -> str:
