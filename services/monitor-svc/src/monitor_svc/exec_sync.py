@@ -38,6 +38,10 @@ async def run(container_id: str, monitor: MonitorRequest, request: ExecRequest, 
                 stdout=outputs[0].write_fd,
                 stderr=outputs[1].write_fd,
             )
+        except FailedPrecondition:
+            for output in outputs:
+                output.close_reader()
+            raise
         finally:
             for output in outputs:
                 output.close_writer()
@@ -98,12 +102,16 @@ class _Output:
         """The command has its own copy."""
         os.close(self.write_fd)
 
+    def close_reader(self) -> None:
+        """Nothing more is wanted."""
+        os.close(self._read_fd)
+
     async def collect(self) -> None:
         """Reads until the last writer has closed the pipe."""
         try:
             await read_to_end(self._read_fd, self._take)
         finally:
-            os.close(self._read_fd)
+            self.close_reader()
 
     def text(self) -> bytes:
         """What came, with a notice if it was too much."""
