@@ -216,6 +216,12 @@ class PodSandboxConfig(Contract):
         """Whether the pod, and with it each of its containers, uses the node's network."""
         return self.linux.security_context.namespace_options.network is NamespaceMode.NODE
 
+    @property
+    def own_user_namespace(self) -> bool:
+        """Whether the pod has a user namespace of its own."""
+        options = self.linux.security_context.namespace_options.userns_options
+        return options is not None and options.mode is not NamespaceMode.NODE
+
 
 class Capability(Contract):
     """Names with or without CAP_, or ALL."""

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from crisp_proto.config import IDMapping
 from crisp_proto.contract import Contract
 
 
@@ -53,19 +54,37 @@ class ImageList(Contract):
     images: list[Image]
 
 
-class RootfsRequest(Contract):
-    """Mount a container's root filesystem."""
+class UserNamespaceOwner(Contract):
+    """The user namespace whose ids own what is mounted: where it is pinned, and its mappings."""
+
+    path: str
+    uids: list[IDMapping]
+    gids: list[IDMapping]
+
+
+class ImageVolume(Contract):
+    """An image whose content a container sees read-only; sub_path is a folder in it."""
 
     image: str = Field(description="Reference, id or unique id prefix")
+    sub_path: str = ""
+
+
+class RootfsRequest(Contract):
+    """Mount a container's root filesystem, and with it its image volumes by a number that the caller chose."""
+
+    image: str = Field(description="Reference, id or unique id prefix")
+    user_namespace: UserNamespaceOwner | None = None
+    volumes: dict[int, ImageVolume] = {}
 
 
 class Rootfs(Contract):
-    """A mounted root filesystem; path is on the host."""
+    """A mounted root filesystem; paths are on the host."""
 
     id: str
     path: str
     image_id: str
     config: ImageConfig
+    volumes: dict[int, str] = {}
 
 
 class RootfsIds(Contract):

@@ -17,6 +17,8 @@ class MonitorRequest(Contract):
     stop_signal: str = "SIGTERM"
     systemd_cgroup: bool = False
     cgroups: list[str] = Field([], description="Folders of the cgroup that conmon is started in, one per hierarchy")
+    scope_slice: str = Field("", description="systemd slice in which conmon gets a scope of its own; empty for none")
+    conmon: str = Field("", description="The conmon to use; empty for monitor.conmon")
     log_path: str = Field("", description="CRI log file; empty keeps no log")
     tty: bool = False
     stdin: bool = False

@@ -1,5 +1,7 @@
 """net-svc's contract: attachments of pods to networks."""
 
+from pydantic import Field
+
 from crisp_proto.config import PortMapping
 from crisp_proto.contract import Contract
 
@@ -13,6 +15,8 @@ class AttachmentRequest(Contract):
     port_mappings: list[PortMapping] = []
     sysctls: dict[str, str] = {}
     annotations: dict[str, str] = {}
+    handler: str = Field("", description="The pod's runtime handler, which may have networks of its own")
+    user_namespace: str = Field("", description="Where the user namespace is pinned that is to own the network namespace")
 
 
 class Interface(Contract):

@@ -32,6 +32,14 @@ class Pod(Contract):
     handler: str
     config: PodSandboxConfig
     cgroup: str = Field(description="Path of the pod's cgroup below each hierarchy's root")
+    user_namespace: str = Field("", description="Where the pod's own user namespace is pinned; empty if it uses the node's")
+
+
+class PodUpdateRequest(Contract):
+    """New limits of a pod as a whole; what is absent stays as it is."""
+
+    resources: LinuxContainerResources | None = None
+    overhead: LinuxContainerResources | None = None
 
 
 class PodList(Contract):
@@ -48,8 +56,10 @@ class ContainerRequest(Contract):
     rootfs: str
     image_id: str
     image_config: ImageConfig
+    volumes: dict[int, str] = Field({}, description="Where the images of image volumes are mounted on the host, by the mount's index")
     netns: str = ""
     pod_ips: list[str] = []
+    target_pid: int = Field(0, description="Process of the container whose PID namespace is to be shared (NamespaceMode TARGET)")
 
 
 class ContainerUser(Contract):
@@ -68,6 +78,8 @@ class Launch(Contract):
     stop_signal: str
     systemd_cgroup: bool = False
     cgroups: list[str] = []
+    scope_slice: str = ""
+    conmon: str = ""
 
 
 class Container(Contract):
@@ -118,6 +130,7 @@ class Handler(Contract):
     default: bool
     recursive_read_only_mounts: bool
     user_namespaces: bool
+    no_checkpoint: str = Field("", description="Why it can't checkpoint containers on this node; empty if it can")
 
 
 class RuntimeInfo(Contract):

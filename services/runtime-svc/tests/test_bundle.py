@@ -1,6 +1,5 @@
 """From CRI's configuration to the OCI bundle, without a kernel's help."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -16,9 +15,12 @@ from crisp_proto.config import (
     LinuxContainerConfig,
     LinuxContainerResources,
     LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext,
     Mount,
     NamespaceMode,
     NamespaceOption,
+    PodSandboxConfig,
     ProfileType,
     SecurityProfile,
     SupplementalGroupsPolicy,
@@ -26,8 +28,11 @@ from crisp_proto.config import (
 from crisp_proto.image import ImageConfig
 from runtime_svc import bundle, capabilities, mounts, resources, seccomp, seccomp_filter, users
 from runtime_svc.bundle import PodContext
+from runtime_svc.cdi import Registry
+from runtime_svc.features import Features
+from runtime_svc.mounts import MountContext
 from runtime_svc.pod_files import PodFiles
-from runtime_svc.settings import RuntimeSettings
+from runtime_svc.settings import HandlerSettings, RuntimeSettings
 from servicekit.errors import InvalidArgument
 
 IMAGE = ImageConfig(entrypoint=["/entry"], cmd=["default"], env=["A=image", "B=image"], user="web")
@@ -43,15 +48,31 @@ def rootfs(tmp_path: Path) -> Path:
     return tmp_path / "rootfs"
 
 
-def context(folder: Path) -> PodContext:
+FEATURES = Features(recursive_read_only=True, idmapped_mounts=True, user_namespaces=True, no_checkpoint="")
+PLAIN_POD = PodSandboxConfig()
+PRIVILEGED_POD = PodSandboxConfig(linux=LinuxPodSandboxConfig(security_context=LinuxSandboxSecurityContext(privileged=True)))
+
+
+def context(folder: Path, pod: PodSandboxConfig = PLAIN_POD) -> PodContext:
     files = PodFiles(folder / "pod")
     files.namespace("pid").parent.mkdir(parents=True, exist_ok=True)
     files.namespace("pid").touch()
-    return PodContext(files, False, "/run/netns/x", "host", False, "/crisp/pod", 2)
+    files.namespace("ipc").touch()
+    return PodContext(
+        config=pod,
+        files=files,
+        hostname="host",
+        cgroups_path="/crisp/pod/cid",
+        cgroup_version=2,
+        handler=HandlerSettings(path=Path("/usr/bin/crun")),
+        features=FEATURES,
+        netns="/run/netns/x",
+    )
 
 
-def build(config: ContainerConfig, rootfs: Path, image: ImageConfig = IMAGE) -> bundle.Document:
-    return bundle.build("cid", config, image, rootfs, context(rootfs.parent), RuntimeSettings()).document
+def build(config: ContainerConfig, rootfs: Path, image: ImageConfig = IMAGE, pod: PodContext | None = None) -> bundle.Document:
+    pod = pod or context(rootfs.parent)
+    return bundle.build("pid", config, image, rootfs, pod, RuntimeSettings(hooks_dirs=[]), Registry([])).document
 
 
 @pytest.mark.parametrize(
@@ -130,7 +151,7 @@ def test_a_mount_of_the_request_beats_ours_and_parents_come_before_children(root
         Mount(container_path="/etc/hosts", host_path="/etc/hostname"),
     ]
     files = {"/etc/hosts": tmp_path / "hosts", "/etc/resolv.conf": tmp_path / "resolv.conf"}
-    plan = mounts.plan(asked, rootfs, [], files, readonly_rootfs=False)
+    plan = mounts.plan(asked, MountContext(rootfs, FEATURES), [], files, readonly_rootfs=False)
     found = [entry["destination"] for entry in plan.mounts]
     assert found == ["/etc/resolv.conf", "/a", "/a/b", "/etc/hosts"]
     assert plan.root_propagation == "rprivate"
@@ -138,7 +159,8 @@ def test_a_mount_of_the_request_beats_ours_and_parents_come_before_children(root
 
 def test_a_container_path_is_resolved_inside_the_rootfs(rootfs: Path, tmp_path: Path) -> None:
     (rootfs / "link").symlink_to("../../../etc")
-    plan = mounts.plan([Mount(container_path="/link/x", host_path=str(tmp_path))], rootfs, [], {}, readonly_rootfs=False)
+    asked = [Mount(container_path="/link/x", host_path=str(tmp_path))]
+    plan = mounts.plan(asked, MountContext(rootfs, FEATURES), [], {}, readonly_rootfs=False)
     assert plan.mounts[-1]["destination"] == "/etc/x"
 
 
@@ -146,11 +168,10 @@ def test_privileged_containers_have_no_masks_and_no_seccomp(rootfs: Path) -> Non
     confined = LinuxContainerSecurityContext(seccomp=SecurityProfile(profile_type=ProfileType.RUNTIME_DEFAULT))
     plain = build(ContainerConfig(linux=LinuxContainerConfig(security_context=confined)), rootfs)["linux"]
     assert "seccomp" not in build(ContainerConfig(), rootfs)["linux"]
-    assert plain["maskedPaths"]
     assert plain["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO"
     config = ContainerConfig(linux=LinuxContainerConfig(security_context=LinuxContainerSecurityContext(privileged=True)))
-    mighty = dataclasses.replace(context(rootfs.parent), privileged=True)
-    linux = bundle.build("cid", config, IMAGE, rootfs, mighty, RuntimeSettings()).document["linux"]
+    mighty = context(rootfs.parent, PRIVILEGED_POD)
+    linux = build(config, rootfs, pod=mighty)["linux"]
     assert not {"maskedPaths", "readonlyPaths", "seccomp"} & set(linux)
 
 

@@ -1,4 +1,4 @@
-"""The system calls that Python 3.11 lacks: mount(2), umount2(2), unshare(2), setns(2), and threads that may use them.
+"""The system calls that Python 3.11 lacks: mount(2), umount2(2), mount_setattr(2), unshare(2), setns(2), and threads that may use them.
 
 Namespaces and the working directory belong to a thread once it has unshared them. `in_own_thread` therefore runs each such
 piece of work in a thread of its own, which ends with it and takes its namespaces along, so that none leaks into a pool.
@@ -17,6 +17,10 @@ CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x400000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 8, 32, 4096, 16384
 MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+# The system calls of the newer mount interface have the same numbers on all architectures.
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _MOUNT_ATTR_IDMAP = 1, 4, 0x100000
+_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 
 T = TypeVar("T")
 
@@ -29,6 +33,12 @@ def _check(result: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
+class _MountAttr(ctypes.Structure):
+    """struct mount_attr."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
+
+
 def _bytes(value: str | Path | None) -> bytes | None:
     return None if value is None else os.fsencode(value)
 
@@ -39,6 +49,19 @@ def mount(source: str | Path | None, target: str | Path, fstype: str | None = No
         _libc.mount(_bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data)),
         f"mount {fstype or 'bind'} {source} on {target}",
     )
+
+
+def bind_idmapped(source: Path, target: Path, user_namespace_fd: int) -> None:
+    """Mounts `source` on `target`, its owners mapped as in a user namespace (mount_setattr(2), MOUNT_ATTR_IDMAP). Linux 5.12; raises OSError."""
+    tree = _libc.syscall(_OPEN_TREE, _AT_FDCWD, _bytes(source), ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC))
+    _check(0 if tree >= 0 else -1, f"open_tree {source}")
+    try:
+        attributes = _MountAttr(_MOUNT_ATTR_IDMAP, 0, 0, user_namespace_fd)
+        size = ctypes.c_size_t(ctypes.sizeof(attributes))
+        _check(_libc.syscall(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size), f"idmapped mount of {source}")
+        _check(_libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, _bytes(target), _MOVE_MOUNT_F_EMPTY_PATH), f"mount {source} on {target}")
+    finally:
+        os.close(tree)
 
 
 def unmount(target: str | Path, flags: int = MNT_DETACH) -> bool:
@@ -68,10 +91,19 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(raw, len(raw)), f"set hostname {name}")
 
 
-def pin_namespace(kind: str, target: Path) -> None:
-    """Keeps the calling thread's namespace `kind` (net, ipc, uts …) alive by a bind mount on `target` (namespaces(7))."""
+def pin_namespace(kind: str, target: Path, process: int | str = "thread-self") -> None:
+    """Keeps a namespace `kind` (net, ipc, uts …) of a process, or of the calling thread, alive by a bind mount on `target` (namespaces(7))."""
     target.touch(mode=0o444)
-    mount(f"/proc/thread-self/ns/{kind}", target, flags=MS_BIND)
+    mount(f"/proc/{process}/ns/{kind}", target, flags=MS_BIND)
+
+
+def enter_namespace(pin: Path, kind: int) -> None:
+    """Moves the calling thread into a pinned namespace; only for threads that end soon (setns(2))."""
+    fd = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(fd, kind)
+    finally:
+        os.close(fd)
 
 
 def unpin_namespace(target: Path) -> None:

@@ -8,9 +8,9 @@ from cri_gateway import convert, ids, lookup
 from cri_gateway.filters import matches
 from cri_gateway.services import Services
 from cri_gateway.undo import undone_on_failure
-from crisp_proto.config import ContainerConfig, LinuxContainerResources
+from crisp_proto.config import ContainerConfig, LinuxContainerResources, NamespaceMode
 from crisp_proto.cri import api_pb2
-from crisp_proto.image import RootfsRequest
+from crisp_proto.image import ImageVolume, Rootfs, RootfsRequest, UserNamespaceOwner
 from crisp_proto.monitor import ExecRequest, MonitorRequest, Process, ProcessState
 from crisp_proto.net import Attachment
 from crisp_proto.runtime import Container, ContainerRequest, UpdateRequest
@@ -29,19 +29,22 @@ class Containers:
     async def create(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
         """CreateContainer: root filesystem, bundle, monitor."""
         config = convert.to_model(request.config, ContainerConfig)
+        own_users = _own_user_namespace(request.config.linux) or _own_user_namespace(request.sandbox_config.linux)
         pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
         container_id = ids.container_id(pod_id, request.config.metadata)
-        await self._turns.take(container_id, "create", lambda: self._create(container_id, pod_id, config))
+        await self._turns.take(container_id, "create", lambda: self._create(container_id, pod_id, config, own_users))
         return api_pb2.CreateContainerResponse(container_id=container_id)
 
-    async def _create(self, container_id: str, pod_id: str, config: ContainerConfig) -> None:
+    async def _create(self, container_id: str, pod_id: str, config: ContainerConfig, own_users: bool) -> None:
         services = self._services
         image = config.image.image or config.image.image_ref
         if not image:
             raise InvalidArgument("image.image is empty; it names the image to run", field="image.image")
         async with undone_on_failure() as undo:
             undo.push_async_callback(self._unmount_what_is_nobodys, container_id)
-            rootfs, attachment = await all_of(services.image.mount(container_id, RootfsRequest(image=image)), self._attachment(pod_id))
+            rootfs, attachment, target = await all_of(
+                self._mount(container_id, pod_id, image, config, own_users), self._attachment(pod_id), self._target(pod_id, config)
+            )
             crashpoint("create-rootfs-mounted")
             undo.push_async_callback(services.runtime.remove_container, container_id)
             request = ContainerRequest(
@@ -50,13 +53,44 @@ class Containers:
                 rootfs=rootfs.path,
                 image_id=rootfs.image_id,
                 image_config=rootfs.config,
+                volumes=rootfs.volumes,
                 netns=attachment.netns if attachment else "",
                 pod_ips=attachment.ips if attachment else [],
+                target_pid=target,
             )
             container = await services.runtime.create_container(container_id, request)
             crashpoint("create-bundle-written")
             await services.monitor.create(container_id, _monitor_request(container))
             crashpoint("create-monitored")
+
+    async def _mount(self, container_id: str, pod_id: str, image: str, config: ContainerConfig, own_users: bool) -> Rootfs:
+        """The root filesystem and the image volumes; the ids in it are those of the pod's user namespace, if that is its own."""
+        owner = None
+        if own_users:
+            pod = await self._services.runtime.pod(pod_id)
+            mappings = pod.config.linux.security_context.namespace_options.userns_options
+            if pod.user_namespace and mappings is not None:
+                owner = UserNamespaceOwner(path=pod.user_namespace, uids=mappings.uids, gids=mappings.gids)
+        volumes = {
+            number: ImageVolume(image=mount.image.image, sub_path=mount.image_sub_path)
+            for number, mount in enumerate(config.mounts)
+            if mount.image is not None and mount.image.image
+        }
+        return await self._services.image.mount(container_id, RootfsRequest(image=image, user_namespace=owner, volumes=volumes))
+
+    async def _target(self, pod_id: str, config: ContainerConfig) -> int:
+        """The process of the container whose PID namespace is wanted (NamespaceMode TARGET); 0 if none is."""
+        options = config.linux.security_context.namespace_options
+        if options.pid is not NamespaceMode.TARGET:
+            return 0
+        field = "linux.security_context.namespace_options.target_id"
+        target = await self._services.runtime.container(await lookup.container_id(self._services.runtime, options.target_id))
+        if target.pod_id != pod_id:
+            raise InvalidArgument(f"{field}: container {target.id} is in another pod", field=field)
+        process = await self._services.monitor.process(target.id)
+        if process.state is not ProcessState.ALIVE or not target.started_at:
+            raise FailedPrecondition(f"{field}: container {target.id} does not run", field=field)
+        return process.pid
 
     async def _unmount_what_is_nobodys(self, container_id: str) -> None:
         """Takes the mount back, unless the request was a repetition and the container of its first time still has it."""
@@ -204,6 +238,11 @@ class Containers:
                     )
                 )
         return api_pb2.ListContainersResponse(containers=items)
+
+
+def _own_user_namespace(linux: api_pb2.LinuxContainerConfig | api_pb2.LinuxPodSandboxConfig) -> bool:
+    options = linux.security_context.namespace_options
+    return options.HasField("userns_options") and options.userns_options.mode != api_pb2.NODE
 
 
 def state_of(container: Container, process: Process | None) -> "api_pb2.ContainerState.ValueType":

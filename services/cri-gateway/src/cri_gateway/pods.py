@@ -2,15 +2,16 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable
 
 from cri_gateway import convert, ids, lookup
 from cri_gateway.containers import Containers
 from cri_gateway.filters import matches
 from cri_gateway.services import Services
-from crisp_proto.config import PodSandboxConfig
+from crisp_proto.config import LinuxContainerResources, PodSandboxConfig
 from crisp_proto.cri import api_pb2
 from crisp_proto.net import Attachment, AttachmentRequest
-from crisp_proto.runtime import Pod, PodRequest, PodState
+from crisp_proto.runtime import Pod, PodRequest, PodState, PodUpdateRequest
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, NotFound, Unavailable
 from servicekit.tasks import Turns, every
@@ -34,11 +35,9 @@ class Pods:
         return api_pb2.RunPodSandboxResponse(pod_sandbox_id=pod_id)
 
     async def _run(self, pod_id: str, request: PodRequest) -> None:
-        steps = [self._services.runtime.create_pod(pod_id, request)]
-        if not request.config.on_node_network:
-            steps.append(self._services.net.attach(pod_id, _attachment_request(request.config)))  # type: ignore[arg-type]
-        made, *attached = await asyncio.gather(*steps, return_exceptions=True)
-        failed = [outcome for outcome in (made, *attached) if isinstance(outcome, BaseException)]
+        making = asyncio.create_task(self._services.runtime.create_pod(pod_id, request))
+        made, attached = await asyncio.gather(making, self._attach(pod_id, request, making), return_exceptions=True)
+        failed = [outcome for outcome in (made, attached) if isinstance(outcome, BaseException)]
         if not failed:
             crashpoint("pod-run")
             return
@@ -49,6 +48,13 @@ class Pods:
         elif not isinstance(made, Unavailable | DeadlineExceeded) and not await self._is_ready(pod_id):
             await self._services.net.detach(pod_id)
         raise failed[0]
+
+    async def _attach(self, pod_id: str, request: PodRequest, making: Awaitable[Pod]) -> None:
+        """The network's part; a pod with a user namespace of its own is made first, since that owns its network namespace."""
+        if request.config.on_node_network:
+            return
+        user_namespace = (await making).user_namespace if request.config.own_user_namespace else ""
+        await self._services.net.attach(pod_id, _attachment_request(request, user_namespace))
 
     async def _is_ready(self, pod_id: str) -> bool:
         """Whether the pod runs already, so that what failed was only a different request for it."""
@@ -85,6 +91,17 @@ class Pods:
         crashpoint("pod-containers-removed")
         await self._services.net.detach(pod_id)
         await self._services.runtime.remove_pod(pod_id)
+
+    async def update_resources(self, request: api_pb2.UpdatePodSandboxResourcesRequest) -> api_pb2.UpdatePodSandboxResourcesResponse:
+        """UpdatePodSandboxResources: what the pod as a whole may use, after kubelet resized it."""
+        pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
+        given = {
+            name: convert.to_model(getattr(request, name), LinuxContainerResources)
+            for name in ("resources", "overhead")
+            if request.HasField(name)
+        }
+        await self._services.runtime.update_pod(pod_id, PodUpdateRequest(**given))
+        return api_pb2.UpdatePodSandboxResourcesResponse()
 
     async def status(self, request: api_pb2.PodSandboxStatusRequest) -> api_pb2.PodSandboxStatusResponse:
         """PodSandboxStatus: the runtime's record and the network's addresses."""
@@ -134,7 +151,8 @@ class Pods:
         return api_pb2.ListPodSandboxResponse(items=items)
 
 
-def _attachment_request(config: PodSandboxConfig) -> AttachmentRequest:
+def _attachment_request(request: PodRequest, user_namespace: str) -> AttachmentRequest:
+    config = request.config
     return AttachmentRequest(
         namespace=config.metadata.namespace,
         name=config.metadata.name,
@@ -142,6 +160,8 @@ def _attachment_request(config: PodSandboxConfig) -> AttachmentRequest:
         port_mappings=config.port_mappings,
         sysctls={name: value for name, value in config.linux.sysctls.items() if name.replace("/", ".").startswith("net.")},
         annotations=config.annotations,
+        handler=request.handler,
+        user_namespace=user_namespace,
     )
 
 

@@ -38,6 +38,7 @@ def runtime_answers(node: Node, pods: Pods, containers: Containers, stats: Stats
         "RunPodSandbox": pods.run,
         "StopPodSandbox": pods.stop,
         "RemovePodSandbox": pods.remove,
+        "UpdatePodSandboxResources": pods.update_resources,
         "PodSandboxStatus": pods.status,
         "ListPodSandbox": pods.list,
         "CreateContainer": containers.create,

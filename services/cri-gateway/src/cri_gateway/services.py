@@ -24,6 +24,7 @@ from crisp_proto.runtime import (
     Pod,
     PodList,
     PodRequest,
+    PodUpdateRequest,
     RuntimeInfo,
     StartRequest,
     StartResult,
@@ -85,6 +86,9 @@ class RuntimeService:
 
     async def create_pod(self, pod_id: str, request: PodRequest) -> Pod:
         return await self.client.call("PUT", f"/v1/pods/{pod_id}", Pod, request, deadline=_CREATE)
+
+    async def update_pod(self, pod_id: str, request: PodUpdateRequest) -> Pod:
+        return await self.client.call("PATCH", f"/v1/pods/{pod_id}/resources", Pod, request)
 
     async def stop_pod(self, pod_id: str) -> None:
         await self.client.call("POST", f"/v1/pods/{pod_id}/stop")

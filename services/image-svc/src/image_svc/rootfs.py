@@ -1,6 +1,8 @@
 """Root filesystems of containers: an overlay of an image's layers and a writable layer of the container's own.
 
     <run>/rootfs/<id>/                   where it is mounted
+    <run>/volumes/<id>/<number>/         where the images of its image volumes are mounted, read-only
+    <run>/idmapped/<id>/                 its layers as its user namespace's own, while it is being mounted
     <state>/containers/<id>/upper, work  its writable layer
 
 The row comes before the mount and goes after the unmount, so whatever a crash leaves has a row, and the same request again
@@ -11,14 +13,17 @@ import asyncio
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from crisp_proto.image import DiskUse, FilesystemInfo, Rootfs, RootfsRequest, WritableLayers
+from crisp_proto.image import DiskUse, FilesystemInfo, Rootfs, RootfsRequest, UserNamespaceOwner, WritableLayers
 from image_svc import overlay
 from image_svc.images import Images
+from image_svc.overlay import Stack
 from image_svc.store import Store
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import Internal, NotFound
+from servicekit.errors import CrispError, Internal, InvalidArgument, NotFound
+from servicekit.rootpath import resolve_in_root
 from servicekit.tasks import Turns
 
 _USAGE_SECONDS = 10  # how long a reading of a writable layer is good for: it walks the whole tree
@@ -33,8 +38,10 @@ class RootfsMounts:
         self._layers = state / "layers"
         self._containers = state / "containers"
         self._mounts = run / "rootfs"
+        self._volumes = run / "volumes"
+        self._idmapped = run / "idmapped"
         # Layer 0 is the empty folder that stands in for an image without layers: overlayfs wants a lower one.
-        for folder in (self._containers, self._mounts, self._layers / "0"):
+        for folder in (self._containers, self._mounts, self._volumes, self._idmapped, self._layers / "0"):
             folder.mkdir(parents=True, exist_ok=True)
         self._turns = Turns()
         self._usages: dict[str, DiskUse] = {}
@@ -47,33 +54,63 @@ class RootfsMounts:
         known = self._store.rootfs(rootfs_id)
         if known is None:
             image = self._images.get(request.image)
-            rootfs = Rootfs(
-                id=rootfs_id,
-                path=str(self._mounts / rootfs_id),
-                image_id=image.id,
-                config=image.config,
-            )
-            layers = self._store.add_rootfs(rootfs_id, image.id, rootfs.model_dump_json())
-            if layers is None:
-                raise NotFound(f"image {request.image} was removed meanwhile; pull it again", field="image")
+            volumes = {number: self._images.get(volume.image).id for number, volume in request.volumes.items()}
+            rootfs = Rootfs(id=rootfs_id, path=str(self._mounts / rootfs_id), image_id=image.id, config=image.config)
+            if not self._store.add_rootfs(rootfs_id, image.id, volumes, rootfs.model_dump_json()):
+                raise NotFound(f"image {request.image}, or one of its volumes, was removed meanwhile; pull it again", field="image")
         else:
-            rootfs, layers = Rootfs.model_validate_json(known[0]), known[1]
+            rootfs = Rootfs.model_validate_json(known)
         crashpoint("rootfs-recorded")
-        target = Path(rootfs.path)
-        if not overlay.is_mounted(target):
-            own = self._containers / rootfs_id
-            for folder in (target, own / "upper", own / "work"):
-                folder.mkdir(parents=True, exist_ok=True)
-            (own / "upper").chmod(0o755)
-            try:
-                await overlay.mount(self._layers, layers or [0], own / "upper", own / "work", target)
-            except OSError as error:
-                await self._remove(rootfs_id)
-                raise Internal(
-                    f"root filesystem of {rootfs_id}: {error}; does this kernel have overlayfs, and is {self._containers} on a file system that it can use?"
-                ) from error
+        try:
+            await self._mount_layers(rootfs, request.user_namespace)
+            sub_paths = {number: volume.sub_path for number, volume in request.volumes.items()}
+            rootfs = rootfs.model_copy(update={"volumes": await self._mount_volumes(rootfs_id, sub_paths, request.user_namespace)})
+        except OSError as error:
+            await self._remove(rootfs_id)
+            raise Internal(
+                f"root filesystem of {rootfs_id}: {error}; does this kernel have overlayfs, and is {self._containers} on a file system that it can use?"
+            ) from error
+        except CrispError:
+            await self._remove(rootfs_id)
+            raise
         crashpoint("rootfs-mounted")
         return rootfs
+
+    async def _mount_layers(self, rootfs: Rootfs, owner: UserNamespaceOwner | None) -> None:
+        target, own = Path(rootfs.path), self._containers / rootfs.id
+        if overlay.is_mounted(target):
+            return
+        for folder in (target, own / "upper", own / "work"):
+            folder.mkdir(parents=True, exist_ok=True)
+        (own / "upper").chmod(0o755)
+        stack = Stack(self._layers, self._store.layers_of_rootfs(rootfs.id) or [0])
+        if owner is None:
+            await overlay.mount(stack, own / "upper", own / "work", target)
+            return
+        os.chown(own / "upper", owner.uids[0].host_id, owner.gids[0].host_id)
+        with overlay.idmapped(stack, Path(owner.path), self._idmapped / rootfs.id) as mapped:
+            await overlay.mount(mapped, own / "upper", own / "work", target)
+
+    async def _mount_volumes(self, rootfs_id: str, sub_paths: Mapping[int, str], owner: UserNamespaceOwner | None) -> dict[int, str]:
+        """Mounts the images of the volumes; answers the wanted folder of each. Raises InvalidArgument for one that is not in the image."""
+        found = {}
+        for number, sub_path in sub_paths.items():
+            target = self._volumes / rootfs_id / str(number)
+            if not overlay.is_mounted(target):
+                target.mkdir(parents=True, exist_ok=True)
+                stack = Stack(self._layers, [0, *self._store.layers_of_rootfs(rootfs_id, volume=number)])  # two at least
+                if owner is None:
+                    await overlay.mount_readonly(stack, target)
+                else:
+                    with overlay.idmapped(stack, Path(owner.path), self._idmapped / rootfs_id) as mapped:
+                        await overlay.mount_readonly(mapped, target)
+            wanted = resolve_in_root(target, sub_path)
+            if not wanted.exists():
+                raise InvalidArgument(
+                    f"mounts[{number}].image_sub_path = {sub_path!r}: the image has no such path", field=f"mounts[{number}].image_sub_path"
+                )
+            found[number] = str(wanted)
+        return found
 
     async def remove(self, rootfs_id: str) -> None:
         """Unmounts and deletes; fine if there is none."""
@@ -84,19 +121,28 @@ class RootfsMounts:
         known = self._store.rootfs(rootfs_id)
         if known is None and not target.exists() and not own.exists():
             return
-        await asyncio.to_thread(_delete, target, own)
+        await asyncio.to_thread(self._delete, rootfs_id)
         crashpoint("rootfs-deleted")
         self._store.remove_rootfs(rootfs_id)
         self._usages.pop(rootfs_id, None)
         if known is not None and self._store.drop_unused_layers():
             await self._images.sweep()
 
+    def _delete(self, rootfs_id: str) -> None:
+        overlay.discard(self._idmapped / rootfs_id)
+        overlay.discard(self._volumes / rootfs_id)
+        target = self._mounts / rootfs_id
+        overlay.unmount(target)
+        if target.exists():
+            target.rmdir()
+        shutil.rmtree(self._containers / rootfs_id, ignore_errors=True)
+
     def get(self, rootfs_id: str) -> Rootfs:
         """A root filesystem's record. Raises NotFound."""
         known = self._store.rootfs(rootfs_id)
         if known is None:
             raise NotFound(f"there is no root filesystem {rootfs_id}")
-        return Rootfs.model_validate_json(known[0])
+        return Rootfs.model_validate_json(known)
 
     def ages(self) -> dict[str, float]:
         """Ids of all root filesystems and their age in seconds."""
@@ -128,13 +174,6 @@ class RootfsMounts:
                 inodes_used=sum(use.inodes_used for use in layers),
             ),
         )
-
-
-def _delete(target: Path, own: Path) -> None:
-    overlay.unmount(target)
-    if target.exists():
-        target.rmdir()
-    shutil.rmtree(own, ignore_errors=True)
 
 
 def _disk_use(folder: Path, mountpoint: Path) -> DiskUse:

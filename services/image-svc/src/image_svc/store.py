@@ -5,7 +5,7 @@ only after; a folder without a ready row is a leftover, a row that is not ready 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,14 @@ CREATE TABLE rootfs_layers (
     position INTEGER NOT NULL,
     layer INTEGER NOT NULL REFERENCES layers,
     PRIMARY KEY (rootfs, position)
-)"""
+)""",
+    """CREATE TABLE volume_layers (
+    rootfs TEXT NOT NULL REFERENCES rootfs ON DELETE CASCADE,
+    volume INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    layer INTEGER NOT NULL REFERENCES layers,
+    PRIMARY KEY (rootfs, volume, position)
+)""",
 ]
 
 
@@ -81,7 +88,7 @@ class Store:
         """Takes the rows of layers that nothing uses; their folders are the caller's to remove."""
         with self._db.write() as db:
             rows = db.execute(
-                "DELETE FROM layers WHERE ready = 1 AND number NOT IN (SELECT layer FROM image_layers) AND number NOT IN (SELECT layer FROM rootfs_layers) RETURNING number"
+                "DELETE FROM layers WHERE ready = 1 AND number NOT IN (SELECT layer FROM image_layers UNION SELECT layer FROM rootfs_layers UNION SELECT layer FROM volume_layers) RETURNING number"
             ).fetchall()
         return [row["number"] for row in rows]
 
@@ -167,27 +174,36 @@ class Store:
 
     # Root filesystems
 
-    def rootfs(self, rootfs_id: str) -> tuple[str, list[int]] | None:
-        """The record of a root filesystem (JSON) and its layers, the lowest first."""
+    def rootfs(self, rootfs_id: str) -> str | None:
+        """The record of a root filesystem (JSON)."""
         row = self._db.row("SELECT record FROM rootfs WHERE id = ?", rootfs_id)
-        if row is None:
-            return None
-        return row["record"], [
-            entry["layer"] for entry in self._db.rows("SELECT layer FROM rootfs_layers WHERE rootfs = ? ORDER BY position", rootfs_id)
-        ]
+        return None if row is None else str(row["record"])
 
-    def add_rootfs(self, rootfs_id: str, image_id: str, record: str) -> list[int] | None:
-        """Records the intent to mount, which keeps the image's layers; None if the image is gone."""
+    def layers_of_rootfs(self, rootfs_id: str, volume: int | None = None) -> list[int]:
+        """Its layers, or those of one of its image volumes, the lowest first."""
+        rows = (
+            self._db.rows("SELECT layer FROM rootfs_layers WHERE rootfs = ? ORDER BY position", rootfs_id)
+            if volume is None
+            else self._db.rows("SELECT layer FROM volume_layers WHERE rootfs = ? AND volume = ? ORDER BY position", rootfs_id, volume)
+        )
+        return [row["layer"] for row in rows]
+
+    def add_rootfs(self, rootfs_id: str, image_id: str, volumes: Mapping[int, str], record: str) -> bool:
+        """Records the intent to mount, which keeps the layers of the image and of the volumes' images; False if one of them is gone."""
         with self._db.write() as db:
-            layers = [row["layer"] for row in db.execute("SELECT layer FROM image_layers WHERE image = ? ORDER BY position", (image_id,))]
-            if not layers and db.execute("SELECT 1 FROM images WHERE id = ?", (image_id,)).fetchone() is None:
-                return None
+            for wanted in (image_id, *volumes.values()):
+                if db.execute("SELECT 1 FROM images WHERE id = ?", (wanted,)).fetchone() is None:
+                    return False
             db.execute("INSERT INTO rootfs (id, image, record, created) VALUES (?, ?, ?, ?)", (rootfs_id, image_id, record, time.time()))
-            db.executemany(
-                "INSERT INTO rootfs_layers (rootfs, position, layer) VALUES (?, ?, ?)",
-                [(rootfs_id, position, number) for position, number in enumerate(layers)],
+            db.execute(
+                "INSERT INTO rootfs_layers (rootfs, position, layer) SELECT ?, position, layer FROM image_layers WHERE image = ?",
+                (rootfs_id, image_id),
             )
-        return layers
+            db.executemany(
+                "INSERT INTO volume_layers (rootfs, volume, position, layer) SELECT ?, ?, position, layer FROM image_layers WHERE image = ?",
+                [(rootfs_id, number, volume) for number, volume in volumes.items()],
+            )
+        return True
 
     def remove_rootfs(self, rootfs_id: str) -> None:
         """The root filesystem is gone from disk."""

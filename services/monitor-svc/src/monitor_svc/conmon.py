@@ -12,6 +12,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crisp_proto.monitor import MonitorRequest
 from monitor_svc import processes
@@ -20,6 +21,9 @@ from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, Unknown
 from servicekit.processes import readable, start_in_cgroups
 from servicekit.syscalls import in_own_thread
+
+if TYPE_CHECKING:
+    from servicekit.systemd import Systemd
 
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 10
@@ -51,6 +55,7 @@ class Conmon:
         self._exits = run / "exits"
         self._attach = run / "attach"
         self._timeout = timeout
+        self._systemd: Systemd | None = None
         for folder in (self._monitors, self._exits, self._attach):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -78,6 +83,8 @@ class Conmon:
             )
             os.close(sync_write)
             sync_write = -1
+            if request.scope_slice:
+                await self._scopes().start_scope(f"crisp-conmon-{container_id}.scope", request.scope_slice, [launcher.pid])
             crashpoint("conmon-waiting")
             os.write(start_write, b"\0")
             try:
@@ -109,10 +116,17 @@ class Conmon:
         conmon_pid = int((folder / "conmon.pid").read_text())
         return Created(ProcessRef.of(conmon_pid), ProcessRef.of(pid))
 
+    def _scopes(self) -> "Systemd":
+        if self._systemd is None:
+            from servicekit.systemd import Systemd  # 3 MB that only the systemd cgroup driver needs
+
+            self._systemd = Systemd()
+        return self._systemd
+
     def _arguments(self, container_id: str, request: MonitorRequest, folder: Path) -> list[str]:
         runtime, *flags = request.runtime
         return [
-            str(self._executable),
+            request.conmon or str(self._executable),
             "--api-version", "1",
             "--cid", container_id,
             "--cuuid", container_id,

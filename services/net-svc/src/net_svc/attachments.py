@@ -27,7 +27,7 @@ from net_svc.cni import Document, NetworkConfiguration, PodRef, Result
 from net_svc.firewall import Firewall
 from net_svc.settings import NetSettings
 from net_svc.store import Row, Store
-from servicekit import logs
+from servicekit import logs, syscalls
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, NotFound
 from servicekit.syscalls import in_own_thread
@@ -50,8 +50,16 @@ class Attachments:
 
     # Which network
 
-    def configuration(self) -> NetworkConfiguration:
-        """The network that new pods are connected to. Raises FailedPrecondition if there is no usable one."""
+    def configuration(self, handler: str = "") -> NetworkConfiguration:
+        """The network that new pods of a runtime handler are connected to. Raises FailedPrecondition if there is no usable one."""
+        own = self._settings.handler_conf_dirs.get(handler)
+        if own is not None:
+            of_handler = cni.load_configuration(own)
+            if of_handler is None:
+                raise FailedPrecondition(
+                    f"no CNI configuration in {own}, the folder of runtime handler {handler!r}", field="handler_conf_dirs"
+                )
+            return of_handler
         found = cni.load_configuration(self._settings.cni_conf_dir)
         if found is not None:
             return found
@@ -105,12 +113,12 @@ class Attachments:
             return Attachment.model_validate_json(row.record)
         if row is not None:
             await self._detach_row(row)
-        network = self.configuration()
+        network = self.configuration(request.handler)
         self._store.begin(attachment_id, request.model_dump_json(), network.to_json())
         crashpoint("attachment-recorded")
         path = self._netns / attachment_id
         try:
-            await netns.create(path, request.sysctls)
+            await netns.create(path, request.sysctls, Path(request.user_namespace) if request.user_namespace else None)
             crashpoint("netns-pinned")
             result = await self._add_all(network, self._pod(attachment_id, request))
             crashpoint("attachment-added")
@@ -265,7 +273,7 @@ def _read_usages(paths: dict[str, Path]) -> dict[str, NetworkUsage]:
     usages = {}
     for pod_id, path in paths.items():
         try:
-            netns.enter(path)
+            syscalls.enter_namespace(path, syscalls.CLONE_NEWNET)
             lines = Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]
         except OSError:
             continue  # removed while we looked

@@ -1,7 +1,6 @@
 """Network namespaces: made, kept alive by a bind mount, and entered by short-lived threads (network_namespaces(7))."""
 
 import fcntl
-import os
 import re
 import socket
 import struct
@@ -9,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from servicekit import syscalls
+from servicekit import syscalls, user_namespaces
 from servicekit.errors import InvalidArgument
 
 T = TypeVar("T")
@@ -26,12 +25,17 @@ def check_sysctls(sysctls: Mapping[str, str]) -> None:
             )
 
 
-async def create(path: Path, sysctls: Mapping[str, str]) -> None:
-    """A new namespace pinned at `path`, its loopback up and its sysctls set."""
+async def create(path: Path, sysctls: Mapping[str, str], owner: Path | None = None) -> None:
+    """A new namespace pinned at `path`, its loopback up and its sysctls set; `owner` is a pinned user namespace, if it is not the node's."""
 
     def in_new_namespace() -> None:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
-        syscalls.pin_namespace("net", path)
+        if owner is None:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            syscalls.pin_namespace("net", path)
+        else:
+            with user_namespaces.new(["net"], owner) as pid:
+                syscalls.pin_namespace("net", path, pid)
+            syscalls.enter_namespace(path, syscalls.CLONE_NEWNET)
         set_up("lo")
         for name, value in sysctls.items():
             try:
@@ -46,19 +50,10 @@ async def inside(path: Path, work: Callable[[], T]) -> T:
     """Runs `work` in a thread that is in the namespace at `path`."""
 
     def entered() -> T:
-        enter(path)
+        syscalls.enter_namespace(path, syscalls.CLONE_NEWNET)
         return work()
 
     return await syscalls.in_own_thread(entered)
-
-
-def enter(path: Path) -> None:
-    """Moves the calling thread into the namespace at `path`; only for threads that end soon."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        syscalls.setns(fd, syscalls.CLONE_NEWNET)
-    finally:
-        os.close(fd)
 
 
 def interface_index(name: str) -> int | None:

@@ -11,6 +11,9 @@ class NetSettings(Section):
     """net-svc's own settings."""
 
     cni_conf_dir: Path = Field(Path("/etc/cni/net.d"), description="CNI network configurations; the first valid one by name is used")
+    handler_conf_dirs: dict[str, Path] = Field(
+        {}, description="Folders of CNI configurations for pods of a runtime handler, by the handler's name"
+    )
     cni_bin_dirs: list[Path] = Field([Path("/opt/cni/bin"), Path("/usr/lib/cni")], description="Where CNI plugins are")
     cni_timeout: float = Field(60, gt=0, description="Seconds that a CNI plugin may take")
     native_plugins: bool = Field(True, description="Do bridge, host-local and portmap without running their plugins")

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from crisp_proto.runtime import RuntimeInfo
-from runtime_svc import cgroups
+from runtime_svc import cgroups, lsm
 from runtime_svc.api import routes
+from runtime_svc.cgroup_drivers import CgroupfsDriver, SystemdDriver
 from runtime_svc.containers import Containers
 from runtime_svc.handlers import Handlers
 from runtime_svc.pods import Pods
@@ -29,21 +30,27 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
     run = settings.node.run_dir / "runtime-svc"
     store = Store(settings.node.state_dir / "runtime-svc" / "runtime.db")
     groups = cgroups.detect()
-    handlers = Handlers(settings.own, run)
+    driver = (SystemdDriver if settings.own.cgroup_driver == "systemd" else CgroupfsDriver)(groups, settings.own.cgroup_parent)
+    handlers = Handlers(settings.own, run, driver.parent if driver.name == "cgroupfs" else "/crisp-trials")
     coming_moves = cgroups.ComingMoves()
-    pods = Pods(store, settings.own, groups, handlers, run, coming_moves)
-    containers = Containers(store, pods, settings.own, groups, handlers, run, coming_moves)
-    info = RuntimeInfo(cgroup_driver=settings.own.cgroup_driver, cgroup_version=groups.version, handlers=handlers.all())
+    pods = Pods(store, settings.own, driver, handlers, run, coming_moves)
+    containers = Containers(store, pods, settings.own, groups, driver, handlers, run, coming_moves)
+
+    async def info() -> RuntimeInfo:
+        return RuntimeInfo(cgroup_driver=driver.name, cgroup_version=groups.version, handlers=await handlers.all())
 
     async def ready() -> None:
         handlers.get("")
 
+    loading = asyncio.create_task(lsm.load_default_profile())
+    asking = asyncio.create_task(handlers.ask_all())
     sweeping = asyncio.create_task(_sweep(store, pods, containers))
     try:
-        yield Face([routes(pods, containers, Stats(store, groups), info)], ready)
+        yield Face([routes(pods, containers, Stats(store, groups, driver), info)], ready)
     finally:
-        sweeping.cancel()
-        await coming_moves.close()
+        for task in (sweeping, loading, asking):
+            task.cancel()
+        await asyncio.gather(sweeping, loading, asking, handlers.close(), coming_moves.close(), return_exceptions=True)
         store.close()
 
 

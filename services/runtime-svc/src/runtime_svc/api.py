@@ -1,5 +1,7 @@
 """runtime-svc's routes."""
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import APIRouter
 
 from crisp_proto.runtime import (
@@ -9,6 +11,7 @@ from crisp_proto.runtime import (
     Pod,
     PodList,
     PodRequest,
+    PodUpdateRequest,
     RuntimeInfo,
     StartRequest,
     StartResult,
@@ -20,7 +23,7 @@ from runtime_svc.pods import Pods
 from runtime_svc.stats import Stats
 
 
-def routes(pods: Pods, containers: Containers, stats: Stats, info: RuntimeInfo) -> APIRouter:
+def routes(pods: Pods, containers: Containers, stats: Stats, info: Callable[[], Awaitable[RuntimeInfo]]) -> APIRouter:
     """Everything under /v1."""
     router = APIRouter(prefix="/v1")
 
@@ -43,6 +46,11 @@ def routes(pods: Pods, containers: Containers, stats: Stats, info: RuntimeInfo) 
     async def stop_pod(id: str) -> None:
         """Lets a pod's namespaces go and keeps its record; fine if there is none."""
         await pods.stop(id)
+
+    @router.patch("/pods/{id}/resources")
+    async def update_pod(id: str, request: PodUpdateRequest) -> Pod:
+        """Changes what the pod as a whole may use."""
+        return await pods.update(id, request.resources, request.overhead)
 
     @router.delete("/pods/{id}", status_code=204)
     async def remove_pod(id: str) -> None:
@@ -87,6 +95,6 @@ def routes(pods: Pods, containers: Containers, stats: Stats, info: RuntimeInfo) 
     @router.get("/info")
     async def get_info() -> RuntimeInfo:
         """cgroup driver and version, and the handlers of this node."""
-        return info
+        return await info()
 
     return router

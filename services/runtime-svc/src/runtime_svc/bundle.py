@@ -6,55 +6,46 @@ be changed before it is written.
 
 import json
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crisp_proto.config import (
-    ContainerConfig,
-    LinuxContainerSecurityContext,
-    NamespaceMode,
-    ProfileType,
-    SecurityProfile,
-)  # fmt: skip
+from crisp_proto.config import ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig
 from crisp_proto.image import ImageConfig
-from runtime_svc import capabilities, devices, mounts, resources, seccomp, seccomp_filter, users
+from runtime_svc import capabilities, cdi, devices, hooks, id_mappings, lsm, mounts, namespaces, resources, seccomp, seccomp_filter, users
+from runtime_svc.features import Features
+from runtime_svc.mounts import MountContext
 from runtime_svc.pod_files import PodFiles
-from runtime_svc.settings import RuntimeSettings
+from runtime_svc.settings import HandlerSettings, RuntimeSettings
 from runtime_svc.users import User
-from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from servicekit.errors import InvalidArgument
 
 Document = dict[str, Any]
 _ORDERS = ("run.oci.", "org.systemd.property.")
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What kubelet's own list (it comes with every request but procMount: Unmasked) does not have yet.
 _MASKED = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
+    "/proc/interrupts",
     "/sys/devices/virtual/powercap",
+    *(f"/sys/devices/system/cpu/cpu{n}/thermal_throttle" for n in range(os.cpu_count() or 1)),
 ]
-_READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
 @dataclass(frozen=True, slots=True)
 class PodContext:
-    """What a container takes over from its pod and from the other services."""
+    """What a container takes over from its pod, its handler and the other services."""
 
+    config: PodSandboxConfig
     files: PodFiles
-    host_network: bool
-    netns: str
     hostname: str
-    privileged: bool
-    cgroup: str
+    cgroups_path: str
     cgroup_version: int
-    target_pid_namespace: str = ""
+    handler: HandlerSettings
+    features: Features
+    netns: str = ""
+    target_pid: int = 0
+    volumes: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,57 +57,93 @@ class Bundle:
 
 
 def build(
-    container_id: str, config: ContainerConfig, image: ImageConfig, rootfs: Path, pod: PodContext, settings: RuntimeSettings
+    pod_id: str,
+    config: ContainerConfig,
+    image: ImageConfig,
+    rootfs: Path,
+    pod: PodContext,
+    settings: RuntimeSettings,
+    devices_by_name: cdi.Registry,
 ) -> Bundle:
     """config.json for a container. Raises InvalidArgument, FailedPrecondition or Unimplemented that name the field."""
     security = config.linux.security_context
-    if security.privileged and not pod.privileged:
+    pod_security = pod.config.linux.security_context
+    if security.privileged and not pod_security.privileged:
         raise InvalidArgument(
             "linux.security_context.privileged: a privileged container needs a privileged pod", field="linux.security_context.privileged"
         )
-    if config.CDI_devices:
-        raise Unimplemented("CDI_devices: CDI is not supported yet", field="CDI_devices")
+    id_mappings.check_container(security.namespace_options, pod.config)
+    edits = devices_by_name.edits(cdi.requested((device.name for device in config.CDI_devices), config.annotations))
     user = users.resolve(security, image.user, rootfs)
+    process_label, file_label = lsm.selinux(security, pod_security.selinux_options, pod_id)
+    own_users = pod.config.own_user_namespace
     host_ipc = security.namespace_options.ipc is NamespaceMode.NODE
-    device_plan = devices.plan(config.devices, privileged=security.privileged)
+    device_plan = devices.plan(config.devices, privileged=security.privileged, all_devices=not pod.handler.privileged_without_host_devices)
     mount_plan = mounts.plan(
         config.mounts,
-        rootfs,
-        mounts.standard(privileged=security.privileged, host_ipc=host_ipc, shm=str(pod.files.shm)),
+        MountContext(rootfs, pod.features, pod.volumes, file_label),
+        mounts.standard(
+            privileged=security.privileged,
+            host_ipc=host_ipc,
+            shm=str(pod.files.shm),
+            node_sysfs=own_users and pod.config.on_node_network,
+            node_mqueue=own_users and host_ipc,
+        ),
         pod.files.mounted_files(),
         readonly_rootfs=security.readonly_rootfs,
     )
     granted = capabilities.wanted(
         security.capabilities.add_capabilities, security.capabilities.drop_capabilities, privileged=security.privileged
     )
+    limits = resources.to_oci(config.linux.resources, cgroup_version=pod.cgroup_version, pids_limit=settings.pids_limit)
+    classes = resources.classes(pod.config.annotations, config.metadata.name, settings)
     linux: Document = {
-        "cgroupsPath": f"{pod.cgroup}/{container_id}",
-        "namespaces": _namespaces(security, pod),
-        "resources": {
-            "devices": device_plan.rules,
-            **resources.to_oci(config.linux.resources, cgroup_version=pod.cgroup_version, pids_limit=settings.pids_limit),
-        },
+        "cgroupsPath": pod.cgroups_path,
+        "namespaces": namespaces.plan(
+            security.namespace_options,
+            pod.files,
+            host_network=pod.config.on_node_network,
+            netns=pod.netns,
+            user_namespace=own_users,
+            target_pid=pod.target_pid,
+            own_cgroup=pod.cgroup_version == 2 and not security.privileged,
+        ),
+        "resources": {"devices": device_plan.rules, **limits, **classes.block_io},
         "devices": device_plan.nodes,
         "rootfsPropagation": mount_plan.root_propagation,
+        **classes.rdt,
     }
-    annotations = {"io.kubernetes.cri.container-type": "container", **_harmless(config.annotations)}
+    if own_users:
+        options = pod_security.namespace_options.userns_options
+        assert options is not None
+        linux |= {"uidMappings": id_mappings.to_oci(options.uids), "gidMappings": id_mappings.to_oci(options.gids)}
+    annotations = {
+        "io.kubernetes.cri.container-type": "container",
+        **pod.handler.default_annotations,
+        **_handed_on({**pod.config.annotations, **config.annotations}, config.annotations, pod.handler.allowed_annotations),
+    }
     if not security.privileged:
-        linux["maskedPaths"] = security.masked_paths or _MASKED
-        linux["readonlyPaths"] = security.readonly_paths or _READONLY
-        profile = _seccomp(security, granted, settings)
+        linux["maskedPaths"] = list(dict.fromkeys([*security.masked_paths, *_MASKED])) if security.masked_paths else []
+        linux["readonlyPaths"] = security.readonly_paths
+        profile = seccomp.wanted(security, granted, settings)
         if profile:
             linux["seccomp"] = profile
         if profile is seccomp.default_profile(granted) and (program := seccomp_filter.compiled_default(granted)):
             annotations[seccomp_filter.ANNOTATION] = program
-    _check_lsm(security)
+    if file_label:
+        linux["mountLabel"] = file_label
+    process = _process(config, image, user, security, granted, pod.hostname)
+    process |= {key: value for key, value in (("apparmorProfile", lsm.apparmor(security)), ("selinuxLabel", process_label)) if value}
     document: Document = {
         "ociVersion": "1.0.2",
-        "process": _process(config, image, user, security, granted, pod.hostname),
+        "process": process,
         "root": {"path": str(rootfs), "readonly": security.readonly_rootfs},
         "mounts": mount_plan.mounts,
         "linux": linux,
         "annotations": annotations,
     }
+    cdi.apply(document, edits)
+    hooks.add(document, settings.hooks_dirs, {**pod.config.annotations, **config.annotations}, bind_mounts=bool(config.mounts))
     return Bundle(adjust(document), user)
 
 
@@ -183,71 +210,10 @@ def environment(config: ContainerConfig, image: ImageConfig, user: User, hostnam
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def _namespaces(security: LinuxContainerSecurityContext, pod: PodContext) -> list[Document]:
-    options = security.namespace_options
-    if options.userns_options is not None and options.userns_options.mode is not NamespaceMode.NODE:
-        raise Unimplemented(
-            "namespace_options.userns_options: the runtime handler does not offer user namespaces (Status.runtime_handlers)",
-            field="linux.security_context.namespace_options.userns_options",
-        )
-    namespaces: list[Document] = [{"type": "mount"}]
-    if not pod.host_network:
-        if not pod.netns:
-            raise FailedPrecondition("the pod has no network namespace; was it stopped?")
-        namespaces.append({"type": "network", "path": pod.netns})
-        namespaces.append({"type": "uts", "path": str(pod.files.namespace("uts"))})
-    if options.ipc is not NamespaceMode.NODE:
-        namespaces.append({"type": "ipc", "path": str(pod.files.namespace("ipc"))} if options.ipc is NamespaceMode.POD else {"type": "ipc"})
-    if options.pid is NamespaceMode.POD:
-        path = pod.files.namespace("pid")
-        if not path.exists():
-            raise InvalidArgument(
-                "namespace_options.pid is POD, but the pod was made without a shared PID namespace",
-                field="linux.security_context.namespace_options.pid",
-            )
-        namespaces.append({"type": "pid", "path": str(path)})
-    elif options.pid is NamespaceMode.TARGET:
-        namespaces.append({"type": "pid", "path": pod.target_pid_namespace})
-    elif options.pid is NamespaceMode.CONTAINER:
-        namespaces.append({"type": "pid"})
-    if pod.cgroup_version == 2 and not security.privileged:
-        namespaces.append({"type": "cgroup"})
-    return namespaces
+def _handed_on(all_annotations: dict[str, str], own: dict[str, str], allowed: list[str]) -> dict[str, str]:
+    """The container's annotations as the OCI runtime gets them, and the pod's that the handler's settings allow.
 
-
-def _harmless(annotations: dict[str, str]) -> dict[str, str]:
-    """Without those that an OCI runtime takes as orders (crun: run.oci.*; systemd units: org.systemd.property.*)."""
-    return {name: value for name, value in annotations.items() if not name.startswith(_ORDERS)}
-
-
-def _seccomp(security: LinuxContainerSecurityContext, granted: frozenset[str], settings: RuntimeSettings) -> Document | None:
-    """The profile of a container. One that names none is unconfined, as with CRI's other runtimes, unless the settings say otherwise."""
-    profile = security.seccomp
-    if profile is None:
-        old = security.seccomp_profile_path or settings.unset_seccomp  # the path is deprecated in CRI, and still sent by old clients
-        kinds = {
-            "unconfined": ProfileType.UNCONFINED,
-            "runtime/default": ProfileType.RUNTIME_DEFAULT,
-            "docker/default": ProfileType.RUNTIME_DEFAULT,
-        }
-        profile = SecurityProfile(profile_type=kinds.get(old, ProfileType.LOCALHOST), localhost_ref=old)
-    if profile.profile_type is ProfileType.UNCONFINED:
-        return None
-    if profile.profile_type is ProfileType.LOCALHOST:
-        return seccomp.localhost_profile(profile.localhost_ref, settings.seccomp_profiles)
-    return seccomp.default_profile(granted)
-
-
-def _check_lsm(security: LinuxContainerSecurityContext) -> None:
-    """AppArmor and SELinux profiles that are named must be applied, and this version applies none."""
-    named = security.apparmor is not None and security.apparmor.profile_type is ProfileType.LOCALHOST
-    if named or security.apparmor_profile.startswith("localhost/"):
-        here = "" if os.path.isdir("/sys/kernel/security/apparmor") else " and this kernel has no AppArmor"
-        raise Unimplemented(
-            f"linux.security_context.apparmor: named profiles are not supported yet{here}", field="linux.security_context.apparmor"
-        )
-    labels = security.selinux_options
-    if labels is not None and (labels.type or labels.level or labels.role or labels.user) and os.path.isdir("/sys/fs/selinux/booleans"):
-        raise Unimplemented(
-            "linux.security_context.selinux_options: SELinux labels are not supported yet", field="linux.security_context.selinux_options"
-        )
+    Some are orders to the runtime (crun: run.oci.*; systemd units: org.systemd.property.*): only those that the settings allow.
+    """
+    handed = {name: value for name, value in own.items() if not name.startswith(_ORDERS)}
+    return handed | {name: value for name, value in all_annotations.items() if any(re.match(pattern, name) for pattern in allowed)}

@@ -52,6 +52,9 @@ class Cgroups(Protocol):
     def folders(self, path: str) -> list[str]:
         """The cgroup's folders, one for each hierarchy."""
 
+    def folder(self, path: str, controller: str) -> Path | None:
+        """The cgroup's folder in the hierarchy of a controller; None if this machine lacks it."""
+
     def read(self, path: str) -> Reading | None:
         """The counters, or None if the cgroup is gone."""
 
@@ -117,6 +120,10 @@ class CgroupsV2:
         """The one folder."""
         return [str(ROOT / path.strip("/"))]
 
+    def folder(self, path: str, controller: str) -> Path | None:
+        """The one folder."""
+        return ROOT / path.strip("/")
+
     def read(self, path: str) -> Reading | None:
         """memory.*, cpu.stat and pids.current."""
         here = f"{ROOT}{path}"
@@ -172,6 +179,11 @@ class CgroupsV1:
     def folders(self, path: str) -> list[str]:
         """A folder in each hierarchy."""
         return [str(ROOT / controller / path.strip("/")) for controller in self._controllers]
+
+    def folder(self, path: str, controller: str) -> Path | None:
+        """The folder in the controller's own hierarchy."""
+        known = next((name for name in self._controllers if controller in name.split(",")), None)
+        return None if known is None else ROOT / known / path.strip("/")
 
     def read(self, path: str) -> Reading | None:
         """cpuacct.usage, memory.* and pids.current; sums over children where the file has only the group's own."""

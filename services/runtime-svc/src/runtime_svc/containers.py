@@ -8,18 +8,21 @@ import shutil
 import time
 from pathlib import Path
 
-from crisp_proto.config import ContainerConfig, LinuxContainerResources, NamespaceMode
+from crisp_proto.config import ContainerConfig, LinuxContainerResources
 from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState, StartResult
 from runtime_svc import bundle, resources
 from runtime_svc.bundle import PodContext
+from runtime_svc.cdi import Registry
+from runtime_svc.cgroup_drivers import CgroupDriver
 from runtime_svc.cgroups import Cgroups, ComingMoves
+from runtime_svc.features import Features
 from runtime_svc.handlers import Handlers
-from runtime_svc.pods import HELPERS, Pods
+from runtime_svc.pods import Pods
 from runtime_svc.settings import RuntimeSettings
 from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, InvalidArgument, NotFound
 from servicekit.tasks import Turns
 
 _log = logs.get()
@@ -34,6 +37,7 @@ class Containers:
         pods: Pods,
         settings: RuntimeSettings,
         cgroups: Cgroups,
+        driver: CgroupDriver,
         handlers: Handlers,
         run: Path,
         coming_moves: ComingMoves,
@@ -42,6 +46,8 @@ class Containers:
         self._pods = pods
         self._settings = settings
         self._cgroups = cgroups
+        self._driver = driver
+        self._devices = Registry(settings.cdi_dirs)
         self._handlers = handlers
         self._coming_moves = coming_moves
         self._bundles = run / "bundles"
@@ -65,12 +71,13 @@ class Containers:
             raise FailedPrecondition(f"pod {pod.id} is not ready: it was stopped, or the machine has booted since", field="pod_sandbox_id")
         _check(request.config)
         runtime = self._handlers.get(pod.handler)
+        features = await self._handlers.features(runtime)
         self._coming_moves.announce()
         self._store.begin_container(container_id, request, pod.handler)
         crashpoint("container-recorded")
         folder = self._bundles / container_id
         try:
-            built = await asyncio.to_thread(self._build, container_id, request, pod)
+            built = await asyncio.to_thread(self._build, container_id, request, pod, features)
             await asyncio.to_thread(bundle.write, folder, built)
         except BaseException:
             self._forget(container_id)
@@ -90,28 +97,32 @@ class Containers:
                 bundle=str(folder),
                 runtime=runtime.command,
                 stop_signal=_stop_signal(request),
-                cgroups=self._cgroups.folders(f"{pod.cgroup}/{HELPERS}"),
+                systemd_cgroup=self._driver.name == "systemd",
+                cgroups=self._driver.helpers(pod.cgroup),
+                scope_slice=self._driver.helpers_slice(pod.cgroup),
+                conmon=str(self._handlers.settings(pod.handler).monitor or ""),
             ),
         )
         self._store.complete_container(container)
         return container
 
-    def _build(self, container_id: str, request: ContainerRequest, pod: Pod) -> bundle.Bundle:
+    def _build(self, container_id: str, request: ContainerRequest, pod: Pod, features: Features) -> bundle.Bundle:
         files = self._pods.files(pod.id)
         if request.pod_ips:
             files.write_hosts(pod.config.hostname or "localhost", request.pod_ips)
-        if request.config.linux.security_context.namespace_options.pid is NamespaceMode.TARGET:
-            raise Unimplemented("namespace_options.pid = TARGET is not supported yet", field="linux.security_context.namespace_options.pid")
         context = PodContext(
+            config=pod.config,
             files=files,
-            host_network=pod.config.on_node_network,
-            netns=request.netns,
             hostname=(files.folder / "hostname").read_text().strip(),
-            privileged=pod.config.linux.security_context.privileged,
-            cgroup=pod.cgroup,
+            cgroups_path=self._driver.oci_path(pod.cgroup, container_id),
             cgroup_version=self._cgroups.version,
+            handler=self._handlers.settings(pod.handler),
+            features=features,
+            netns=request.netns,
+            target_pid=request.target_pid,
+            volumes=request.volumes,
         )
-        return bundle.build(container_id, request.config, request.image_config, Path(request.rootfs), context, self._settings)
+        return bundle.build(pod.id, request.config, request.image_config, Path(request.rootfs), context, self._settings, self._devices)
 
     async def start(self, container_id: str, attempt: str) -> StartResult:
         """Runs the container's program. Asked again with the same `attempt`, it answers as the first time.

@@ -21,11 +21,11 @@ class DevicePlan:
     rules: list[Document]
 
 
-def plan(devices: Sequence[Device], *, privileged: bool) -> DevicePlan:
-    """What the request asks for; all the node's devices for a privileged container. Raises InvalidArgument."""
+def plan(devices: Sequence[Device], *, privileged: bool, all_devices: bool = True) -> DevicePlan:
+    """What the request asks for; all the node's devices for a privileged container, unless its handler says no. Raises InvalidArgument."""
     nodes: dict[str, Document] = {}
     rules: list[Document] = [{"allow": privileged, "access": "rwm"}]
-    if privileged:
+    if privileged and all_devices:
         for path in _below(
             Path("/dev"), skip=("pts", "shm", "mqueue", "fd", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty")
         ):

@@ -1,52 +1,89 @@
 """RuntimeClass handlers: which OCI runtimes this node offers, and what each can do."""
 
+import asyncio
 import os
 from pathlib import Path
 
 from crisp_proto.runtime import Handler
+from runtime_svc import features
+from runtime_svc.features import Features
 from runtime_svc.oci_runtime import OciRuntime
-from runtime_svc.settings import RuntimeSettings
+from runtime_svc.settings import HandlerSettings, RuntimeSettings
 from servicekit.errors import InvalidArgument
 
 
 class Handlers:
-    """The handlers of the settings whose executables are installed."""
+    """The handlers of the settings whose executables are installed. `trials` is the cgroup for containers that find features out."""
 
-    def __init__(self, settings: RuntimeSettings, run: Path) -> None:
-        self._default = settings.default_handler
+    def __init__(self, settings: RuntimeSettings, run: Path, trials: str) -> None:
+        self._settings = settings
+        self._trials = trials
         self._runtimes = {
-            name: OciRuntime(name, handler.path, run / "oci" / name, settings.runtime_timeout)
+            name: OciRuntime(name, handler.path, handler.root or run / "oci" / name, settings.runtime_timeout)
             for name, handler in settings.handlers.items()
         }
         for runtime in self._runtimes.values():
             runtime.root.mkdir(parents=True, exist_ok=True)
+        self._asked: dict[tuple[str, int], asyncio.Task[Features]] = {}
 
     def get(self, name: str) -> OciRuntime:
         """The runtime of a handler; empty means the default one. Raises InvalidArgument."""
-        runtime = self._runtimes.get(name or self._default)
+        runtime = self._runtimes.get(name or self._settings.default_handler)
         if runtime is None:
             raise InvalidArgument(
                 f"runtime handler {name!r} is unknown; this node has: {', '.join(sorted(self._runtimes))}", field="runtime_handler"
             )
-        if not os.access(runtime.path, os.X_OK):
+        if not _is_installed(runtime):
             raise InvalidArgument(
                 f"runtime handler {runtime.name!r}: {runtime.path} is not there; install it or correct runtime.handlers",
                 field="runtime_handler",
             )
         return runtime
 
-    def all(self) -> list[Handler]:
+    def settings(self, name: str) -> HandlerSettings:
+        """A known handler's settings."""
+        return self._settings.handlers[name or self._settings.default_handler]
+
+    async def features(self, runtime: OciRuntime) -> Features:
+        """What a runtime can do here; asked once for each version of its executable."""
+        version = (runtime.name, runtime.path.stat().st_mtime_ns)
+        asking = self._asked.get(version)
+        if asking is None:
+            # Not the caller's own task: one who gives up must not end it for the others.
+            asking = self._asked[version] = asyncio.create_task(features.ask(runtime, self._settings.pause, self._trials))
+        return await asyncio.shield(asking)
+
+    async def ask_all(self) -> None:
+        """Asks every runtime that is installed."""
+        await asyncio.gather(*(self.features(runtime) for runtime in self._runtimes.values() if _is_installed(runtime)))
+
+    async def close(self) -> None:
+        """Ends trials that are under way; each takes its container with it."""
+        for asking in self._asked.values():
+            asking.cancel()
+        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+
+    async def all(self) -> list[Handler]:
         """What Status reports: the default handler under its own name and under the empty one, as kubelet expects."""
-        installed = {name: runtime for name, runtime in sorted(self._runtimes.items()) if os.access(runtime.path, os.X_OK)}
-        return [
-            # Neither feature is promised before the runtime itself has been asked.
-            Handler(
-                name=shown,
-                runtime=str(runtime.path),
-                default=name == self._default,
-                recursive_read_only_mounts=False,
-                user_namespaces=False,
-            )
-            for name, runtime in installed.items()
-            for shown in (("", name) if name == self._default else (name,))
-        ]
+        found = []
+        for name, runtime in sorted(self._runtimes.items()):
+            if not _is_installed(runtime):
+                continue
+            can = await self.features(runtime)
+            default = name == self._settings.default_handler
+            found += [
+                Handler(
+                    name=shown,
+                    runtime=str(runtime.path),
+                    default=default,
+                    recursive_read_only_mounts=can.recursive_read_only,
+                    user_namespaces=can.user_namespaces,
+                    no_checkpoint=can.no_checkpoint,
+                )
+                for shown in (("", name) if default else (name,))
+            ]
+        return found
+
+
+def _is_installed(runtime: OciRuntime) -> bool:
+    return os.access(runtime.path, os.X_OK)

@@ -1,12 +1,14 @@
 """A container's mounts: CRI's Mount made into OCI's, and the ones that every container gets (OCI runtime spec, config.md)."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crisp_proto.config import Mount, MountPropagation
+from runtime_svc import id_mappings, lsm
+from runtime_svc.features import Features
 from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from servicekit.rootpath import resolve_in_root
 
@@ -26,9 +28,20 @@ class MountPlan:
     root_propagation: str
 
 
-def standard(*, privileged: bool, host_ipc: bool, shm: str) -> list[Document]:
-    """/proc, /dev, /sys and what is in them."""
+def standard(*, privileged: bool, host_ipc: bool, shm: str, node_sysfs: bool = False, node_mqueue: bool = False) -> list[Document]:
+    """/proc, /dev, /sys and what is in them.
+
+    A user namespace can mount mqueue and sysfs only where it owns the IPC and the network namespace; with the node's (node_sysfs,
+    node_mqueue) the node's own mounts are shown.
+    """
     read = "rw" if privileged else "ro"
+    sysfs: Document = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", read]}
+    # In the node's IPC namespace this shows the node's queues, also where the node itself has not mounted them.
+    mqueue: Document = {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}
+    if node_mqueue:
+        mqueue = {"destination": "/dev/mqueue", "type": "bind", "source": "/dev/mqueue", "options": ["rbind", "nosuid", "noexec", "nodev"]}
+    if node_sysfs:
+        sysfs = {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "rslave", "nosuid", "noexec", "nodev", "ro"]}
     mounts: list[Document] = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
@@ -38,9 +51,8 @@ def standard(*, privileged: bool, host_ipc: bool, shm: str) -> list[Document]:
             "source": "devpts",
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         },
-        # In the node's IPC namespace this shows the node's queues, also where the node itself has not mounted them.
-        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", read]},
+        mqueue,
+        sysfs,
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", read]},
         {
             "destination": "/dev/shm",
@@ -52,12 +64,24 @@ def standard(*, privileged: bool, host_ipc: bool, shm: str) -> list[Document]:
     return mounts
 
 
-def plan(mounts: Sequence[Mount], rootfs: Path, base: Sequence[Document], files: dict[str, Path], *, readonly_rootfs: bool) -> MountPlan:
+@dataclass(frozen=True, slots=True)
+class MountContext:
+    """What a container's mounts are made of: its rootfs, its handler's features, image volumes by index, its files' SELinux label."""
+
+    rootfs: Path
+    features: Features
+    volumes: Mapping[int, str] = field(default_factory=dict)
+    label: str = ""
+
+
+def plan(
+    mounts: Sequence[Mount], context: MountContext, base: Sequence[Document], files: dict[str, Path], *, readonly_rootfs: bool
+) -> MountPlan:
     """All mounts: the standard ones, our files (resolv.conf …) unless the request mounts its own there, and the request's.
 
     Raises InvalidArgument, FailedPrecondition or Unimplemented that name the mount.
     """
-    asked = [_bind(number, mount, rootfs) for number, mount in enumerate(mounts)]
+    asked = [_mount(f"mounts[{number}]", mount, context, context.volumes.get(number, "")) for number, mount in enumerate(mounts)]
     taken = {os.path.normpath(entry["destination"]) for entry in asked}
     kept = [entry for entry in base if entry["destination"] not in taken]
     ours = [
@@ -83,45 +107,68 @@ def plan(mounts: Sequence[Mount], rootfs: Path, base: Sequence[Document], files:
     return MountPlan([*kept, *ours, *asked], root)
 
 
-def _bind(number: int, mount: Mount, rootfs: Path) -> Document:
-    field = f"mounts[{number}]"
-    if not mount.container_path.startswith("/"):
-        mount = mount.model_copy(update={"container_path": "/" + mount.container_path}) if mount.container_path else mount
+def _mount(at: str, mount: Mount, context: MountContext, volume: str) -> Document:
     if not mount.container_path:
-        raise InvalidArgument(f"{field}.container_path is empty; it is the path in the container", field=f"{field}.container_path")
-    if mount.image is not None and mount.image.image:
-        raise Unimplemented(f"{field} mounts the image {mount.image.image!r}: image volumes are not supported yet", field=f"{field}.image")
+        raise InvalidArgument(f"{at}.container_path is empty; it is the path in the container", field=f"{at}.container_path")
+    inside = "/" + os.fspath(resolve_in_root(context.rootfs, mount.container_path))[len(os.fspath(context.rootfs)) :].lstrip("/")
+    if volume:
+        # As Kubernetes promises for image volumes: read-only, and nothing in them is executed.
+        return {
+            "destination": inside,
+            "type": "bind",
+            "source": volume,
+            "options": ["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"],
+        }
+    source = _source(at, mount)
+    _check_propagation(mount.propagation, source, at)
+    read = "rw" if not mount.readonly else "ro"
+    document: Document = {
+        "destination": inside,
+        "type": "bind",
+        "source": source,
+        "options": ["rbind", _PROPAGATION[mount.propagation], read, *_recursive(at, mount, context.features), *mount.mount_options],
+    }
     if mount.uidMappings or mount.gidMappings:
-        raise Unimplemented(
-            f"{field} asks for an idmapped mount, which the runtime handler does not offer (Status.runtime_handlers)",
-            field=f"{field}.uidMappings",
-        )
-    if mount.recursive_read_only:
-        if not mount.readonly:
-            raise InvalidArgument(f"{field}.recursive_read_only needs readonly", field=f"{field}.recursive_read_only")
-        if mount.propagation is not MountPropagation.PRIVATE:
-            raise InvalidArgument(
-                f"{field}.recursive_read_only needs private propagation, not {mount.propagation}", field=f"{field}.propagation"
+        if not context.features.idmapped_mounts:
+            raise Unimplemented(
+                f"{at}.uidMappings: the OCI runtime of this handler has no idmapped mounts on this node (Status.runtime_handlers)",
+                field=f"{at}.uidMappings",
             )
+        document |= {"uidMappings": id_mappings.to_oci(mount.uidMappings), "gidMappings": id_mappings.to_oci(mount.gidMappings)}
+    if mount.selinux_relabel and context.label:
+        lsm.relabel(source, context.label)
+    return document
+
+
+def _recursive(at: str, mount: Mount, features: Features) -> list[str]:
+    """The option for recursive_read_only, which is all or nothing (CRI Mount.recursive_read_only)."""
+    if not mount.recursive_read_only:
+        return []
+    if not mount.readonly:
+        raise InvalidArgument(f"{at}.recursive_read_only needs readonly", field=f"{at}.recursive_read_only")
+    if mount.propagation is not MountPropagation.PRIVATE:
+        raise InvalidArgument(f"{at}.recursive_read_only needs private propagation, not {mount.propagation}", field=f"{at}.propagation")
+    if not features.recursive_read_only:
         raise Unimplemented(
-            f"{field}.recursive_read_only: the runtime handler does not offer it (Status.runtime_handlers)",
-            field=f"{field}.recursive_read_only",
+            f"{at}.recursive_read_only: the OCI runtime of this handler can't do it on this node (Status.runtime_handlers)",
+            field=f"{at}.recursive_read_only",
         )
+    return ["rro"]
+
+
+def _source(at: str, mount: Mount) -> str:
+    """The host's side of a bind mount, links resolved; a folder is made where there is nothing, as containerd and CRI-O do."""
     if not mount.host_path.startswith("/"):
-        raise InvalidArgument(f"{field}.host_path = {mount.host_path!r}: must be an absolute path on the node", field=f"{field}.host_path")
+        raise InvalidArgument(f"{at}.host_path = {mount.host_path!r}: must be an absolute path on the node", field=f"{at}.host_path")
     source = os.path.realpath(mount.host_path)
-    if not os.path.exists(source):
-        try:
-            os.makedirs(source, exist_ok=True)  # as containerd and CRI-O do
-        except OSError as error:
-            raise InvalidArgument(
-                f"{field}.host_path = {mount.host_path!r}: it does not exist and can't be made: {error.strerror}",
-                field=f"{field}.host_path",
-            ) from error
-    _check_propagation(mount.propagation, source, field)
-    inside = "/" + os.fspath(resolve_in_root(rootfs, mount.container_path))[len(os.fspath(rootfs)) :].lstrip("/")
-    options = ["rbind", _PROPAGATION[mount.propagation], "ro" if mount.readonly else "rw", *mount.mount_options]
-    return {"destination": inside, "type": "bind", "source": source, "options": options}
+    try:
+        if not os.path.exists(source):
+            os.makedirs(source, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(
+            f"{at}.host_path = {mount.host_path!r}: it does not exist and can't be made: {error.strerror}", field=f"{at}.host_path"
+        ) from error
+    return source
 
 
 def _check_propagation(propagation: MountPropagation, source: str, field: str) -> None:

@@ -4,18 +4,48 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from servicekit import syscalls
+from servicekit import syscalls, user_namespaces
+from servicekit.errors import Internal
 from servicekit.processes import start_in_cgroups
 
+if TYPE_CHECKING:
+    from runtime_svc.pod_files import PodFiles
 
-def start(executable: Path, pid_file: Path, pin: Path, cgroups: list[str]) -> None:
+_START_SECONDS = 5
+
+
+def start(executable: Path, pod: "PodFiles", cgroups: list[str]) -> None:
     """Starts it and pins its PID namespace. To be called in a thread that ends soon: its later children would be in namespace and cgroup too."""
     syscalls.unshare(syscalls.CLONE_NEWPID)
     process = start_in_cgroups([str(executable), "-P"], cgroups, start_new_session=True)
-    pid_file.write_text(f"{process.pid} {_start_time(process.pid)}")
-    pin.touch()
-    syscalls.mount(f"/proc/{process.pid}/ns/pid", pin, flags=syscalls.MS_BIND)
+    _pin(process.pid, pod)
+
+
+def start_in_user_namespace(executable: Path, pod: "PodFiles", cgroups: list[str]) -> None:
+    """The same as root of the pod's own user namespace, which then owns the PID namespace, as mounting /proc there needs."""
+    command = [*user_namespaces.command_in(pod.namespace("user")), "unshare", "--pid", "--fork", "--", str(executable), "-P"]
+    parent = start_in_cgroups(command, cgroups, start_new_session=True)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    deadline = time.monotonic() + _START_SECONDS
+    try:
+        while not (found := children.read_text().split()):
+            if time.monotonic() > deadline:
+                raise Internal(f"{executable} did not start in the pod's user namespace")
+            time.sleep(0.001)
+    except FileNotFoundError as error:
+        raise Internal(
+            f"{executable} could not be started in the pod's user namespace; are nsenter and unshare (util-linux) here?"
+        ) from error
+    _pin(int(found[0]), pod)
+    parent.kill()  # unshare only waits
+    os.waitpid(parent.pid, 0)
+
+
+def _pin(pid: int, pod: "PodFiles") -> None:
+    pod.pause_pid.write_text(f"{pid} {_start_time(pid)}")
+    syscalls.pin_namespace("pid", pod.namespace("pid"), pid)
 
 
 def stop(pid_file: Path) -> None:

@@ -1,24 +1,22 @@
 """What a pod has on disk and in the kernel while the machine is up, besides its cgroup and its network.
 
-<run>/pods/<id>/ns/ipc, uts, pid   namespaces, pinned (namespaces(7))
+<run>/pods/<id>/ns/user, ipc, uts, pid   namespaces, pinned (namespaces(7))
 <run>/pods/<id>/shm                tmpfs that is /dev/shm of its containers
 <run>/pods/<id>/resolv.conf, hostname, hosts   mounted into its containers
 <run>/pods/<id>/pause.pid          pid and start time of the pause process, if the pod shares its PID namespace
 """
 
+import os
 import shutil
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from crisp_proto.config import DNSConfig, NamespaceMode, PodSandboxConfig
-from runtime_svc import pause
-from servicekit import syscalls
-from servicekit.errors import InvalidArgument
+from runtime_svc import id_mappings, pause, sysctls
+from servicekit import syscalls, user_namespaces
 
-_SHM_BYTES = 64 << 20
-_IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
+_FLAGS = {"uts": syscalls.CLONE_NEWUTS, "ipc": syscalls.CLONE_NEWIPC}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +30,18 @@ class PodFiles:
         return self.folder / "ns" / kind
 
     @property
+    def pause_pid(self) -> Path:
+        """The file with the pause process's pid."""
+        return self.folder / "pause.pid"
+
+    def pause_process(self) -> int | None:
+        """The pid of the pause process, if the pod has one."""
+        try:
+            return int(self.pause_pid.read_text().split()[0])
+        except (FileNotFoundError, ValueError, IndexError):
+            return None
+
+    @property
     def shm(self) -> Path:
         """The pod's /dev/shm."""
         return self.folder / "shm"
@@ -40,37 +50,56 @@ class PodFiles:
         """Files that containers see, by their path there."""
         return {f"/etc/{name}": self.folder / name for name in ("resolv.conf", "hostname", "hosts")}
 
-    async def create(self, config: PodSandboxConfig, pause_path: Path, cgroups: list[str]) -> None:
+    async def create(self, config: PodSandboxConfig, pause_path: Path, cgroups: list[str], shm_bytes: int) -> None:
         """Makes all of it; fine to do again after a crash half-way."""
         self.remove()
         (self.folder / "ns").mkdir(parents=True)
         options = config.linux.security_context.namespace_options
         hostname = config.hostname or socket.gethostname()
+        owner = id_mappings.root_of(config)
         for name, text in (
             ("resolv.conf", _resolv_conf(config.dns_config)),
             ("hostname", hostname + "\n"),
             ("hosts", _hosts(hostname, [])),
         ):
             (self.folder / name).write_text(text)
-        sysctls = {name: value for name, value in config.linux.sysctls.items() if not name.startswith("net.")}
+            if owner != (0, 0):
+                os.chown(self.folder / name, *owner)
+        kinds = [] if config.on_node_network else ["uts"]
+        kinds += [] if options.ipc is NamespaceMode.NODE else ["ipc"]
 
         def in_new_namespaces() -> None:
-            if not config.on_node_network:
-                syscalls.unshare(syscalls.CLONE_NEWUTS)
+            if config.own_user_namespace:
+                self._own_user_namespace(config, kinds)
+            elif kinds:
+                syscalls.unshare(sum(_FLAGS[kind] for kind in kinds))
+                for kind in kinds:
+                    syscalls.pin_namespace(kind, self.namespace(kind))
+            if "uts" in kinds:
                 syscalls.sethostname(hostname[:64])
-                syscalls.pin_namespace("uts", self.namespace("uts"))
-            if options.ipc is not NamespaceMode.NODE:
-                syscalls.unshare(syscalls.CLONE_NEWIPC)
-                syscalls.pin_namespace("ipc", self.namespace("ipc"))
+            if "ipc" in kinds:
                 self.shm.mkdir()
                 syscalls.mount(
-                    "shm", self.shm, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, f"mode=1777,size={_SHM_BYTES}"
+                    "shm", self.shm, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, f"mode=1777,size={shm_bytes}"
                 )
-                _write_sysctls(sysctls)
+            sysctls.write(config, self.namespace("user") if config.own_user_namespace else None, self.namespace("ipc"))
             if options.pid is NamespaceMode.POD:
-                pause.start(pause_path, self.folder / "pause.pid", self.namespace("pid"), cgroups)
+                start = pause.start_in_user_namespace if config.own_user_namespace else pause.start
+                start(pause_path, self, cgroups)
 
         await syscalls.in_own_thread(in_new_namespaces)
+
+    def _own_user_namespace(self, config: PodSandboxConfig, kinds: list[str]) -> None:
+        """Pins a user namespace with the pod's mappings and the others as its own, and enters those."""
+        with user_namespaces.new(["user"]) as pid:
+            user_namespaces.write_mappings(pid, *id_mappings.of(config))
+            syscalls.pin_namespace("user", self.namespace("user"), pid)
+        if kinds:
+            with user_namespaces.new(kinds, self.namespace("user")) as pid:
+                for kind in kinds:
+                    syscalls.pin_namespace(kind, self.namespace(kind), pid)
+        for kind in kinds:
+            syscalls.enter_namespace(self.namespace(kind), _FLAGS[kind])
 
     def write_hosts(self, hostname: str, ips: list[str]) -> None:
         """/etc/hosts for containers whose kubelet mounts none of its own."""
@@ -78,7 +107,7 @@ class PodFiles:
 
     def release(self) -> None:
         """Ends the pause process and lets the namespaces go; files stay until `remove`."""
-        pause.stop(self.folder / "pause.pid")
+        pause.stop(self.pause_pid)
         if (self.folder / "ns").exists():
             for pin in (self.folder / "ns").iterdir():
                 syscalls.unpin_namespace(pin)
@@ -89,32 +118,6 @@ class PodFiles:
         """Removes everything; fine if there is nothing."""
         self.release()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def check_sysctls(config: PodSandboxConfig) -> None:
-    """Raises InvalidArgument for a sysctl that is not in a namespace of this pod's own."""
-    options = config.linux.security_context.namespace_options
-    for name in config.linux.sysctls:
-        field = f"linux.sysctls[{name}]"
-        normal = name.replace("/", ".")
-        if normal.startswith("net."):
-            if config.on_node_network:
-                raise InvalidArgument(f"sysctl {name} would change the node: the pod uses the node's network", field=field)
-        elif normal.startswith(_IPC_SYSCTLS):
-            if options.ipc is NamespaceMode.NODE:
-                raise InvalidArgument(f"sysctl {name} would change the node: the pod uses the node's IPC namespace", field=field)
-        else:
-            raise InvalidArgument(
-                f"sysctl {name} is not namespaced; only net.*, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* are", field=field
-            )
-
-
-def _write_sysctls(sysctls: Mapping[str, str]) -> None:
-    for name, value in sysctls.items():
-        try:
-            Path("/proc/sys", *name.replace("/", ".").split(".")).write_text(value)
-        except OSError as error:
-            raise InvalidArgument(f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]") from error
 
 
 def _resolv_conf(dns: DNSConfig) -> str:

@@ -4,21 +4,20 @@ import asyncio
 import time
 from pathlib import Path
 
-from crisp_proto.config import PodSandboxConfig
+from crisp_proto.config import LinuxContainerResources, PodSandboxConfig
 from crisp_proto.runtime import Pod, PodRequest, PodState
-from runtime_svc import pod_files
-from runtime_svc.cgroups import Cgroups, ComingMoves
+from runtime_svc import id_mappings, pod_limits, sysctls
+from runtime_svc.cgroup_drivers import CgroupDriver
+from runtime_svc.cgroups import ComingMoves
 from runtime_svc.handlers import Handlers
 from runtime_svc.pod_files import PodFiles
 from runtime_svc.settings import RuntimeSettings
 from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from servicekit.tasks import Turns
 
-HELPERS = "helpers"
-"""The pod cgroup's child that conmon and the pause process live in: on version 2 a cgroup with children has no processes."""
 _log = logs.get()
 
 
@@ -26,11 +25,11 @@ class Pods:
     """All pods of this node."""
 
     def __init__(
-        self, store: Store, settings: RuntimeSettings, cgroups: Cgroups, handlers: Handlers, run: Path, coming_moves: ComingMoves
+        self, store: Store, settings: RuntimeSettings, driver: CgroupDriver, handlers: Handlers, run: Path, coming_moves: ComingMoves
     ) -> None:
         self._store = store
         self._settings = settings
-        self._cgroups = cgroups
+        self._driver = driver
         self._handlers = handlers
         self._coming_moves = coming_moves
         self._folder = run / "pods"
@@ -45,8 +44,13 @@ class Pods:
 
         AlreadyExists: the id stands for another request. FailedPrecondition: the pod was stopped.
         """
+        handler = self._handlers.get(request.handler)
         _check(request.config)
-        self._handlers.get(request.handler)
+        if request.config.own_user_namespace and not (await self._handlers.features(handler)).user_namespaces:
+            raise Unimplemented(
+                f"user namespaces: {handler.path} has no idmapped mounts on this node, which they need (Status.runtime_handlers)",
+                field="linux.security_context.namespace_options.userns_options",
+            )
         return await self._turns.take(pod_id, "create", lambda: self._create(pod_id, request))
 
     async def _create(self, pod_id: str, request: PodRequest) -> Pod:
@@ -70,15 +74,18 @@ class Pods:
             created_at=time.time_ns(),
             handler=request.handler,
             config=request.config,
-            cgroup=f"{(request.config.linux.cgroup_parent or self._settings.cgroup_parent).rstrip('/')}/crisp-{pod_id}",
+            cgroup=self._driver.pod(request.config.linux.cgroup_parent, pod_id),
+            user_namespace=str(self.files(pod_id).namespace("user")) if request.config.own_user_namespace else "",
         )
         self._store.begin_pod(pod)
         crashpoint("pod-recorded")
         try:
-            helpers = f"{pod.cgroup}/{HELPERS}"
-            await asyncio.to_thread(self._cgroups.create, helpers)
+            await self._driver.create(pod.cgroup, pod_limits.total(request.config.linux.resources, request.config.linux.overhead))
             crashpoint("pod-cgroup-made")
-            await self.files(pod_id).create(request.config, self._settings.pause, self._cgroups.folders(helpers))
+            files, helpers = self.files(pod_id), self._driver.helpers(pod.cgroup)
+            await files.create(request.config, self._settings.pause, helpers, self._settings.shm_size)
+            if (pause := files.pause_process()) is not None:
+                await self._driver.adopt(pod.cgroup, f"pause-{pod_id}", pause)
         except BaseException:
             await self._remove(pod_id)
             raise
@@ -112,9 +119,24 @@ class Pods:
             return
         await asyncio.to_thread(self.files(pod_id).remove)
         crashpoint("pod-files-removed")
-        await asyncio.to_thread(self._cgroups.remove, known[0].cgroup)
+        await self._driver.remove(known[0].cgroup)
         crashpoint("pod-cgroup-removed")
         self._store.remove_pod(pod_id)
+
+    async def update(self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None) -> Pod:
+        """Changes what the pod as a whole may use. What is not given stays. NotFound: no such pod. FailedPrecondition: the kernel refuses."""
+        return await self._turns.take(pod_id, f"update {resources} {overhead}", lambda: self._update(pod_id, resources, overhead))
+
+    async def _update(self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None) -> Pod:
+        pod = self.get(pod_id)
+        linux = pod.config.linux.model_copy(
+            update={name: value for name, value in (("resources", resources), ("overhead", overhead)) if value is not None}
+        )
+        if pod.state is PodState.READY:
+            await self._driver.limit(pod.cgroup, pod_limits.total(linux.resources, linux.overhead))
+        pod = pod.model_copy(update={"config": pod.config.model_copy(update={"linux": linux})})
+        self._store.update_pod(pod)
+        return pod
 
     def get(self, pod_id: str) -> Pod:
         """A pod. Raises NotFound."""
@@ -134,10 +156,6 @@ def _check(config: PodSandboxConfig) -> None:
             raise InvalidArgument(f"metadata.{name} is empty; a pod is named by namespace, name, uid and attempt", field=f"metadata.{name}")
     if len(config.hostname) > 64:
         raise InvalidArgument(f"hostname {config.hostname!r} has more than 64 characters, which is the kernel's limit", field="hostname")
-    parent = config.linux.cgroup_parent
-    if parent and (not parent.startswith("/") or ".." in parent.split("/")):
-        raise InvalidArgument(
-            f"linux.cgroup_parent = {parent!r}: with the cgroupfs driver it is an absolute path like /kubepods/pod1",
-            field="linux.cgroup_parent",
-        )
-    pod_files.check_sysctls(config)
+    pod_limits.total(config.linux.resources, config.linux.overhead)
+    id_mappings.check(config)
+    sysctls.check(config)

@@ -1,13 +1,16 @@
 """CRI's LinuxContainerResources as OCI's linux.resources (OCI runtime spec, config-linux.md), and the OOM score."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from crisp_proto.config import LinuxContainerResources
 from runtime_svc.capabilities import held
+from runtime_svc.settings import RuntimeSettings
 from servicekit import logs
-from servicekit.errors import InvalidArgument
+from servicekit.errors import FailedPrecondition, InvalidArgument
 
 Document = dict[str, Any]
 _log = logs.get()
@@ -15,11 +18,7 @@ _log = logs.get()
 
 def to_oci(resources: LinuxContainerResources, *, cgroup_version: int, pids_limit: int = 0) -> Document:
     """Limits as OCI writes them; what is 0 or empty is left out. Raises InvalidArgument."""
-    for name in ("cpu_period", "cpu_shares", "memory_limit_in_bytes"):
-        if getattr(resources, name) < 0:
-            raise InvalidArgument(
-                f"linux.resources.{name} = {getattr(resources, name)}: must not be negative", field=f"linux.resources.{name}"
-            )
+    check(resources, "linux.resources")
     cpu = {
         "shares": resources.cpu_shares,
         "quota": resources.cpu_quota,
@@ -46,6 +45,43 @@ def to_oci(resources: LinuxContainerResources, *, cgroup_version: int, pids_limi
     if pids_limit:
         document["pids"] = {"limit": pids_limit}
     return _set(document)
+
+
+def check(resources: LinuxContainerResources, field: str) -> None:
+    """Raises InvalidArgument for numbers that no cgroup takes."""
+    for name in ("cpu_period", "cpu_shares", "memory_limit_in_bytes"):
+        if getattr(resources, name) < 0:
+            raise InvalidArgument(f"{field}.{name} = {getattr(resources, name)}: must not be negative", field=f"{field}.{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """What a container's block I/O class and RDT class add to linux.resources and to linux; empty where there is none."""
+
+    block_io: Document
+    rdt: Document
+
+
+def classes(pod_annotations: Mapping[str, str], container: str, settings: RuntimeSettings) -> Classes:
+    """By the pod's annotations, for the container or the whole pod, as CRI-O and containerd read them. Raises an error that names one."""
+    block_io = _annotated(pod_annotations, "blockio.resources.beta.kubernetes.io", container)
+    rdt = _annotated(pod_annotations, "rdt.resources.beta.kubernetes.io", container)
+    if block_io and block_io not in settings.blockio_classes:
+        raise InvalidArgument(
+            f"block I/O class {block_io!r} is not configured (runtime.blockio_classes); there are: {', '.join(settings.blockio_classes) or 'none'}",
+            field="annotations",
+        )
+    if rdt and not Path(f"/sys/fs/resctrl/{rdt}").is_dir():
+        raise FailedPrecondition(
+            f"RDT class {rdt!r} is not on this node: /sys/fs/resctrl/{rdt} must exist, on a processor that has RDT", field="annotations"
+        )
+    return Classes(
+        {"blockIO": settings.blockio_classes[block_io].to_oci()} if block_io else {}, {"intelRdt": {"closID": rdt}} if rdt else {}
+    )
+
+
+def _annotated(annotations: Mapping[str, str], prefix: str, container: str) -> str:
+    return annotations.get(f"{prefix}/container.{container}") or annotations.get(f"{prefix}/pod", "")
 
 
 def merged(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxContainerResources:

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from crisp_proto.config import LinuxContainerSecurityContext, ProfileType, SecurityProfile
+from runtime_svc.settings import RuntimeSettings
 from servicekit.errors import InvalidArgument
 
 Document = dict[str, Any]
@@ -17,6 +19,32 @@ _EPERM, _ENOSYS = 1, 38
 _AF_VSOCK = 40
 _CLONE_NAMESPACES = 0x7E020000  # CLONE_NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET | NEWNS
 _PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)  # Linux, Linux32, with UNAME26; query
+
+
+def wanted(security: LinuxContainerSecurityContext, granted: frozenset[str], settings: RuntimeSettings) -> Document | None:
+    """The profile of a container. One that names none is unconfined, as with CRI's other runtimes, unless the settings say otherwise.
+
+    Raises InvalidArgument for a localhost profile that can't be used.
+    """
+    profile = security.seccomp or _deprecated(security.seccomp_profile_path) or _deprecated(settings.unset_seccomp)
+    assert profile is not None
+    if profile.profile_type is ProfileType.UNCONFINED:
+        return None
+    if profile.profile_type is ProfileType.LOCALHOST:
+        return localhost_profile(profile.localhost_ref, settings.seccomp_profiles)
+    return default_profile(granted)
+
+
+def _deprecated(path: str) -> SecurityProfile | None:
+    """seccomp_profile_path, the older field that old clients still send."""
+    if not path:
+        return None
+    kinds = {
+        "unconfined": ProfileType.UNCONFINED,
+        "runtime/default": ProfileType.RUNTIME_DEFAULT,
+        "docker/default": ProfileType.RUNTIME_DEFAULT,
+    }
+    return SecurityProfile(profile_type=kinds.get(path, ProfileType.LOCALHOST), localhost_ref=path)
 
 
 @cache

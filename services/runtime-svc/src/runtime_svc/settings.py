@@ -1,10 +1,14 @@
 """The [runtime] section."""
 
+import os
+import re
+import stat
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from servicekit.errors import FailedPrecondition
 from servicekit.settings import Section
 
 
@@ -12,6 +16,48 @@ class HandlerSettings(Section):
     """An OCI runtime that a RuntimeClass may name."""
 
     path: Path = Field(description="The executable")
+    root: Path | None = Field(None, description="Folder of its state; default RUN_DIR/runtime-svc/oci/NAME")
+    monitor: Path | None = Field(None, description="conmon for its containers; default monitor.conmon")
+    allowed_annotations: list[str] = Field(
+        [], description="Regular expressions of annotations, of pod and container, that it gets although they are orders to it"
+    )
+    default_annotations: dict[str, str] = Field({}, description="Annotations that it gets with every container")
+    privileged_without_host_devices: bool = Field(False, description="Privileged containers get none of the node's devices")
+
+    @field_validator("allowed_annotations")
+    @classmethod
+    def _are_patterns(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return patterns
+
+
+class BlockIoClass(Section):
+    """What a block I/O class means, by the path of each device: weights from 1 to 1000, bytes and operations a second."""
+
+    weight: int | None = Field(None, ge=1, le=1000, description="Share of time on all devices")
+    weights: dict[str, int] = {}
+    read_bytes: dict[str, int] = {}
+    write_bytes: dict[str, int] = {}
+    read_operations: dict[str, int] = {}
+    write_operations: dict[str, int] = {}
+
+    def to_oci(self) -> dict[str, Any]:
+        """As OCI has it (config-linux.md, blockIO). Raises FailedPrecondition for a device that this node lacks."""
+        document: dict[str, Any] = {} if self.weight is None else {"weight": self.weight}
+        for name, values, kind in (
+            ("weightDevice", self.weights, "weight"),
+            ("throttleReadBpsDevice", self.read_bytes, "rate"),
+            ("throttleWriteBpsDevice", self.write_bytes, "rate"),
+            ("throttleReadIOPSDevice", self.read_operations, "rate"),
+            ("throttleWriteIOPSDevice", self.write_operations, "rate"),
+        ):
+            if values:
+                document[name] = [{**_numbers(path), kind: value} for path, value in values.items()]
+        return document
 
 
 class RuntimeSettings(Section):
@@ -22,10 +68,19 @@ class RuntimeSettings(Section):
         {"crun": HandlerSettings(path=Path("/usr/bin/crun")), "runc": HandlerSettings(path=Path("/usr/sbin/runc"))},
         description="OCI runtimes by the name that a RuntimeClass uses",
     )
-    cgroup_driver: Literal["cgroupfs"] = Field("cgroupfs", description="Who makes cgroups; kubelet is told by RuntimeConfig")
-    cgroup_parent: str = Field("/crisp", pattern="^/", description="Parent of pods that come without one")
+    cgroup_driver: Literal["cgroupfs", "systemd"] = Field(
+        "cgroupfs", description="Who makes cgroups, cgroupfs or systemd; kubelet is told by RuntimeConfig"
+    )
+    cgroup_parent: str = Field("", description="Parent of pods that come without one; default /crisp, with systemd crisp.slice")
     pids_limit: int = Field(0, ge=0, description="Processes that a container may have; 0 sets no limit")
     pause: Path = Field(Path("/usr/bin/catatonit"), description="Process 1 of pods that share their PID namespace; must reap zombies")
+    shm_size: int = Field(64 << 20, ge=4096, description="Bytes of a pod's /dev/shm")
+    hooks_dirs: list[Path] = Field(
+        [Path("/usr/share/containers/oci/hooks.d"), Path("/etc/containers/oci/hooks.d")],
+        description="Folders of OCI hooks, oci-hooks(5); later ones win",
+    )
+    cdi_dirs: list[Path] = Field([Path("/etc/cdi"), Path("/var/run/cdi")], description="Folders of CDI specifications; later ones win")
+    blockio_classes: dict[str, BlockIoClass] = Field({}, description="Block I/O classes by the name that annotations use")
     seccomp_profiles: Path = Field(Path("/var/lib/kubelet/seccomp"), description="Folder that relative localhost profiles are in")
     unset_seccomp: Literal["unconfined", "runtime/default"] = Field(
         "unconfined", description="Seccomp profile of containers that name none; kubelet always names one"
@@ -37,3 +92,13 @@ class RuntimeSettings(Section):
         if self.default_handler not in self.handlers:
             raise ValueError(f"default_handler {self.default_handler!r} is none of handlers: {', '.join(self.handlers)}")
         return self
+
+
+def _numbers(path: str) -> dict[str, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise FailedPrecondition(f"runtime.blockio_classes: {path}: {error.strerror}", field="runtime.blockio_classes") from error
+    if not stat.S_ISBLK(status.st_mode):
+        raise FailedPrecondition(f"runtime.blockio_classes: {path} is no block device", field="runtime.blockio_classes")
+    return {"major": os.major(status.st_rdev), "minor": os.minor(status.st_rdev)}

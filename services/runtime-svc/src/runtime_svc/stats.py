@@ -3,6 +3,7 @@
 import asyncio
 
 from crisp_proto.runtime import CgroupUse, CpuUse, MemoryUse, Usages
+from runtime_svc.cgroup_drivers import CgroupDriver
 from runtime_svc.cgroups import Cgroups, Reading
 from runtime_svc.store import Store
 
@@ -12,9 +13,10 @@ _RATE_NS = 1_000_000_000  # readings closer together than this share one rate
 class Stats:
     """Reads cgroups, and keeps one earlier reading of each for the rate of its CPU time."""
 
-    def __init__(self, store: Store, cgroups: Cgroups) -> None:
+    def __init__(self, store: Store, cgroups: Cgroups, driver: CgroupDriver) -> None:
         self._store = store
         self._cgroups = cgroups
+        self._driver = driver
         self._earlier: dict[str, Reading] = {}
         self._rates: dict[str, int] = {}
 
@@ -22,7 +24,9 @@ class Stats:
         """All containers and pods whose cgroups exist."""
         pods = {pod.id: pod.cgroup for pod in self._store.pods()}
         containers = {
-            container.id: f"{pods[container.pod_id]}/{container.id}" for container in self._store.containers() if container.pod_id in pods
+            container.id: self._driver.container(pods[container.pod_id], container.id)
+            for container in self._store.containers()
+            if container.pod_id in pods
         }
         usages = await asyncio.to_thread(lambda: Usages(containers=self._read_all(containers), pods=self._read_all(pods)))
         for gone in self._earlier.keys() - usages.containers.keys() - usages.pods.keys():

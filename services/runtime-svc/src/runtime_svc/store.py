@@ -62,6 +62,10 @@ class Store:
         """All that the pod needs is there."""
         self._db.run("UPDATE pods SET complete = 1 WHERE id = ?", pod_id)
 
+    def update_pod(self, pod: Pod) -> None:
+        """The pod's limits are new."""
+        self._db.run("UPDATE pods SET record = ? WHERE id = ?", pod.model_dump_json(), pod.id)
+
     def stop_pod(self, pod_id: str) -> None:
         """The pod is NOTREADY from now on."""
         self._db.run("UPDATE pods SET state = ? WHERE id = ?", PodState.NOTREADY, pod_id)

@@ -1,0 +1,142 @@
+"""systemd's manager over D-Bus: slices and scopes for cgroups (org.freedesktop.systemd1(5), systemd's CGROUP_DELEGATION.md)."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dbus_fast import BusType, Message, MessageType, Variant
+from dbus_fast.aio import MessageBus
+
+from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal
+
+_NAME, _PATH, _MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
+_EXISTS, _UNKNOWN = "org.freedesktop.systemd1.UnitExists", "org.freedesktop.systemd1.NoSuchUnit"
+_SECONDS = 60
+Properties = Mapping[str, Variant]
+
+
+def slice_path(name: str) -> str:
+    """The cgroup of a slice: a-b.slice is /a.slice/a-b.slice (systemd.slice(5))."""
+    parts = name.removesuffix(".slice").split("-")
+    return "".join(f"/{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
+
+
+class Systemd:
+    """A connection to the manager, made at the first call and anew after it was lost."""
+
+    def __init__(self) -> None:
+        self._bus: MessageBus | None = None
+        self._connecting = asyncio.Lock()
+        self._jobs: dict[str, asyncio.Future[str]] = {}
+
+    async def start_slice(self, name: str, properties: Properties) -> None:
+        """Starts a slice; its properties are set anew if it runs."""
+        accounting = {f"{kind}Accounting": Variant("b", True) for kind in ("CPU", "Memory", "IO", "Tasks")}
+        if not await self._start(name, {"Description": Variant("s", "crisp pod"), **accounting, **properties}) and properties:
+            await self.set_properties(name, properties)
+
+    async def start_scope(self, name: str, slice_name: str, pids: Sequence[int]) -> None:
+        """Moves processes into a new scope of a slice. A scope of this name that a dead predecessor left is stopped first."""
+        properties = {
+            "Slice": Variant("s", slice_name),
+            "PIDs": Variant("au", list(pids)),
+            "Delegate": Variant("b", True),
+            "DefaultDependencies": Variant("b", False),
+            "CollectMode": Variant("s", "inactive-or-failed"),
+        }
+        if not await self._start(name, properties):
+            await self.stop(name)
+            if not await self._start(name, properties):
+                raise Internal(f"systemd has a scope {name} already, and it does not stop; see systemctl status {name}")
+
+    async def set_properties(self, name: str, properties: Properties) -> None:
+        """Changes properties of a unit until the next boot."""
+        await self._call("SetUnitProperties", "sba(sv)", [name, True, _pairs(properties)])
+
+    async def stop(self, name: str) -> None:
+        """Stops a unit, which ends the processes in it; fine if there is none."""
+        reply = await self._job(name, "StopUnit", "ss", [name, "replace"])
+        if reply.message_type is MessageType.ERROR and reply.error_name != _UNKNOWN:
+            raise Internal(f"systemd can't stop {name}: {_said(reply)}")
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        if self._bus is not None:
+            self._bus.disconnect()
+
+    async def _start(self, name: str, properties: Properties) -> bool:
+        reply = await self._job(name, "StartTransientUnit", "ssa(sv)a(sa(sv))", [name, "replace", _pairs(properties), []])
+        if reply.message_type is not MessageType.ERROR:
+            return True
+        if reply.error_name != _EXISTS:
+            raise Internal(f"systemd can't start {name}: {_said(reply)}")
+        return False
+
+    async def _job(self, unit: str, member: str, signature: str, body: list[Any]) -> Message:
+        """A call that makes a job; answers when the job is done. Raises Internal if it failed."""
+        done = self._jobs[unit] = asyncio.get_running_loop().create_future()
+        try:
+            reply = await self._send(member, signature, body)
+            if reply.message_type is not MessageType.ERROR:
+                async with asyncio.timeout(_SECONDS):
+                    result = await done
+                if result != "done":
+                    raise Internal(f"systemd's job {member} for {unit} ended as {result}; see systemctl status {unit}")
+            return reply
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"systemd did not finish {member} for {unit} within {_SECONDS} s") from error
+        finally:
+            self._jobs.pop(unit, None)
+
+    async def _call(self, member: str, signature: str, body: list[Any]) -> None:
+        reply = await self._send(member, signature, body)
+        if reply.message_type is MessageType.ERROR:
+            raise Internal(f"systemd's {member} failed: {_said(reply)}")
+
+    async def _send(self, member: str, signature: str = "", body: Sequence[Any] = ()) -> Message:
+        bus = await self._connected()
+        message = Message(destination=_NAME, path=_PATH, interface=_MANAGER, member=member, signature=signature, body=list(body))
+        reply = await bus.call(message)
+        assert reply is not None
+        return reply
+
+    async def _connected(self) -> MessageBus:
+        async with self._connecting:
+            if self._bus is not None and self._bus.connected:
+                return self._bus
+            try:
+                bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+                match = f"type='signal',sender='{_NAME}',interface='{_MANAGER}',member='JobRemoved'"
+                bus.add_message_handler(self._on_message)
+                for destination, interface, member, signature, body in (
+                    ("org.freedesktop.DBus", "org.freedesktop.DBus", "AddMatch", "s", [match]),
+                    (_NAME, _MANAGER, "Subscribe", "", []),
+                ):
+                    path = _PATH if destination == _NAME else "/org/freedesktop/DBus"
+                    await bus.call(
+                        Message(destination=destination, path=path, interface=interface, member=member, signature=signature, body=body)
+                    )
+            except (OSError, EOFError) as error:
+                raise FailedPrecondition(
+                    f'systemd can\'t be reached over D-Bus: {error}; is dbus running? Otherwise set runtime.cgroup_driver = "cgroupfs"',
+                    field="runtime.cgroup_driver",
+                ) from error
+            self._bus = bus
+            return bus
+
+    def _on_message(self, message: Message) -> None:
+        if message.message_type is MessageType.SIGNAL and message.member == "JobRemoved":
+            _, _, unit, result = message.body
+            done = self._jobs.get(unit)
+            if done is not None:
+                with contextlib.suppress(asyncio.InvalidStateError):
+                    done.set_result(result)
+
+
+def _pairs(properties: Properties) -> list[list[Any]]:
+    return [[name, value] for name, value in properties.items()]
+
+
+def _said(reply: Message) -> str:
+    return str(reply.body[0]) if reply.body else str(reply.error_name)
