@@ -9,7 +9,7 @@ SETUP := .venv/.setup
 # How many tests run at once; the heaviest wait for their own services, not for a processor.
 JOBS ?= 3
 
-.PHONY: root help setup lab lock openapi check lint types unit e2e test demo up down conformance bench fresh clean
+.PHONY: root help setup lab lock openapi check lint types unit e2e test demo up down conformance bench test-vm fresh clean
 
 help: ## print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -38,13 +38,16 @@ conformance: root setup lab ## build crictl and critest, run critest, write docs
 bench: root setup lab ## measure what bench/budgets.toml lists (BENCH="--containerd" adds a peer)
 	@$(PY) bench/bench.py $(BENCH)
 
+test-vm: root setup lab ## tests/e2e in a Debian 12 VM with systemd and cgroup version 2 (VM="--drivers systemd -- …" for a part)
+	@$(PY) tests/vm/vm.py $(VM)
+
 fresh: root lab ## try `make demo` and `make test` in a bare Debian 12 tree
 	@tests/fresh/run
 
 lint: setup ## ruff, import-linter, shell syntax
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && echo "ruff: fine"
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 1
-	@for script in .ci/run deploy/install-debian-packages deploy/unpack-debian-packages tests/fresh/run; do bash -n $$script || exit 1; done
+	@for script in .ci/run deploy/install-debian-packages deploy/unpack-debian-packages tests/fresh/run tests/vm/install tests/vm/inside; do bash -n $$script || exit 1; done
 
 types: setup ## mypy --strict
 	@$(BIN)/mypy --no-error-summary $(SOURCES) bench tests && echo "mypy: fine"

@@ -17,7 +17,8 @@ from crisplab.node import Node
 
 SLEEP = ["sleep", "600"]
 Edit = Callable[[cri.ContainerConfig], object]
-INVALID, UNIMPLEMENTED, UNKNOWN = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN
+INVALID, UNKNOWN = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN
+NOT_FOUND, PRECONDITION = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_an_unknown_handler(cri_client: Cri, node: Node) -> None:
@@ -86,8 +87,19 @@ CONTAINER_CASES: dict[str, tuple[Edit, grpc.StatusCode, str]] = {
     "device that is not there": (lambda config: config.devices.add(host_path="/dev/nothing"), INVALID, "devices[0].host_path"),
     "negative memory": (lambda config: setattr(config.linux.resources, "memory_limit_in_bytes", -1), INVALID, "memory_limit_in_bytes"),
     "oom score out of range": (lambda config: setattr(config.linux.resources, "oom_score_adj", 2000), INVALID, "oom_score_adj"),
-    "CDI device": (lambda config: config.CDI_devices.add(name="vendor.com/gpu=0"), UNIMPLEMENTED, "CDI"),
-    "image volume": (lambda config: config.mounts.add(container_path="/x", image=cri.ImageSpec(image="x")), UNIMPLEMENTED, "mounts[0]"),
+    "CDI device": (lambda config: config.CDI_devices.add(name="vendor.com/gpu=0"), INVALID, "'vendor.com/gpu=0'"),
+    "image volume of no image": (
+        lambda config: config.mounts.add(container_path="/x", image=cri.ImageSpec(image="x")),
+        NOT_FOUND,
+        "image x",
+    ),
+    "AppArmor profile that is not there": (
+        lambda config: config.linux.security_context.apparmor.CopyFrom(
+            cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref="no-such-profile")
+        ),
+        INVALID if Path("/sys/module/apparmor/parameters/enabled").exists() else PRECONDITION,
+        "no-such-profile",
+    ),
     "cpuset that the machine lacks": (lambda config: setattr(config.linux.resources, "cpuset_cpus", "4095"), UNKNOWN, "cpuset"),
 }
 

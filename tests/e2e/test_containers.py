@@ -13,7 +13,7 @@ from world import World
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import images
 from crisplab.cri import Cri, container_config, pod_config
-from crisplab.node import Node
+from crisplab.node import Node, uses_systemd
 
 SLEEP = ["sleep", "600"]
 
@@ -103,7 +103,9 @@ def test_orders_to_the_oci_runtime_cannot_be_given_by_annotation(cri_client: Cri
 def test_masked_and_readonly_paths_and_a_readonly_root(cri_client: Cri, world: World, tmp_path: Path) -> None:
     script = "cat /proc/timer_list | wc -c; cat /etc/passwd | wc -c; echo x > /proc/sys/kernel/hostname || echo refused; touch /x || echo readonly"
     assert Path("/proc/timer_list").read_text(), "this machine's own file is empty, so the test would show nothing"
-    code, text = run_once(cri_client, world, tmp_path / "default", ["sh", "-c", script], linux=security(readonly_rootfs=True))
+    # As kubelet sends it for procMount: Default; empty lists are procMount: Unmasked.
+    linux = security(readonly_rootfs=True, masked_paths=["/proc/timer_list"], readonly_paths=["/proc/sys"])
+    code, text = run_once(cri_client, world, tmp_path / "default", ["sh", "-c", script], linux=linux)
     assert (code, text.splitlines()[0], text.splitlines()[2:]) == (0, "0", ["refused", "readonly"])
     linux = security(masked_paths=["/etc/passwd"], readonly_paths=["/var"])
     code, text = run_once(
@@ -144,7 +146,11 @@ def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node
 
 def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
     """cpu shares, quota in µs and memory in bytes as the kernel has them; version 2's weight is turned back into shares."""
-    path = f"{node.names.cgroup.lstrip('/')}/crisp-{pod}/{container}"
+    below = f"*-crisp{pod}.slice/crisp-{container}.scope" if uses_systemd() else f"crisp-{pod}/{container}"
+    path = f"{node.names.cgroup.lstrip('/')}/{below}"
+    if uses_systemd():
+        (found,) = Path("/sys/fs/cgroup").glob(path)
+        path = str(found.relative_to("/sys/fs/cgroup"))
     root = Path("/sys/fs/cgroup")
     if (root / "cgroup.controllers").exists():
         weight = int((root / path / "cpu.weight").read_text())

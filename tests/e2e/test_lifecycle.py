@@ -15,7 +15,7 @@ from world import PAGE, World
 from crisp_proto.cri import api_pb2
 from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
-from crisplab.node import Node
+from crisplab.node import Node, uses_systemd
 
 
 @pytest.mark.parametrize("handler", ["", "crun", "runc"])
@@ -166,12 +166,14 @@ def test_the_node_says_what_it_is(cri_client: Cri, node: Node) -> None:
     assert {condition.type: condition.status for condition in status.status.conditions} == {"RuntimeReady": True, "NetworkReady": True}
     assert {handler.name for handler in status.runtime_handlers} == {"", "crun", "runc"}
     assert "bridge" in status.info["cniconfig"]
-    assert cri_client.runtime.RuntimeConfig(cri.RuntimeConfigRequest(), timeout=20).linux.cgroup_driver == cri.CGROUPFS
+    assert cri_client.runtime.RuntimeConfig(cri.RuntimeConfigRequest(), timeout=20).linux.cgroup_driver == (
+        cri.SYSTEMD if uses_systemd() else cri.CGROUPFS
+    )
 
 
 NOT_YET = [
     "Exec", "Attach", "PortForward", "CheckpointContainer", "CheckpointPod", "RestorePod", "GetContainerEvents", "ListMetricDescriptors",
-    "ListPodSandboxMetrics", "UpdatePodSandboxResources", "StreamContainers", "StreamContainerStats", "StreamPodSandboxes",
+    "ListPodSandboxMetrics", "StreamContainers", "StreamContainerStats", "StreamPodSandboxes",
     "StreamPodSandboxStats", "StreamPodSandboxMetrics",
 ]  # fmt: skip
 

@@ -1,7 +1,10 @@
 """Namespaces of pods and containers: whose they are, seen in /proc of the node and from inside."""
 
+import json
 import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -26,13 +29,11 @@ def namespaces(client: Cri, container: str) -> dict[str, str]:
 
 def process_of(client: Cri, container: str) -> int:
     """The container's first process."""
-    import json
-
     response = client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container, verbose=True), timeout=20)
     return int(json.loads(response.info["info"])["pid"])
 
 
-def options(**modes: "cri.NamespaceMode.ValueType") -> cri.NamespaceOption:
+def options(**modes: Any) -> cri.NamespaceOption:
     return cri.NamespaceOption(**{"network": cri.POD, "pid": cri.CONTAINER, "ipc": cri.POD, **modes})
 
 
@@ -233,8 +234,6 @@ def test_an_image_as_a_volume(cri_client: Cri, world: World, tmp_path: Path, han
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
 def test_recursive_read_only_covers_mounts_below(cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str) -> None:
-    import subprocess
-
     source = node.root / f"rro-{handler}"
     (source / "sub").mkdir(parents=True)
     subprocess.run([*node.enter(), "mount", "-t", "tmpfs", "rro", str(source / "sub")], check=True)

@@ -38,6 +38,11 @@ _START_SECONDS = 30
 _LEFTOVER_SECONDS = 5
 
 
+def uses_systemd() -> bool:
+    """Whether nodes are to use the systemd cgroup driver."""
+    return os.environ.get("CRISP_RUNTIME_CGROUP_DRIVER") == "systemd"
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """What this node is called wherever the machine has one name space for all."""
@@ -57,8 +62,13 @@ class Names:
 
     @property
     def cgroup(self) -> str:
-        """Its cgroup parent."""
-        return f"/crisp-{self.tag}"
+        """The path of its cgroup parent."""
+        return f"/{self.cgroup_parent.lstrip('/')}"
+
+    @property
+    def cgroup_parent(self) -> str:
+        """Its cgroup parent as the settings have it; with CRISP_RUNTIME_CGROUP_DRIVER=systemd, which the services read too, a slice."""
+        return f"crisp{self.tag}.slice" if uses_systemd() else f"/crisp-{self.tag}"
 
 
 @dataclass(slots=True)
@@ -125,6 +135,8 @@ class Node:
         _kill_all(_processes_of(self.root, names.cgroup))
         subprocess.run(["nft", "delete", "table", "inet", names.table], capture_output=True, check=False)
         subprocess.run(["ip", "link", "delete", names.bridge], capture_output=True, check=False)
+        if uses_systemd():
+            subprocess.run(["systemctl", "stop", names.cgroup_parent], capture_output=True, check=False)
         for folder in _cgroup_folders(names.cgroup):
             _remove_cgroup(folder)
         for mount in _mounts_below(self.root):
@@ -164,8 +176,9 @@ class Node:
         """The pids of all conmons and pause processes: what runs beside the containers' own programs."""
         found: set[int] = set()
         for folder in _cgroup_folders(self.names.cgroup):
-            for file in folder.glob("*/helpers/cgroup.procs"):
-                found.update(int(pid) for pid in file.read_text().split())
+            for pattern in ("*/helpers", "*/crisp-conmon-*.scope", "*/crisp-pause-*.scope"):
+                for file in folder.glob(f"{pattern}/cgroup.procs"):
+                    found.update(int(pid) for pid in file.read_text().split())
         return sorted(found)
 
     def supervisor(self, command: str, service: str) -> None:
@@ -225,7 +238,7 @@ class Node:
         tables: dict[str, dict[str, object]] = {
             "node": {"run_dir": str(self.run), "state_dir": str(self.root / "state"), "group": group, "log_level": "info"},
             "image": {"registries_conf": str(self.root / "registries.conf"), "auth_file": str(self.root / "auth.json")},
-            "runtime": {"cgroup_parent": names.cgroup},
+            "runtime": {"cgroup_parent": names.cgroup_parent},
             "net": {
                 "cni_conf_dir": str(self.root / "cni"),
                 "builtin_bridge": names.bridge,

@@ -31,7 +31,7 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
     store = Store(settings.node.state_dir / "runtime-svc" / "runtime.db")
     groups = cgroups.detect()
     driver = (SystemdDriver if settings.own.cgroup_driver == "systemd" else CgroupfsDriver)(groups, settings.own.cgroup_parent)
-    handlers = Handlers(settings.own, run, driver.parent if driver.name == "cgroupfs" else "/crisp-trials")
+    handlers = Handlers(settings.own, run)
     coming_moves = cgroups.ComingMoves()
     pods = Pods(store, settings.own, driver, handlers, run, coming_moves)
     containers = Containers(store, pods, settings.own, groups, driver, handlers, run, coming_moves)

@@ -23,7 +23,6 @@ class CgroupDriver(Protocol):
     """What both can do. Paths are below each hierarchy's root."""
 
     name: str
-    parent: str
 
     def pod(self, parent: str, pod_id: str) -> str:
         """The cgroup of a pod. Raises InvalidArgument for a parent that is not in this driver's form."""
@@ -60,11 +59,11 @@ class CgroupfsDriver:
 
     def __init__(self, cgroups: Cgroups, parent: str) -> None:
         self._cgroups = cgroups
-        self.parent = parent or "/crisp"
+        self._parent = parent or "/crisp"
 
     def pod(self, parent: str, pod_id: str) -> str:
         """PARENT/crisp-POD."""
-        parent = parent or self.parent
+        parent = parent or self._parent
         if not parent.startswith("/") or ".." in parent.split("/"):
             raise InvalidArgument(
                 f"{_FIELD} = {parent!r}: with the cgroupfs driver it is an absolute path like /kubepods/pod1", field=_FIELD
@@ -123,11 +122,11 @@ class SystemdDriver:
         self._cgroups = cgroups
         self._systemd = Systemd()
         self._slice_path = slice_path
-        self.parent = parent or "crisp.slice"
+        self._parent = parent or "crisp.slice"
 
     def pod(self, parent: str, pod_id: str) -> str:
         """A slice below the parent."""
-        parent = parent or self.parent
+        parent = parent or self._parent
         if not parent.endswith(".slice") or "/" in parent:
             raise InvalidArgument(f"{_FIELD} = {parent!r}: with the systemd driver it is a slice like kubepods-pod1.slice", field=_FIELD)
         return self._slice_path(f"{parent.removesuffix('.slice')}-crisp{pod_id}.slice")

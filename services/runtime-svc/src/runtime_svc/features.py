@@ -6,6 +6,7 @@ own mount table tells whether it got it.
 
 import asyncio
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class Features:
     no_checkpoint: str
 
 
-async def ask(runtime: OciRuntime, program: Path, cgroup: str) -> Features:
-    """Asks a runtime. `program` is one that a trial container may name as its own; `cgroup` is where trials are made."""
+async def ask(runtime: OciRuntime, program: Path) -> Features:
+    """Asks a runtime. `program` is one that a trial container may name as its own."""
     said = await _run([str(runtime.path), "features"])
     try:
         document: Document | None = json.loads(said) if said else None
@@ -49,7 +50,7 @@ async def ask(runtime: OciRuntime, program: Path, cgroup: str) -> Features:
         checkpoint = (document.get("annotations") or {}).get("org.opencontainers.runc.checkpoint.enabled") == "true"
     else:
         rro, idmap = await asyncio.gather(
-            _try(runtime, program, f"{cgroup}/trial-rro", _recursive_read_only), _try(runtime, program, f"{cgroup}/trial-idmap", _idmapped)
+            _try(runtime, program, "trial-rro", _recursive_read_only), _try(runtime, program, "trial-idmap", _idmapped)
         )
         users, checkpoint = idmap, False
     checkpoint = checkpoint or "+CRIU" in await _run([str(runtime.path), "--version"])
@@ -101,9 +102,8 @@ def _idmapped(document: Document) -> str:
     return "idmapped"
 
 
-async def _try(runtime: OciRuntime, program: Path, cgroup: str, prepare: Any) -> bool:
+async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Any) -> bool:
     """Whether all mounts at _INSIDE, of a container that the runtime created, have the option that `prepare` asked for."""
-    name = cgroup.rpartition("/")[2]
     await runtime.delete(name)  # what a killed predecessor left
     with tempfile.TemporaryDirectory(dir=runtime.root, prefix=f".{name}-") as folder:
         Path(folder).chmod(0o755)
@@ -120,14 +120,17 @@ async def _try(runtime: OciRuntime, program: Path, cgroup: str, prepare: Any) ->
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
                 {"destination": "/program", "type": "bind", "source": str(program), "options": ["rbind", "ro"]},
             ],
-            "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}], "cgroupsPath": cgroup},
+            "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}], "cgroupsPath": f"/crisp-{os.path.basename(folder)}"},
         }
         option = prepare(document)
         Path(folder, "config.json").write_text(json.dumps(document))
         pid_file = Path(folder, "pid")
         try:
-            with open(f"{folder}/said", "wb") as said:  # no pipe: the container would keep it open
-                creating = start([*runtime.command, "create", f"--bundle={folder}", f"--pid-file={pid_file}", name], stderr=said.fileno())
+            said = os.open(f"{folder}/said", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)  # no pipe: the container would keep it open
+            try:
+                creating = start([*runtime.command, "create", f"--bundle={folder}", f"--pid-file={pid_file}", name], stderr=said)
+            finally:
+                os.close(said)
             async with asyncio.timeout(_TRIAL_SECONDS):
                 await creating.wait()
             mounts = [line.split() for line in Path(f"/proc/{int(pid_file.read_text())}/mountinfo").read_text().splitlines()]

@@ -13,11 +13,10 @@ from servicekit.errors import InvalidArgument
 
 
 class Handlers:
-    """The handlers of the settings whose executables are installed. `trials` is the cgroup for containers that find features out."""
+    """The handlers of the settings whose executables are installed."""
 
-    def __init__(self, settings: RuntimeSettings, run: Path, trials: str) -> None:
+    def __init__(self, settings: RuntimeSettings, run: Path) -> None:
         self._settings = settings
-        self._trials = trials
         self._runtimes = {
             name: OciRuntime(name, handler.path, handler.root or run / "oci" / name, settings.runtime_timeout)
             for name, handler in settings.handlers.items()
@@ -50,7 +49,7 @@ class Handlers:
         asking = self._asked.get(version)
         if asking is None:
             # Not the caller's own task: one who gives up must not end it for the others.
-            asking = self._asked[version] = asyncio.create_task(features.ask(runtime, self._settings.pause, self._trials))
+            asking = self._asked[version] = asyncio.create_task(features.ask(runtime, self._settings.pause))
         return await asyncio.shield(asking)
 
     async def ask_all(self) -> None:

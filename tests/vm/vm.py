@@ -1,0 +1,213 @@
+"""`make test-vm`: a Debian 12 machine with systemd and cgroup version 2, made here, with crisp installed in it as docs/install.md says.
+
+The machine has no network: packages and wheels are put into its disk. It boots under QEMU (without KVM, so 5 to 15 times slower than
+this machine), runs tests/vm/inside, says how that ended on its serial line, and powers off.
+
+python tests/vm/vm.py [--drivers systemd,cgroupfs] [--minutes N] [-- PYTEST ARGUMENTS]
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from crisplab import base_image, clone
+
+HERE = Path(__file__).parent
+CACHE = clone.ROOT / ".cache/vm"
+_PACKAGES = """systemd-sysv dbus udev linux-image-cloud-amd64 kmod e2fsprogs make apparmor criu
+    crun runc conmon containernetworking-plugins nftables catatonit iproute2 ca-certificates python3-venv
+    busybox curl iptables procps util-linux""".split()
+_DONE = re.compile(r"^crisp-vm: exit (\d+)", re.M)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--drivers", default="systemd,cgroupfs", help="cgroup drivers to run tests/e2e with, one after the other")
+    parser.add_argument("--minutes", type=float, default=90, help="time until the machine is switched off")
+    parser.add_argument("--keep", action="store_true", help="keep the machine's tree and disk in .cache/vm/kept, and say how to boot it")
+    parser.add_argument("arguments", nargs="*", help="what pytest gets instead of tests/e2e")
+    options = parser.parse_args()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with _workplace(options.keep) as folder:
+        tree = folder / "tree"
+        tree.mkdir()
+        started = time.monotonic()
+        _say("unpacking Debian")
+        subprocess.run(["tar", "-C", str(tree), "-xf", str(_base())], check=True)
+        _say("installing crisp as docs/install.md says")
+        _install(tree)
+        (tree / "root/vm.env").write_text(f'DRIVERS="{options.drivers.replace(",", " ")}"\nARGUMENTS="{" ".join(options.arguments)}"\n')
+        kernel, initrd = sorted((tree / "boot").glob("vmlinuz-*"))[-1], sorted((tree / "boot").glob("initrd.img-*"))[-1]
+        for file in (kernel, initrd):
+            shutil.copy(file, folder / file.name)
+        disk = folder / "disk.img"
+        with open(disk, "wb") as image:
+            image.truncate(8 << 30)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-d", str(tree), str(disk)], check=True)
+        if not options.keep:
+            shutil.rmtree(tree)
+        _say(f"booting it ({time.monotonic() - started:.0f} s so far)")
+        code = _boot(folder / kernel.name, folder / initrd.name, disk, options.minutes * 60)
+        _say(f"the machine is off after {time.monotonic() - started:.0f} s; its tests ended with {code}")
+        return code
+
+
+@contextlib.contextmanager
+def _workplace(keep: bool) -> Iterator[Path]:
+    if keep:
+        kept = CACHE / "kept"
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="run-") as folder:
+        yield Path(folder)
+
+
+def _base() -> Path:
+    """A tar of Debian with the packages; made once for each list of packages."""
+    path = CACHE / f"base-{hashlib.sha256(' '.join(_PACKAGES).encode()).hexdigest()[:12]}.tar"
+    if not path.exists():
+        _say("making a Debian 12 with systemd (once, a minute or two)")
+        beside = path.with_name(f"{path.stem}-{os.getpid()}.part.tar")
+        command = [
+            "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(_PACKAGES)}",
+            "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+            "bookworm", str(beside), *base_image.sources(),
+        ]  # fmt: skip
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        if finished.returncode != 0:
+            raise SystemExit(f"vm: mmdebstrap could not make the machine:\n{finished.stderr[-2000:]}")
+        beside.rename(path)
+    return path
+
+
+def _wheels() -> Path:
+    """All packages of requirements.lock, once for each version of it."""
+    lock = clone.ROOT / "requirements.lock"
+    folder = CACHE / f"wheels-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+    if not folder.exists():
+        _say("fetching the locked Python packages")
+        beside = folder.with_name(f"{folder.name}-{os.getpid()}.part")
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--require-hashes",
+            "-r",
+            str(lock),
+            "-d",
+            str(beside),
+        ]
+        subprocess.run(command, check=True)
+        beside.rename(folder)
+    return folder
+
+
+def _install(tree: Path) -> None:
+    """The steps of docs/install.md in the machine's own tree, and what its tests need on top."""
+    source = tree / "root/crisp"
+    source.mkdir()
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=clone.ROOT, capture_output=True, check=True
+    )
+    files = [name for name in listed.stdout.split(b"\0") if name and (clone.ROOT / os.fsdecode(name)).exists()]
+    packed = subprocess.run(
+        ["tar", "-C", str(clone.ROOT), "--null", "-T", "-", "-c"], input=b"\0".join(files), capture_output=True, check=True
+    )
+    subprocess.run(["tar", "-C", str(source), "-x"], input=packed.stdout, check=True)
+    shutil.copytree(_wheels(), tree / "wheels")
+    registry = source / ".cache/debian"
+    for entry in ("usr/bin/docker-registry", "etc/docker"):
+        origin = clone.ROOT / ".cache/debian" / entry
+        if origin.is_dir():
+            shutil.copytree(origin, registry / entry)
+        elif origin.exists():
+            (registry / entry).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(origin, registry / entry)
+    (tree / "etc/hostname").write_text("crisp-vm\n")
+    (tree / "etc/hosts").write_text("127.0.0.1 localhost crisp-vm\n::1 localhost\n")
+    (tree / "etc/fstab").write_text("/dev/vda / ext4 noatime 0 1\n")
+    shutil.copy(HERE / "crisp-vm.service", tree / "etc/systemd/system/crisp-vm.service")
+    environment = {
+        "HOME": "/root",
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "/wheels",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    command = ["unshare", "--mount", "chroot", str(tree), "/bin/bash", "/root/crisp/tests/vm/install"]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        raise SystemExit(f"vm: crisp could not be installed:\n{finished.stdout[-1500:]}{finished.stderr[-2500:]}")
+    shutil.rmtree(tree / "wheels")
+
+
+def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float) -> int:
+    """Runs the machine until it is off; shows its second serial line; answers what it said at its end."""
+    program = shutil.which("qemu-system-x86_64")
+    if program is None:
+        raise SystemExit("vm: there is no qemu-system-x86_64; install the package qemu-system-x86")
+    console = disk.with_name("console.log")
+    command = [
+        program, "-accel", "tcg,thread=multi", "-smp", "2", "-m", "3072", "-cpu", "max", "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none",
+        "-kernel", str(kernel), "-initrd", str(initrd), "-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 apparmor=1 security=apparmor",
+        "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe", "-serial", f"file:{console}", "-serial", "stdio",
+    ]  # fmt: skip
+    said = ""
+    machine = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    assert machine.stdout is not None
+    off = _Timer(machine, seconds)
+    try:
+        for line in machine.stdout:
+            said += line
+            print(line, end="", flush=True)
+            if _DONE.search(line):
+                break
+    finally:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            machine.wait(60)
+        machine.kill()
+        machine.wait()
+        off.cancel()
+    found = _DONE.search(said)
+    if found is None:
+        print(f"vm: the machine ended without a word; its console:\n{console.read_text(errors='replace')[-3000:]}")
+        return 1
+    return int(found[1])
+
+
+class _Timer:
+    """Switches the machine off when its time is up."""
+
+    def __init__(self, machine: "subprocess.Popen[str]", seconds: float) -> None:
+        import threading
+
+        self._timer = threading.Timer(seconds, machine.kill)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
+def _say(text: str) -> None:
+    print(f"vm: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
