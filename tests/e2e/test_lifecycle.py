@@ -171,10 +171,28 @@ def test_the_node_says_what_it_is(cri_client: Cri, node: Node) -> None:
     )
 
 
+def test_streams_have_what_the_lists_have(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("stream", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, ["sleep", "600"]), config)
+        runtime, mine = cri_client.runtime, cri.ContainerFilter(id=container)
+        assert [found.id for part in runtime.StreamContainers(cri.StreamContainersRequest(filter=mine)) for found in part.containers] == [
+            container
+        ]
+        wanted = cri.StreamPodSandboxesRequest(filter=cri.PodSandboxFilter(id=pod))
+        assert [found.id for part in runtime.StreamPodSandboxes(wanted) for found in part.pod_sandboxes] == [pod]
+        stats = cri.StreamContainerStatsRequest(filter=cri.ContainerStatsFilter(id=container))
+        assert [found.attributes.id for part in runtime.StreamContainerStats(stats) for found in part.container_stats] == [container]
+        pod_stats = cri.StreamPodSandboxStatsRequest(filter=cri.PodSandboxStatsFilter(id=pod))
+        assert [found.attributes.id for part in runtime.StreamPodSandboxStats(pod_stats) for found in part.pod_sandbox_stats] == [pod]
+        listed = {image.id for part in cri_client.image.StreamImages(cri.StreamImagesRequest()) for image in part.images}
+        assert listed == {image.id for image in cri_client.images()}
+        assert list(runtime.StreamContainers(cri.StreamContainersRequest(filter=cri.ContainerFilter(id="0" * 64)))) == []
+
+
 NOT_YET = [
     "Exec", "Attach", "PortForward", "CheckpointContainer", "CheckpointPod", "RestorePod", "GetContainerEvents", "ListMetricDescriptors",
-    "ListPodSandboxMetrics", "StreamContainers", "StreamContainerStats", "StreamPodSandboxes",
-    "StreamPodSandboxStats", "StreamPodSandboxMetrics",
+    "ListPodSandboxMetrics", "StreamPodSandboxMetrics",
 ]  # fmt: skip
 
 

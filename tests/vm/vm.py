@@ -147,6 +147,7 @@ def _install(tree: Path) -> None:
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": "/wheels",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "SYSTEMD_OFFLINE": "1",
     }
     command = ["unshare", "--mount", "chroot", str(tree), "/bin/bash", "/root/crisp/tests/vm/install"]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

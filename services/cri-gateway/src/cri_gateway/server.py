@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf import message_factory
 
+from cri_gateway import streams
 from cri_gateway.containers import Containers
 from cri_gateway.images import Images
 from cri_gateway.node import Node
@@ -25,12 +26,20 @@ from servicekit.errors import CrispError
 
 _MAX_MESSAGE = 16 << 20
 _log = logs.get()
-Answer = Callable[[Any], Awaitable[Any]]
+Answer = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
 
 
 def runtime_answers(node: Node, pods: Pods, containers: Containers, stats: Stats) -> dict[str, Answer]:
     """RuntimeService."""
+    lists: dict[str, streams.List] = {
+        "ListPodSandbox": pods.list,
+        "ListContainers": containers.list,
+        "ListContainerStats": stats.containers,
+        "ListPodSandboxStats": stats.pods,
+    }
     return {
+        **lists,
+        **streams.of(lists),
         "Version": node.version,
         "Status": node.status,
         "RuntimeConfig": node.runtime_config,
@@ -40,20 +49,16 @@ def runtime_answers(node: Node, pods: Pods, containers: Containers, stats: Stats
         "RemovePodSandbox": pods.remove,
         "UpdatePodSandboxResources": pods.update_resources,
         "PodSandboxStatus": pods.status,
-        "ListPodSandbox": pods.list,
         "CreateContainer": containers.create,
         "StartContainer": containers.start,
         "StopContainer": containers.stop,
         "RemoveContainer": containers.remove,
-        "ListContainers": containers.list,
         "ContainerStatus": containers.status,
         "UpdateContainerResources": containers.update_resources,
         "ReopenContainerLog": containers.reopen_log,
         "ExecSync": containers.exec_sync,
         "ContainerStats": stats.container,
-        "ListContainerStats": stats.containers,
         "PodSandboxStats": stats.pod,
-        "ListPodSandboxStats": stats.pods,
     }
 
 
@@ -61,6 +66,7 @@ def image_answers(images: Images) -> dict[str, Answer]:
     """ImageService."""
     return {
         "ListImages": images.list,
+        **streams.of({"ListImages": images.list}),
         "ImageStatus": images.status,
         "PullImage": images.pull,
         "RemoveImage": images.remove,
@@ -108,7 +114,12 @@ def _answered(name: str, answer: Answer) -> Callable[[Any, grpc.aio.ServicerCont
         started = time.perf_counter()
         code = "OK"
         try:
-            return await answer(request)
+            result = answer(request)
+            if not isinstance(result, AsyncIterator):
+                return await result
+            async for part in result:
+                await rpc.write(part)
+            return None
         except CrispError as error:
             code = error.code
             await rpc.abort(grpc.StatusCode[code], error.message, _trailers(steps))
