@@ -218,9 +218,8 @@ async def test_a_stranger_is_hung_up_on(tmp_path: Path) -> None:
     assert output == b"0\n"
 
 
-def test_readiness_is_told_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_is_told_to_systemd(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        server.notify("READY=1")
+        server.notify(str(tmp_path / "notify"), "READY=1")
         assert listener.recv(100) == b"READY=1"

@@ -82,12 +82,14 @@ async def _serve(service: Service[S], settings: Settings[S]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # Ours alone: an OCI runtime that inherits it would speak to systemd in our name (crun fails to start containers with it).
+    systemd = os.environ.pop("NOTIFY_SOCKET", "")
     async with service.open(settings) as face, listening(service.name, settings, face):
         gc.freeze()  # what was loaded until here stays; looking through it again and again takes 10 ms each time
-        notify("READY=1")
+        notify(systemd, "READY=1")
         _log.info("ready", socket=str(socket_path(service.name, settings)))
         await stop.wait()
-        notify("STOPPING=1")
+        notify(systemd, "STOPPING=1")
         _log.info("draining")
 
 
@@ -170,9 +172,8 @@ def _peer_checked(allowed_gid: int | None) -> type[HttpToolsProtocol]:
     return PeerCheckedProtocol
 
 
-def notify(state: str) -> None:
-    """Tells systemd how we are (sd_notify(3)); silent where nobody listens."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+def notify(address: str, state: str) -> None:
+    """Tells systemd how we are (sd_notify(3)) on the socket that it gave us; silent where there is none."""
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as datagram:
