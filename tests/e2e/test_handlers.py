@@ -1,0 +1,90 @@
+"""What a node's administrator configures for containers: handlers, OCI hooks, CDI devices; and limits of whole pods."""
+
+import json
+from pathlib import Path
+
+import grpc
+from expect import error_of
+from world import World
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import Node, uses_systemd
+
+SLEEP = ["sleep", "600"]
+
+
+def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world: World, tmp_path: Path) -> None:
+    hooks, devices, root = (own_node.root / name for name in ("hooks", "cdi", "mine"))
+    for folder in (hooks, devices):
+        folder.mkdir(parents=True)
+    marker = own_node.root / "hooked"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"cat > {marker}"]}
+    (hooks / "mark.json").write_text(
+        json.dumps({"version": "1.0.0", "hook": hook, "when": {"annotations": {"^mark$": "yes"}}, "stages": ["createRuntime"]})
+    )
+    edits = {"env": ["CDI=here"], "deviceNodes": [{"path": "/dev/mine", "hostPath": "/dev/null"}]}
+    (devices / "vendor.json").write_text(
+        json.dumps({"cdiVersion": "1.0.0", "kind": "vendor.com/dev", "devices": [{"name": "one", "containerEdits": edits}]})
+    )
+    own_node.settings = {"runtime": {"hooks_dirs": [str(hooks)], "cdi_dirs": [str(devices)], "default_handler": "mine"}}
+    own_node.environment = {
+        **own_node.environment,
+        "CRISP_RUNTIME_HANDLERS": f'{{mine = {{path = "/usr/bin/crun", root = "{root}", default_annotations = {{given = "yes"}}}}}}',
+    }
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        assert {handler.name for handler in client.runtime.Status(cri.StatusRequest(), timeout=60).runtime_handlers} == {"", "mine"}
+        config = pod_config("mine", log_directory=tmp_path)
+        with client.pod(config, "mine") as pod:
+            wanted = container_config(world.image, SLEEP, annotations={"mark": "yes"})
+            wanted.CDI_devices.add(name="vendor.com/dev=one")
+            container = client.run(pod, wanted, config)
+            assert (root / container).is_dir()
+            assert json.loads(marker.read_text())["id"] == container
+            assert (
+                client.exec(container, "sh", "-c", "echo $CDI; test -c /dev/mine && echo x > /dev/mine && echo device").stdout
+                == b"here\ndevice\n"
+            )
+            marker.unlink()
+            client.run(pod, container_config(world.image, SLEEP, name="plain"), config)
+            assert not marker.exists()
+            (hooks / "broken.json").write_text("{")
+            code, message = error_of(lambda: client.create(pod, container_config(world.image, SLEEP, name="not"), config))
+            assert code == grpc.StatusCode.FAILED_PRECONDITION
+            assert "broken.json" in message
+
+
+def pod_memory(node: Node, pod: str) -> int:
+    """The memory limit of a pod's cgroup in bytes, as the kernel has it."""
+    root = Path("/sys/fs/cgroup")
+    name = f"*-crisp{pod}.slice" if uses_systemd() else f"crisp-{pod}"
+    if (root / "cgroup.controllers").exists():
+        (file,) = root.glob(f"{node.names.cgroup.lstrip('/')}/{name}/memory.max")
+    else:
+        (file,) = root.glob(f"memory/{node.names.cgroup.lstrip('/')}/{name}/memory.limit_in_bytes")
+    return int(file.read_text())
+
+
+def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    config = pod_config("limited", log_directory=tmp_path)
+    config.linux.resources.memory_limit_in_bytes = 128 << 20
+    config.linux.overhead.memory_limit_in_bytes = 16 << 20
+    with cri_client.pod(config) as pod:
+        assert pod_memory(node, pod) == 144 << 20
+        cri_client.run(pod, container_config(world.image, SLEEP), config)
+
+        def update(**fields: cri.LinuxContainerResources) -> None:
+            cri_client.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, **fields), timeout=20)
+
+        update(resources=cri.LinuxContainerResources(memory_limit_in_bytes=256 << 20))
+        assert pod_memory(node, pod) == 272 << 20
+        update(overhead=cri.LinuxContainerResources(memory_limit_in_bytes=32 << 20))
+        assert pod_memory(node, pod) == 288 << 20
+        code, message = error_of(lambda: update(resources=cri.LinuxContainerResources(memory_limit_in_bytes=-5)))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert "memory_limit_in_bytes" in message
+        assert pod_memory(node, pod) == 288 << 20
+    code, _ = error_of(lambda: cri_client.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id="f" * 64)))
+    assert code == grpc.StatusCode.NOT_FOUND
