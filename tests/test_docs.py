@@ -2,10 +2,13 @@
 
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.descriptor import Descriptor
 
+from crisp_proto.cri import api_pb2
 from servicekit.settings import NodeSettings, Section
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +29,29 @@ DOCUMENTS = [path for path in TRACKED if path.suffix == ".md" and path.name != "
 def test_every_setting_is_described_and_no_other() -> None:
     described = set(re.findall(r"^\| `([a-z]+\.[a-z_]+)`", (ROOT / "docs/configuration.md").read_text(), re.M))
     assert described == {f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields}
+
+
+def test_every_field_of_cri_has_a_row_with_a_test_that_exists() -> None:
+    text = (ROOT / "docs/cri-fields.md").read_text()
+    for message in ("PodSandboxConfig", "ContainerConfig"):
+        section = text.partition(f"## {message}\n")[2].partition("\n## ")[0]
+        rows = dict(re.findall(r"^\| `([\w.]+)` \| .+ \| \[(test_\w+)\]", section, re.M))
+        fields = set(_leaves(api_pb2.DESCRIPTOR.message_types_by_name[message]))
+        covered = {field for field in fields if any(field == row or field.startswith(f"{row}.") for row in rows)}
+        assert fields - covered == set()
+        assert {row for row in rows if not any(field == row or field.startswith(f"{row}.") for field in fields)} == set()
+    for test, file in re.findall(r"\[(test_\w+)\]\(\.\./([\w./-]+)\)", text):
+        assert f"def {test}(" in (ROOT / file).read_text(), f"{test} is not in {file}"
+
+
+def _leaves(message: Descriptor, prefix: str = "") -> Iterator[str]:
+    """The fields of a message that are no messages themselves, with their path; what is for Windows counts as one."""
+    for field in message.fields:
+        inner = field.message_type
+        if inner is None or inner.GetOptions().map_entry or inner.name.startswith("Windows") or inner.name == "Int64Value":
+            yield f"{prefix}{field.name}"
+        else:
+            yield from _leaves(inner, f"{prefix}{field.name}.")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -163,12 +163,29 @@ class MemoryUse(Contract):
     swap_available: int
 
 
+class Stall(Contract):
+    """Time that tasks lost for want of a resource: total in ns, shares of the last 10, 60 and 300 s in percent (kernel's psi.rst)."""
+
+    total: int = 0
+    avg10: float = 0
+    avg60: float = 0
+    avg300: float = 0
+
+
+class Pressure(Contract):
+    """some: at least one task waited; full: all of them did."""
+
+    some: Stall = Stall()
+    full: Stall = Stall()
+
+
 class CgroupUse(Contract):
-    """One reading of a cgroup."""
+    """One reading of a cgroup; pressure of cpu, memory and io where the kernel has it."""
 
     cpu: CpuUse
     memory: MemoryUse
     processes: int
+    pressure: dict[str, Pressure] = {}
 
 
 class Usages(Contract):

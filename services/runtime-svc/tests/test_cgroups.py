@@ -15,6 +15,7 @@ FILES = {
     "memory.swap.current": "12\n",
     "memory.swap.max": "4096\n",
     "pids.current": "3\n",
+    "io.pressure": "some avg10=1.50 avg60=0.00 avg300=0.00 total=77\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=33\n",
 }
 
 
@@ -33,6 +34,8 @@ def test_version_2_is_read_in_its_own_units(root: Path) -> None:
     assert reading is not None
     assert (reading.cpu, reading.usage, reading.working_set, reading.limit) == (1_500_000, 10_000, 9_000, -1)
     assert (reading.rss, reading.page_faults, reading.swap_usage, reading.swap_limit, reading.processes) == (4096, 5, 12, 4096, 3)
+    assert set(reading.pressure) == {"io"}
+    assert (reading.pressure["io"].some.avg10, reading.pressure["io"].full.total) == (1.5, 33_000)
     assert CgroupsV2().read("/crisp/none") is None
 
 

@@ -9,7 +9,7 @@ from cri_gateway.services import Services
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import WritableLayers
 from crisp_proto.net import NetworkUsage
-from crisp_proto.runtime import CgroupUse, Container, CpuUse, MemoryUse, Pod, Usages
+from crisp_proto.runtime import CgroupUse, Container, MemoryUse, Pod, Pressure, Usages
 from servicekit.errors import NotFound
 
 
@@ -86,8 +86,9 @@ def _container(container: Container, usages: Usages, layers: WritableLayers) -> 
             labels=config.labels,
             annotations=config.annotations,
         ),
-        cpu=_cpu(use.cpu),
-        memory=_memory(use.memory),
+        cpu=_cpu(use),
+        memory=_memory(use),
+        io=_io(use),
         swap=_swap(use.memory),
         writable_layer=disk_use(layers.layers.get(container.id)),
     )
@@ -105,8 +106,9 @@ def _pod(pod: Pod, use: CgroupUse, network: NetworkUsage | None, members: list[a
             annotations=pod.config.annotations,
         ),
         linux=api_pb2.LinuxPodSandboxStats(
-            cpu=_cpu(use.cpu),
-            memory=_memory(use.memory),
+            cpu=_cpu(use),
+            memory=_memory(use),
+            io=_io(use),
             network=_network(network) if network else None,
             process=api_pb2.ProcessUsage(timestamp=use.cpu.timestamp, process_count=_value(use.processes)),
             containers=members,
@@ -131,11 +133,33 @@ def _network(network: NetworkUsage) -> api_pb2.NetworkUsage:
     )
 
 
-def _cpu(cpu: CpuUse) -> api_pb2.CpuUsage:
-    return api_pb2.CpuUsage(timestamp=cpu.timestamp, usage_core_nano_seconds=_value(cpu.usage), usage_nano_cores=_value(cpu.nano_cores))
+def _cpu(use: CgroupUse) -> api_pb2.CpuUsage:
+    cpu = use.cpu
+    return api_pb2.CpuUsage(
+        timestamp=cpu.timestamp,
+        usage_core_nano_seconds=_value(cpu.usage),
+        usage_nano_cores=_value(cpu.nano_cores),
+        psi=_psi(use.pressure.get("cpu")),
+    )
 
 
-def _memory(memory: MemoryUse) -> api_pb2.MemoryUsage:
+def _io(use: CgroupUse) -> api_pb2.IoUsage | None:
+    pressure = use.pressure.get("io")
+    return None if pressure is None else api_pb2.IoUsage(timestamp=use.cpu.timestamp, psi=_psi(pressure))
+
+
+def _psi(pressure: Pressure | None) -> api_pb2.PsiStats | None:
+    if pressure is None:
+        return None
+    full, some = (
+        api_pb2.PsiData(Total=stall.total, Avg10=stall.avg10, Avg60=stall.avg60, Avg300=stall.avg300)
+        for stall in (pressure.full, pressure.some)
+    )
+    return api_pb2.PsiStats(Full=full, Some=some)
+
+
+def _memory(use: CgroupUse) -> api_pb2.MemoryUsage:
+    memory = use.memory
     return api_pb2.MemoryUsage(
         timestamp=memory.timestamp,
         working_set_bytes=_value(memory.working_set),
@@ -144,6 +168,7 @@ def _memory(memory: MemoryUse) -> api_pb2.MemoryUsage:
         rss_bytes=_value(memory.rss),
         page_faults=_value(memory.page_faults),
         major_page_faults=_value(memory.major_page_faults),
+        psi=_psi(use.pressure.get("memory")),
     )
 
 

@@ -9,10 +9,11 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from crisp_proto.runtime import Pressure, Stall
 from servicekit.errors import FailedPrecondition, Internal
 
 ROOT = Path("/sys/fs/cgroup")
@@ -23,7 +24,7 @@ _BUSY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A cgroup's counters: cpu in ns, memory in bytes; limit is -1 for none."""
+    """A cgroup's counters: cpu in ns, memory in bytes; limit is -1 for none; pressure of cpu, memory and io where the kernel has PSI."""
 
     timestamp: int
     cpu: int
@@ -36,6 +37,7 @@ class Reading:
     swap_usage: int
     swap_limit: int
     processes: int
+    pressure: dict[str, Pressure] = field(default_factory=dict)
 
 
 class Cgroups(Protocol):
@@ -144,6 +146,7 @@ class CgroupsV2:
                 swap_usage=max(0, _number(f"{here}/memory.swap.current")),
                 swap_limit=swap_limit,
                 processes=max(0, _number(f"{here}/pids.current")),
+                pressure={kind: found for kind in ("cpu", "memory", "io") if (found := _pressure(f"{here}/{kind}.pressure")) is not None},
             )
         except FileNotFoundError:
             return None
@@ -247,6 +250,21 @@ def _pids(folder: Path) -> str:
 def _table(path: str) -> dict[str, int]:
     with open(path) as file:
         return {key: int(value) for key, _, value in (line.partition(" ") for line in file)}
+
+
+def _pressure(path: str) -> Pressure | None:
+    """A pressure file (kernel's accounting/psi.rst); None where PSI is off. The totals are in µs there, in ns with us, as in CRI."""
+    try:
+        with open(path) as file:
+            lines = {line.split()[0]: dict(part.split("=") for part in line.split()[1:]) for line in file}
+    except OSError:  # ENOTSUP where the kernel was started with psi=0
+        return None
+    return Pressure(
+        **{
+            kind: Stall(total=int(values["total"]) * 1000, avg10=values["avg10"], avg60=values["avg60"], avg300=values["avg300"])
+            for kind, values in lines.items()
+        }
+    )
 
 
 def _number(path: str) -> int:

@@ -57,4 +57,5 @@ class Stats:
                 swap_available=-1 if reading.swap_limit < 0 else max(0, reading.swap_limit - reading.swap_usage),
             ),
             processes=reading.processes,
+            pressure=reading.pressure,
         )
