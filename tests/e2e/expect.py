@@ -8,12 +8,14 @@ from typing import TypeVar
 
 import grpc
 
+from crisplab import clone
+
 T = TypeVar("T")
 
 
 def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exception] | tuple[type[Exception], ...] = ()) -> T:
     """The first answer that is not None; asks every 20 ms. Fails after `seconds`."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * clone.SLOWNESS
     last: Exception | None = None
     while time.monotonic() < deadline:
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 
+from crisplab import clone
 from crisplab.cri import Cri
 from crisplab.node import SERVICES, Node, leftovers_of
 
@@ -58,7 +59,7 @@ def traces(node: Node) -> list[str]:
 
 def wait_until_clean(node: Node, before: list[str] | None = None, seconds: float = 10) -> None:
     """Waits for what the kernel and conmon end a moment after the answer; fails with what stays."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * clone.SLOWNESS
     while left := sorted(set(traces(node)) - set(before or [])):
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.05)

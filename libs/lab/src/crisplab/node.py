@@ -25,7 +25,7 @@ from pathlib import Path
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from crisplab import namespaces
+from crisplab import clone, namespaces
 
 SERVICES = {
     "image-svc": "image_svc",
@@ -34,8 +34,8 @@ SERVICES = {
     "monitor-svc": "monitor_svc",
     "cri-gateway": "cri_gateway",
 }
-_START_SECONDS = 30
-_LEFTOVER_SECONDS = 5
+_START_SECONDS = 30 * clone.SLOWNESS
+_LEFTOVER_SECONDS = 5 * clone.SLOWNESS
 
 
 def uses_systemd() -> bool:
