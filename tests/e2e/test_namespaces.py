@@ -249,3 +249,17 @@ def test_recursive_read_only_covers_mounts_below(cri_client: Cri, node: Node, wo
             assert cri_client.exec(container, "touch", "/top/sub/x").exit_code == 0
     finally:
         subprocess.run([*node.enter(), "umount", str(source / "sub")], check=True)
+
+
+def test_a_repeated_create_with_a_wrong_volume_leaves_the_running_container_its_files(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
+    config = pod_config("again", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, SLEEP), config)
+        cri_client.exec(container, "sh", "-c", "echo kept > /kept")
+        wrong = container_config(world.image, SLEEP)
+        wrong.mounts.add(container_path="/x", image=cri.ImageSpec(image=world.image), image_sub_path="no/such/path")
+        error_of(lambda: cri_client.create(pod, wrong, config))
+        assert cri_client.exec(container, "cat", "/kept").stdout == b"kept\n"
+        assert (node.root / f"state/image-svc/containers/{container}/upper/kept").read_text() == "kept\n"

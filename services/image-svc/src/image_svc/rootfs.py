@@ -13,7 +13,8 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from crisp_proto.image import DiskUse, FilesystemInfo, Rootfs, RootfsRequest, UserNamespaceOwner, WritableLayers
@@ -65,14 +66,14 @@ class RootfsMounts:
             await self._mount_layers(rootfs, request.user_namespace)
             sub_paths = {number: volume.sub_path for number, volume in request.volumes.items()}
             rootfs = rootfs.model_copy(update={"volumes": await self._mount_volumes(rootfs_id, sub_paths, request.user_namespace)})
-        except OSError as error:
-            await self._remove(rootfs_id)
+        except (OSError, CrispError) as error:
+            if known is None:  # else a container may be running in it, and only this repetition of its request is wrong
+                await self._remove(rootfs_id)
+            if isinstance(error, CrispError):
+                raise
             raise Internal(
                 f"root filesystem of {rootfs_id}: {error}; does this kernel have overlayfs, and is {self._containers} on a file system that it can use?"
             ) from error
-        except CrispError:
-            await self._remove(rootfs_id)
-            raise
         crashpoint("rootfs-mounted")
         return rootfs
 
@@ -83,13 +84,15 @@ class RootfsMounts:
         for folder in (target, own / "upper", own / "work"):
             folder.mkdir(parents=True, exist_ok=True)
         (own / "upper").chmod(0o755)
-        stack = Stack(self._layers, self._store.layers_of_rootfs(rootfs.id) or [0])
-        if owner is None:
+        if owner is not None:
+            os.chown(own / "upper", owner.uids[0].host_id, owner.gids[0].host_id)
+        with self._owned(rootfs.id, self._store.layers_of_rootfs(rootfs.id) or [0], owner) as stack:
             await overlay.mount(stack, own / "upper", own / "work", target)
-            return
-        os.chown(own / "upper", owner.uids[0].host_id, owner.gids[0].host_id)
-        with overlay.idmapped(stack, Path(owner.path), self._idmapped / rootfs.id) as mapped:
-            await overlay.mount(mapped, own / "upper", own / "work", target)
+
+    def _owned(self, rootfs_id: str, layers: Sequence[int], owner: UserNamespaceOwner | None) -> AbstractContextManager[Stack]:
+        """The layers as their owner's user namespace sees them, while they are being mounted."""
+        stack = Stack(self._layers, layers)
+        return nullcontext(stack) if owner is None else overlay.idmapped(stack, Path(owner.path), self._idmapped / rootfs_id)
 
     async def _mount_volumes(self, rootfs_id: str, sub_paths: Mapping[int, str], owner: UserNamespaceOwner | None) -> dict[int, str]:
         """Mounts the images of the volumes; answers the wanted folder of each. Raises InvalidArgument for one that is not in the image."""
@@ -98,12 +101,9 @@ class RootfsMounts:
             target = self._volumes / rootfs_id / str(number)
             if not overlay.is_mounted(target):
                 target.mkdir(parents=True, exist_ok=True)
-                stack = Stack(self._layers, [0, *self._store.layers_of_rootfs(rootfs_id, volume=number)])  # two at least
-                if owner is None:
+                layers = [0, *self._store.layers_of_rootfs(rootfs_id, volume=number)]  # two at least
+                with self._owned(rootfs_id, layers, owner) as stack:
                     await overlay.mount_readonly(stack, target)
-                else:
-                    with overlay.idmapped(stack, Path(owner.path), self._idmapped / rootfs_id) as mapped:
-                        await overlay.mount_readonly(mapped, target)
             wanted = resolve_in_root(target, sub_path)
             if not wanted.exists():
                 raise InvalidArgument(
