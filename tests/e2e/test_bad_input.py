@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from expect import error_of
-from traces import traces
+from traces import traces, wait_until_clean
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -50,6 +50,7 @@ def test_pods_that_cannot_be(cri_client: Cri, node: Node, case: str) -> None:
     code, message = error_of(lambda: cri_client.run_pod(config))
     assert code == INVALID, message
     assert said in message
+    wait_until_clean(node, before)  # net-svc takes a veth away behind its answer
     assert traces(node) == before
 
 
