@@ -13,7 +13,7 @@ from world import World
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import images
 from crisplab.cri import Cri, container_config, pod_config
-from crisplab.node import Node, uses_systemd
+from crisplab.node import Node
 
 SLEEP = ["sleep", "600"]
 
@@ -146,11 +146,7 @@ def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node
 
 def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
     """cpu shares, quota in µs and memory in bytes as the kernel has them; version 2's weight is turned back into shares."""
-    below = f"*-crisp{pod}.slice/crisp-{container}.scope" if uses_systemd() else f"crisp-{pod}/{container}"
-    path = f"{node.names.cgroup.lstrip('/')}/{below}"
-    if uses_systemd():
-        (found,) = Path("/sys/fs/cgroup").glob(path)
-        path = str(found.relative_to("/sys/fs/cgroup"))
+    path = node.names.container_cgroup(pod, container).lstrip("/")
     root = Path("/sys/fs/cgroup")
     if (root / "cgroup.controllers").exists():
         weight = int((root / path / "cpu.weight").read_text())

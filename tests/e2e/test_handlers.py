@@ -9,7 +9,7 @@ from world import World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
-from crisplab.node import Node, uses_systemd
+from crisplab.node import Node
 
 SLEEP = ["sleep", "600"]
 
@@ -58,13 +58,9 @@ def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world:
 
 def pod_memory(node: Node, pod: str) -> int:
     """The memory limit of a pod's cgroup in bytes, as the kernel has it."""
-    root = Path("/sys/fs/cgroup")
-    name = f"*-crisp{pod}.slice" if uses_systemd() else f"crisp-{pod}"
-    if (root / "cgroup.controllers").exists():
-        (file,) = root.glob(f"{node.names.cgroup.lstrip('/')}/{name}/memory.max")
-    else:
-        (file,) = root.glob(f"memory/{node.names.cgroup.lstrip('/')}/{name}/memory.limit_in_bytes")
-    return int(file.read_text())
+    root, path = Path("/sys/fs/cgroup"), node.names.pod_cgroup(pod).lstrip("/")
+    version2 = (root / "cgroup.controllers").exists()
+    return int((root / path / "memory.max" if version2 else root / "memory" / path / "memory.limit_in_bytes").read_text())
 
 
 def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:

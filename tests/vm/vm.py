@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,8 @@ from crisplab import base_image, clone
 
 HERE = Path(__file__).parent
 CACHE = clone.ROOT / ".cache/vm"
-_PACKAGES = """systemd-sysv dbus udev linux-image-cloud-amd64 kmod e2fsprogs make apparmor criu
-    crun runc conmon containernetworking-plugins nftables catatonit iproute2 ca-certificates python3-venv
-    busybox curl iptables procps util-linux""".split()
+# Besides what a node needs: what makes it a machine, what crisp uses where it is there, and what tests/e2e wants.
+_PACKAGES = "systemd-sysv dbus udev linux-image-cloud-amd64 kmod e2fsprogs apparmor criu busybox curl iptables procps".split()
 _DONE = re.compile(r"^crisp-vm: exit (\d+)", re.M)
 
 
@@ -75,18 +75,12 @@ def _workplace(keep: bool) -> Iterator[Path]:
 
 def _base() -> Path:
     """A tar of Debian with the packages; made once for each list of packages."""
-    path = CACHE / f"base-{hashlib.sha256(' '.join(_PACKAGES).encode()).hexdigest()[:12]}.tar"
+    packages = [*_PACKAGES, *base_image.runtime_packages()]
+    path = CACHE / f"base-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:12]}.tar"
     if not path.exists():
         _say("making a Debian 12 with systemd (once, a minute or two)")
         beside = path.with_name(f"{path.stem}-{os.getpid()}.part.tar")
-        command = [
-            "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(_PACKAGES)}",
-            "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-            "bookworm", str(beside), *base_image.sources(),
-        ]  # fmt: skip
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-        if finished.returncode != 0:
-            raise SystemExit(f"vm: mmdebstrap could not make the machine:\n{finished.stderr[-2000:]}")
+        base_image.debian(beside, packages, "--dpkgopt=path-exclude=/usr/share/locale/*")
         beside.rename(path)
     return path
 
@@ -98,20 +92,8 @@ def _wheels() -> Path:
     if not folder.exists():
         _say("fetching the locked Python packages")
         beside = folder.with_name(f"{folder.name}-{os.getpid()}.part")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--require-hashes",
-            "-r",
-            str(lock),
-            "-d",
-            str(beside),
-        ]
-        subprocess.run(command, check=True)
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*download, "--require-hashes", "-r", str(lock), "-d", str(beside)], check=True)
         beside.rename(folder)
     return folder
 
@@ -172,7 +154,8 @@ def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float) -> int:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
     assert machine.stdout is not None
-    off = _Timer(machine, seconds)
+    off = threading.Timer(seconds, machine.kill)
+    off.start()
     try:
         for line in machine.stdout:
             said += line
@@ -190,20 +173,6 @@ def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float) -> int:
         print(f"vm: the machine ended without a word; its console:\n{console.read_text(errors='replace')[-3000:]}")
         return 1
     return int(found[1])
-
-
-class _Timer:
-    """Switches the machine off when its time is up."""
-
-    def __init__(self, machine: "subprocess.Popen[str]", seconds: float) -> None:
-        import threading
-
-        self._timer = threading.Timer(seconds, machine.kill)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def cancel(self) -> None:
-        self._timer.cancel()
 
 
 def _say(text: str) -> None:

@@ -217,10 +217,10 @@ class PodSandboxConfig(Contract):
         return self.linux.security_context.namespace_options.network is NamespaceMode.NODE
 
     @property
-    def own_user_namespace(self) -> bool:
-        """Whether the pod has a user namespace of its own."""
+    def own_user_namespace(self) -> UserNamespace | None:
+        """The user namespace of its own that the pod asks for; None for the node's."""
         options = self.linux.security_context.namespace_options.userns_options
-        return options is not None and options.mode is not NamespaceMode.NODE
+        return None if options is None or options.mode is NamespaceMode.NODE else options
 
 
 class Capability(Contract):

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from crisplab import clone
@@ -12,9 +13,7 @@ _SITE = "lib/python3.11/site-packages"
 
 def tarball() -> Path:
     """A tar of the image's file system, as `docker import` takes it; made once for each requirements.lock."""
-    script = (clone.ROOT / "deploy/install-debian-packages").read_text()
-    (runtime,) = re.findall(r'\[runtime\]="(.*?)"', script, re.S)
-    packages = sorted({entry.rpartition(":")[2] for entry in runtime.split()} | {"python3"})
+    packages = sorted({*runtime_packages(), "python3"})
     tag = hashlib.sha256(" ".join(packages).encode() + (clone.ROOT / "requirements.lock").read_bytes()).hexdigest()[:12]
     path = clone.ROOT / f".cache/base-{tag}.tar"
     if not path.exists():
@@ -24,20 +23,31 @@ def tarball() -> Path:
     return path
 
 
+def runtime_packages() -> list[str]:
+    """The Debian packages that deploy/install-debian-packages puts on a node."""
+    script = (clone.ROOT / "deploy/install-debian-packages").read_text()
+    (runtime,) = re.findall(r'\[runtime\]="(.*?)"', script, re.S)
+    return sorted({entry.rpartition(":")[2] for entry in runtime.split()})
+
+
+def debian(target: Path, packages: Sequence[str], *options: str) -> None:
+    """A tar of a minimal Debian 12 with these packages; more options of mmdebstrap(1). Raises RuntimeError with what it said."""
+    command = [
+        "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}",
+        "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", *options, "bookworm", str(target), *sources(),
+    ]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        raise RuntimeError(f"mmdebstrap could not make {target.name}:\n{finished.stderr[-2000:]}")
+
+
 def _make(target: Path, packages: list[str]) -> None:
     venv = clone.ROOT / ".venv"
     # The checkout's own packages are left out: the Dockerfiles install those.
     copy = f'cp -a {venv}/{_SITE}/. "$1"/opt/crisp/{_SITE}/ && rm -rf "$1"/opt/crisp/{_SITE}/*crisp* "$1"/opt/crisp/{_SITE}/__editable__*'
     scripts = f'cp -an {venv}/bin/. "$1"/opt/crisp/bin/ && rm -f "$1"/opt/crisp/bin/crisp* && sed -i "1s|^#!{venv}/bin/|#!/opt/crisp/bin/|" "$1"/opt/crisp/bin/protoc-gen-*'
-    command = [
-        "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}", "--aptopt=Acquire::Languages none",
-        "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
-        '--customize-hook=chroot "$1" python3 -m venv --without-pip /opt/crisp', f"--customize-hook={copy}", f"--customize-hook={scripts}",
-        "bookworm", str(target), *sources(),
-    ]  # fmt: skip
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        raise RuntimeError(f"mmdebstrap could not make the base image:\n{finished.stderr[-2000:]}")
+    hooks = ('chroot "$1" python3 -m venv --without-pip /opt/crisp', copy, scripts)
+    debian(target, packages, "--aptopt=Acquire::Languages none", *(f"--customize-hook={hook}" for hook in hooks))
 
 
 def sources() -> list[str]:

@@ -70,6 +70,14 @@ class Names:
         """Its cgroup parent as the settings have it; with CRISP_RUNTIME_CGROUP_DRIVER=systemd, which the services read too, a slice."""
         return f"crisp{self.tag}.slice" if uses_systemd() else f"/crisp-{self.tag}"
 
+    def pod_cgroup(self, pod_id: str) -> str:
+        """The path of a pod's cgroup."""
+        return f"{self.cgroup}/{f'crisp{self.tag}-crisp{pod_id}.slice' if uses_systemd() else f'crisp-{pod_id}'}"
+
+    def container_cgroup(self, pod_id: str, container_id: str) -> str:
+        """The path of a container's cgroup."""
+        return f"{self.pod_cgroup(pod_id)}/{f'crisp-{container_id}.scope' if uses_systemd() else container_id}"
+
 
 @dataclass(slots=True)
 class Node:

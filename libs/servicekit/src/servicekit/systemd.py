@@ -52,18 +52,15 @@ class Systemd:
 
     async def set_properties(self, name: str, properties: Properties) -> None:
         """Changes properties of a unit until the next boot."""
-        await self._call("SetUnitProperties", "sba(sv)", [name, True, _pairs(properties)])
+        reply = await self._send("SetUnitProperties", "sba(sv)", [name, True, _pairs(properties)])
+        if reply.message_type is MessageType.ERROR:
+            raise Internal(f"systemd can't change {name}: {_said(reply)}")
 
     async def stop(self, name: str) -> None:
         """Stops a unit, which ends the processes in it; fine if there is none."""
         reply = await self._job(name, "StopUnit", "ss", [name, "replace"])
         if reply.message_type is MessageType.ERROR and reply.error_name != _UNKNOWN:
             raise Internal(f"systemd can't stop {name}: {_said(reply)}")
-
-    async def close(self) -> None:
-        """Closes the connection."""
-        if self._bus is not None:
-            self._bus.disconnect()
 
     async def _start(self, name: str, properties: Properties) -> bool:
         reply = await self._job(name, "StartTransientUnit", "ssa(sv)a(sa(sv))", [name, "replace", _pairs(properties), []])
@@ -89,15 +86,8 @@ class Systemd:
         finally:
             self._jobs.pop(unit, None)
 
-    async def _call(self, member: str, signature: str, body: list[Any]) -> None:
-        reply = await self._send(member, signature, body)
-        if reply.message_type is MessageType.ERROR:
-            raise Internal(f"systemd's {member} failed: {_said(reply)}")
-
-    async def _send(self, member: str, signature: str = "", body: Sequence[Any] = ()) -> Message:
-        bus = await self._connected()
-        message = Message(destination=_NAME, path=_PATH, interface=_MANAGER, member=member, signature=signature, body=list(body))
-        reply = await bus.call(message)
+    async def _send(self, member: str, signature: str, body: list[Any]) -> Message:
+        reply = await (await self._connected()).call(_message(member, signature, body))
         assert reply is not None
         return reply
 
@@ -109,14 +99,12 @@ class Systemd:
                 bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
                 match = f"type='signal',sender='{_NAME}',interface='{_MANAGER}',member='JobRemoved'"
                 bus.add_message_handler(self._on_message)
-                for destination, interface, member, signature, body in (
-                    ("org.freedesktop.DBus", "org.freedesktop.DBus", "AddMatch", "s", [match]),
-                    (_NAME, _MANAGER, "Subscribe", "", []),
-                ):
-                    path = _PATH if destination == _NAME else "/org/freedesktop/DBus"
-                    await bus.call(
-                        Message(destination=destination, path=path, interface=interface, member=member, signature=signature, body=body)
+                await bus.call(
+                    Message(
+                        "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", signature="s", body=[match]
                     )
+                )
+                await bus.call(_message("Subscribe", "", []))
             except (OSError, EOFError) as error:
                 raise FailedPrecondition(
                     f'systemd can\'t be reached over D-Bus: {error}; is dbus running? Otherwise set runtime.cgroup_driver = "cgroupfs"',
@@ -132,6 +120,10 @@ class Systemd:
             if done is not None:
                 with contextlib.suppress(asyncio.InvalidStateError):
                     done.set_result(result)
+
+
+def _message(member: str, signature: str, body: list[Any]) -> Message:
+    return Message(_NAME, _PATH, _MANAGER, member, signature=signature, body=body)
 
 
 def _pairs(properties: Properties) -> list[list[Any]]:

@@ -68,9 +68,9 @@ class Containers:
         owner = None
         if own_users:
             pod = await self._services.runtime.pod(pod_id)
-            mappings = pod.config.linux.security_context.namespace_options.userns_options
-            if pod.user_namespace and mappings is not None:
-                owner = UserNamespaceOwner(path=pod.user_namespace, uids=mappings.uids, gids=mappings.gids)
+            own = pod.config.own_user_namespace
+            if own is not None:
+                owner = UserNamespaceOwner(path=pod.user_namespace, uids=own.uids, gids=own.gids)
         volumes = {
             number: ImageVolume(image=mount.image.image, sub_path=mount.image_sub_path)
             for number, mount in enumerate(config.mounts)

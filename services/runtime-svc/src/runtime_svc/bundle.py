@@ -86,8 +86,8 @@ def build(
             privileged=security.privileged,
             host_ipc=host_ipc,
             shm=str(pod.files.shm),
-            node_sysfs=own_users and pod.config.on_node_network,
-            node_mqueue=own_users and host_ipc,
+            node_sysfs=own_users is not None and pod.config.on_node_network,
+            node_mqueue=own_users is not None and host_ipc,
         ),
         pod.files.mounted_files(),
         readonly_rootfs=security.readonly_rootfs,
@@ -104,7 +104,7 @@ def build(
             pod.files,
             host_network=pod.config.on_node_network,
             netns=pod.netns,
-            user_namespace=own_users,
+            user_namespace=own_users is not None,
             target_pid=pod.target_pid,
             own_cgroup=pod.cgroup_version == 2 and not security.privileged,
         ),
@@ -113,14 +113,13 @@ def build(
         "rootfsPropagation": mount_plan.root_propagation,
         **classes.rdt,
     }
-    if own_users:
-        options = pod_security.namespace_options.userns_options
-        assert options is not None
-        linux |= {"uidMappings": id_mappings.to_oci(options.uids), "gidMappings": id_mappings.to_oci(options.gids)}
+    if own_users is not None:
+        linux |= {"uidMappings": id_mappings.to_oci(own_users.uids), "gidMappings": id_mappings.to_oci(own_users.gids)}
+    all_annotations = {**pod.config.annotations, **config.annotations}
     annotations = {
         "io.kubernetes.cri.container-type": "container",
         **pod.handler.default_annotations,
-        **_handed_on({**pod.config.annotations, **config.annotations}, config.annotations, pod.handler.allowed_annotations),
+        **_handed_on(all_annotations, config.annotations, pod.handler.allowed_annotations),
     }
     if not security.privileged:
         linux["maskedPaths"] = list(dict.fromkeys([*security.masked_paths, *_MASKED])) if security.masked_paths else []
@@ -143,7 +142,7 @@ def build(
         "annotations": annotations,
     }
     cdi.apply(document, edits)
-    hooks.add(document, settings.hooks_dirs, {**pod.config.annotations, **config.annotations}, bind_mounts=bool(config.mounts))
+    hooks.add(document, settings.hooks_dirs, all_annotations, bind_mounts=bool(config.mounts))
     return Bundle(adjust(document), user)
 
 

@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ async def ask(runtime: OciRuntime, program: Path) -> Features:
         "runtime-features",
         handler=runtime.name,
         asked="features" if document else "trial",
-        **{name: getattr(found, name) for name in found.__slots__},
+        **asdict(found),
     )
     return found
 
@@ -80,7 +81,7 @@ async def _criu_fault() -> str:
 
 
 def _recursive_read_only(document: Document) -> str:
-    # /dev has mounts below it (pts) on every machine.
+    # /dev has mounts below it (pts) on every machine: both, it and they, must be read-only then.
     document["mounts"].append({"destination": _INSIDE, "type": "bind", "source": "/dev", "options": ["rbind", "ro", "rro", "rprivate"]})
     return "ro"
 
@@ -102,7 +103,7 @@ def _idmapped(document: Document) -> str:
     return "idmapped"
 
 
-async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Any) -> bool:
+async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Callable[[Document], str]) -> bool:
     """Whether all mounts at _INSIDE, of a container that the runtime created, have the option that `prepare` asked for."""
     await runtime.delete(name)  # what a killed predecessor left
     with tempfile.TemporaryDirectory(dir=runtime.root, prefix=f".{name}-") as folder:
@@ -131,7 +132,11 @@ async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Any) -> b
                 creating = start([*runtime.command, "create", f"--bundle={folder}", f"--pid-file={pid_file}", name], stderr=said)
             finally:
                 os.close(said)
-            async with asyncio.timeout(_TRIAL_SECONDS):
+            try:
+                async with asyncio.timeout(_TRIAL_SECONDS):
+                    await creating.wait()
+            finally:
+                creating.kill()  # does nothing, if it has ended
                 await creating.wait()
             mounts = [line.split() for line in Path(f"/proc/{int(pid_file.read_text())}/mountinfo").read_text().splitlines()]
         except (OSError, ValueError, CrispError) as error:
@@ -141,8 +146,9 @@ async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Any) -> b
             return False
         finally:
             await runtime.delete(name)
-        options = [fields[5].split(",") for fields in mounts if fields[4] == _INSIDE or fields[4].startswith(f"{_INSIDE}/")]
-        return len(options) > (option == "ro") and all(option in entry for entry in options)
+        options = {fields[4]: fields[5].split(",") for fields in mounts if fields[4] == _INSIDE or fields[4].startswith(f"{_INSIDE}/")}
+        expected = 2 if prepare is _recursive_read_only else 1
+        return len(options) >= expected and all(option in entry for entry in options.values())
 
 
 async def _run(command: list[str]) -> str:

@@ -49,10 +49,8 @@ def check_container(options: NamespaceOption, pod: PodSandboxConfig) -> None:
 
 def of(config: PodSandboxConfig) -> tuple[list[Triple], list[Triple]]:
     """Users and groups as /proc/PID/uid_map has them: inside, outside, length; nothing for the node's user namespace."""
-    options = config.linux.security_context.namespace_options.userns_options
-    if options is None or not config.own_user_namespace:
-        return [], []
-    return _triples(options.uids), _triples(options.gids)
+    own = config.own_user_namespace
+    return ([], []) if own is None else (_triples(own.uids), _triples(own.gids))
 
 
 def root_of(config: PodSandboxConfig) -> tuple[int, int]:

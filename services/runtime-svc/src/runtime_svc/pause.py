@@ -27,20 +27,25 @@ def start_in_user_namespace(executable: Path, pod: "PodFiles", cgroups: list[str
     """The same as root of the pod's own user namespace, which then owns the PID namespace, as mounting /proc there needs."""
     command = [*user_namespaces.command_in(pod.namespace("user")), "unshare", "--pid", "--fork", "--", str(executable), "-P"]
     parent = start_in_cgroups(command, cgroups, start_new_session=True)
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-    deadline = time.monotonic() + _START_SECONDS
     try:
-        while not (found := children.read_text().split()):
-            if time.monotonic() > deadline:
-                raise Internal(f"{executable} did not start in the pod's user namespace")
-            time.sleep(0.001)
-    except FileNotFoundError as error:
-        raise Internal(
-            f"{executable} could not be started in the pod's user namespace; are nsenter and unshare (util-linux) here?"
-        ) from error
-    _pin(int(found[0]), pod)
-    parent.kill()  # unshare only waits
-    os.waitpid(parent.pid, 0)
+        _pin(_first_child(parent.pid, executable), pod)
+    finally:  # unshare only waits
+        parent.kill()
+        os.waitpid(parent.pid, 0)
+
+
+def _first_child(parent: int, executable: Path) -> int:
+    """The pid of a process's first child, waited for. Raises Internal if none comes."""
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if found := children.read_text().split():
+                return int(found[0])
+        except FileNotFoundError:
+            break
+        time.sleep(0.001)
+    raise Internal(f"{executable} did not start in the pod's user namespace; are nsenter and unshare (util-linux) here?")
 
 
 def _pin(pid: int, pod: "PodFiles") -> None:
