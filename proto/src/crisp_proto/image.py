@@ -109,7 +109,17 @@ class FilesystemInfo(Contract):
     containers: DiskUse
 
 
+class FileSystem(Contract):
+    """The file system that writable layers are on, as statvfs(3) has it; device as in /proc/self/mountinfo."""
+
+    device: str
+    size: int
+    inodes: int
+    inodes_free: int
+
+
 class WritableLayers(Contract):
-    """Disk use of each container's writable layer, by container id."""
+    """Disk use of each container's writable layer, by container id, and the file system they are on."""
 
     layers: dict[str, DiskUse]
+    on: FileSystem

@@ -65,9 +65,13 @@ class InterfaceUsage(Contract):
 
     name: str
     rx_bytes: int
+    rx_packets: int
     rx_errors: int
+    rx_dropped: int
     tx_bytes: int
+    tx_packets: int
     tx_errors: int
+    tx_dropped: int
 
 
 class NetworkUsage(Contract):

@@ -193,3 +193,64 @@ class Usages(Contract):
 
     containers: dict[str, CgroupUse]
     pods: dict[str, CgroupUse]
+
+
+class DeviceUse(Contract):
+    """What was read from and written to a block device, in bytes and in operations."""
+
+    name: str
+    major: int
+    minor: int
+    read_bytes: int
+    read_count: int
+    write_bytes: int
+    write_count: int
+
+
+class HugePages(Contract):
+    """Bytes in huge pages of a size (2MB, 1GB); peak where the kernel keeps it."""
+
+    size: str
+    usage: int
+    peak: int | None = None
+
+
+class ProcessesUse(Contract):
+    """What the processes of a container have open, and the soft limits of the oldest one by name; an unlimited one is absent."""
+
+    processes: int = 0
+    file_descriptors: int = 0
+    sockets: int = 0
+    soft_limits: dict[str, int] = {}
+
+
+class Account(Contract):
+    """All that the kernel counts for a cgroup. Times are ns, memory is bytes; None is what this kernel does not count."""
+
+    cgroup: str
+    use: CgroupUse
+    user: int | None = None
+    system: int | None = None
+    periods: int | None = None
+    throttled_periods: int | None = None
+    throttled: int | None = None
+    cache: int | None = None
+    kernel: int | None = None
+    mapped_file: int | None = None
+    active_file: int | None = None
+    inactive_file: int | None = None
+    peak: int | None = Field(None, description="The most memory that was ever in use")
+    limit_hits: int | None = Field(None, description="How often the memory limit was reached")
+    oom_kills: int | None = None
+    threads: int | None = None
+    threads_max: int | None = Field(None, description="None without a limit")
+    devices: list[DeviceUse] = []
+    huge_pages: list[HugePages] = []
+    own: ProcessesUse | None = Field(None, description="Of containers only")
+
+
+class Accounts(Contract):
+    """Accounts by container id and by pod id; what is gone is left out."""
+
+    containers: dict[str, Account]
+    pods: dict[str, Account]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime_svc import cgroups
+from crisp_proto.runtime import CgroupUse, CpuUse, MemoryUse
+from runtime_svc import accounts, cgroups
 from runtime_svc.cgroups import CgroupsV1, CgroupsV2
 
 FILES = {
@@ -60,3 +61,33 @@ def test_version_1_gives_a_new_cpuset_its_parents_processors(root: Path) -> None
     assert (root / "cpuset/crisp/pod/helpers/cpuset.cpus").read_text() == "0-1"
     assert (root / "memory/crisp/pod/helpers").is_dir()
     assert groups.folders("/crisp/pod") == [f"{root}/cpuset/crisp/pod", f"{root}/memory/crisp/pod"]
+
+
+def test_version_2_is_accounted_for_by_device_and_event(root: Path) -> None:
+    folder = root / "crisp/pod"
+    folder.mkdir(parents=True)
+    more = {
+        "memory.events": "low 0\nmax 4\noom 1\noom_kill 2\n",
+        "memory.peak": "20000\n",
+        "pids.max": "max\n",
+        "io.stat": "0:99999 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n",
+        "cpu.stat": "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n",
+        "cgroup.procs": "",
+    }
+    for name, text in (FILES | more).items():
+        (folder / name).write_text(text)
+    version_2 = CgroupsV2()
+    use = CgroupUse(
+        cpu=CpuUse(timestamp=1, usage=2, nano_cores=3), memory=MemoryUse(**dict.fromkeys(MemoryUse.model_fields, 0)), processes=3
+    )
+    account = accounts.read(version_2, "/crisp/pod", use, with_processes=True)
+    assert account is not None
+    assert (account.user, account.system, account.limit_hits, account.oom_kills) == (1_000_000, 500_000, 4, 2)
+    assert (account.peak, account.threads, account.threads_max) == (20000, 3, None)
+    assert account.periods is None, "a kernel that counts none has no number"
+    (device,) = account.devices
+    assert (device.name, device.minor) == ("", 99999)
+    assert (device.read_bytes, device.write_bytes, device.read_count, device.write_count) == (1, 2, 3, 4)
+    assert account.own is not None
+    assert account.own.processes == 0
+    assert accounts.read(version_2, "/crisp/none", use, with_processes=True) is None

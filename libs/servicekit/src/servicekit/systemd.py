@@ -8,7 +8,7 @@ from typing import Any
 from dbus_fast import BusType, Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 
-from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal
+from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
 
 _NAME, _PATH, _MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
 _EXISTS, _UNKNOWN = "org.freedesktop.systemd1.UnitExists", "org.freedesktop.systemd1.NoSuchUnit"
@@ -51,8 +51,10 @@ class Systemd:
                 raise Internal(f"systemd has a scope {name} already, and it does not stop; see systemctl status {name}")
 
     async def set_properties(self, name: str, properties: Properties) -> None:
-        """Changes properties of a unit until the next boot."""
+        """Changes properties of a unit until the next boot. Raises NotFound if there is no such unit."""
         reply = await self._send("SetUnitProperties", "sba(sv)", [name, True, _pairs(properties)])
+        if reply.error_name == _UNKNOWN:
+            raise NotFound(f"systemd has no unit {name}")
         if reply.message_type is MessageType.ERROR:
             raise Internal(f"systemd can't change {name}: {_said(reply)}")
 

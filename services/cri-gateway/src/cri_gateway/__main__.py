@@ -8,6 +8,7 @@ from cri_gateway import privileges
 from cri_gateway.containers import Containers
 from cri_gateway.images import Images
 from cri_gateway.node import Node
+from cri_gateway.pod_metrics import PodMetrics
 from cri_gateway.pods import Pods
 from cri_gateway.reconciler import Reconciler
 from cri_gateway.server import image_answers, runtime_answers, serving
@@ -28,7 +29,7 @@ async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Face]:
     services = Services.at(run)
     containers = Containers(services)
     answers = {
-        "RuntimeService": runtime_answers(Node(services), Pods(services, containers), containers, Stats(services)),
+        "RuntimeService": runtime_answers(Node(services), Pods(services, containers), containers, Stats(services), PodMetrics(services)),
         "ImageService": image_answers(Images(services)),
     }
 

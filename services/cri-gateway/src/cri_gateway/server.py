@@ -18,6 +18,7 @@ from cri_gateway import streams
 from cri_gateway.containers import Containers
 from cri_gateway.images import Images
 from cri_gateway.node import Node
+from cri_gateway.pod_metrics import PodMetrics
 from cri_gateway.pods import Pods
 from cri_gateway.stats import Stats
 from crisp_proto.cri import api_pb2
@@ -29,13 +30,14 @@ _log = logs.get()
 Answer = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
 
 
-def runtime_answers(node: Node, pods: Pods, containers: Containers, stats: Stats) -> dict[str, Answer]:
+def runtime_answers(node: Node, pods: Pods, containers: Containers, stats: Stats, pod_metrics: PodMetrics) -> dict[str, Answer]:
     """RuntimeService."""
     lists: dict[str, streams.List] = {
         "ListPodSandbox": pods.list,
         "ListContainers": containers.list,
         "ListContainerStats": stats.containers,
         "ListPodSandboxStats": stats.pods,
+        "ListPodSandboxMetrics": pod_metrics.list,
     }
     return {
         **lists,
@@ -59,6 +61,7 @@ def runtime_answers(node: Node, pods: Pods, containers: Containers, stats: Stats
         "ExecSync": containers.exec_sync,
         "ContainerStats": stats.container,
         "PodSandboxStats": stats.pod,
+        "ListMetricDescriptors": pod_metrics.descriptors,
     }
 
 

@@ -18,6 +18,7 @@ from crisp_proto.image import (
 from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest, Process, ProcessList, StopRequest
 from crisp_proto.net import Attachment, AttachmentList, AttachmentRequest, NetworkStatus, NetworkUsages, NodeConfig
 from crisp_proto.runtime import (
+    Accounts,
     Container,
     ContainerList,
     ContainerRequest,
@@ -119,6 +120,9 @@ class RuntimeService:
 
     async def usage(self) -> Usages:
         return await self.client.call("GET", "/v1/usage", Usages)
+
+    async def accounts(self) -> Accounts:
+        return await self.client.call("GET", "/v1/accounts", Accounts)
 
     async def info(self) -> RuntimeInfo:
         return await self.client.call("GET", "/v1/info", RuntimeInfo)

@@ -28,6 +28,13 @@ _STREAMS: dict[str, tuple[str, type[Message], str, type[Message], str]] = {
         api_pb2.StreamPodSandboxStatsResponse,
         "pod_sandbox_stats",
     ),
+    "StreamPodSandboxMetrics": (
+        "ListPodSandboxMetrics",
+        api_pb2.ListPodSandboxMetricsRequest,
+        "pod_metrics",
+        api_pb2.StreamPodSandboxMetricsResponse,
+        "pod_sandbox_metrics",
+    ),
     "StreamImages": ("ListImages", api_pb2.ListImagesRequest, "images", api_pb2.StreamImagesResponse, "images"),
 }
 
@@ -45,7 +52,8 @@ def _stream(listing: List, request: type[Message], items: str, response: type[Me
     async def stream(asked: Any) -> AsyncIterator[Message]:
         pending: list[Message] = []
         size = 0
-        for item in getattr(await listing(request(filter=asked.filter)), items):
+        wanted = request(filter=asked.filter) if "filter" in request.DESCRIPTOR.fields_by_name else request()
+        for item in getattr(await listing(wanted), items):
             if pending and size + item.ByteSize() > _BYTES:
                 yield response(**{field: pending})
                 pending, size = [], 0

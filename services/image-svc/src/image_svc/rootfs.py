@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from crisp_proto.image import DiskUse, FilesystemInfo, Rootfs, RootfsRequest, UserNamespaceOwner, WritableLayers
+from crisp_proto.image import DiskUse, FileSystem, FilesystemInfo, Rootfs, RootfsRequest, UserNamespaceOwner, WritableLayers
 from image_svc import overlay
 from image_svc.images import Images
 from image_svc.overlay import Stack
@@ -158,7 +158,7 @@ class RootfsMounts:
             if known is None or known.timestamp < fresh:
                 upper = self._containers / rootfs_id / "upper"
                 self._usages[rootfs_id] = await asyncio.to_thread(_disk_use, upper, self._containers)
-        return WritableLayers(layers=dict(self._usages))
+        return WritableLayers(layers=dict(self._usages), on=_file_system(self._containers))
 
     async def filesystem_info(self) -> FilesystemInfo:
         """What all images and what all writable layers take."""
@@ -187,3 +187,12 @@ def _disk_use(folder: Path, mountpoint: Path) -> DiskUse:
             size += status.st_blocks * 512
             inodes += 1
     return DiskUse(timestamp=time.time_ns(), mountpoint=str(mountpoint), used_bytes=size, inodes_used=inodes)
+
+
+def _file_system(folder: Path) -> FileSystem:
+    status, device = os.statvfs(folder), os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    # proc(5): id parent major:minor root target options [fields] - type source superoptions
+    mounts = (line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    source = next((right.split()[1] for left, right in mounts if left.split()[2] == number), "")
+    return FileSystem(device=source, size=status.f_blocks * status.f_frsize, inodes=status.f_files, inodes_free=status.f_ffree)

@@ -286,9 +286,13 @@ def _read_usages(paths: dict[str, Path]) -> dict[str, NetworkUsage]:
                     InterfaceUsage(
                         name=name.strip(),
                         rx_bytes=int(fields[0]),
+                        rx_packets=int(fields[1]),
                         rx_errors=int(fields[2]),
+                        rx_dropped=int(fields[3]),
                         tx_bytes=int(fields[8]),
+                        tx_packets=int(fields[9]),
                         tx_errors=int(fields[10]),
+                        tx_dropped=int(fields[11]),
                     )
                 )
         usages[pod_id] = NetworkUsage(timestamp=time.time_ns(), interfaces=interfaces)

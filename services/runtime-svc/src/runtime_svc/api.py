@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import APIRouter
 
 from crisp_proto.runtime import (
+    Accounts,
     Container,
     ContainerList,
     ContainerRequest,
@@ -90,7 +91,12 @@ def routes(pods: Pods, containers: Containers, stats: Stats, info: Callable[[], 
     @router.get("/usage")
     async def usage() -> Usages:
         """CPU, memory and processes of all containers and pods."""
-        return await stats.read()
+        return await stats.usages()
+
+    @router.get("/accounts")
+    async def accounts() -> Accounts:
+        """All that the kernel counts for containers and pods."""
+        return await stats.accounts()
 
     @router.get("/info")
     async def get_info() -> RuntimeInfo:

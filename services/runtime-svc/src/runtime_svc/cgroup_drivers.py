@@ -7,12 +7,13 @@ Either way the pod has a cgroup of its own below the parent that kubelet made fo
 """
 
 import asyncio
+import contextlib
 from typing import Protocol
 
 from crisp_proto.config import LinuxContainerResources
 from runtime_svc import pod_limits
 from runtime_svc.cgroups import Cgroups
-from servicekit.errors import FailedPrecondition, InvalidArgument
+from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound
 
 _FIELD = "linux.cgroup_parent"
 _HELPERS = "helpers"
@@ -50,6 +51,9 @@ class CgroupDriver(Protocol):
 
     def oci_path(self, pod: str, container_id: str) -> str:
         """The same as the OCI runtime wants it told (OCI runtime spec, cgroupsPath)."""
+
+    async def limit_container(self, container_id: str, limits: LinuxContainerResources, pids: int) -> None:
+        """Sets what the OCI runtime, which limits the container, may have left without limits on the way to it."""
 
 
 class CgroupfsDriver:
@@ -104,6 +108,9 @@ class CgroupfsDriver:
     def oci_path(self, pod: str, container_id: str) -> str:
         """The same."""
         return f"{pod}/{container_id}"
+
+    async def limit_container(self, container_id: str, limits: LinuxContainerResources, pids: int) -> None:
+        """Nothing: the container is in the very cgroup that we named."""
 
 
 class SystemdDriver:
@@ -160,11 +167,20 @@ class SystemdDriver:
 
     def container(self, pod: str, container_id: str) -> str:
         """A scope, which the OCI runtime asks systemd for."""
-        return f"{pod}/crisp-{container_id}.scope"
+        return f"{pod}/{_scope(container_id)}"
 
     def oci_path(self, pod: str, container_id: str) -> str:
         """slice:prefix:name."""
         return f"{_unit(pod)}:crisp:{container_id}"
+
+    async def limit_container(self, container_id: str, limits: LinuxContainerResources, pids: int) -> None:
+        """The scope's properties: crun limits a group of its own below it, out of reach of systemd's reloads, and leaves them unset."""
+        with contextlib.suppress(NotFound):  # the container has ended, and its scope with it
+            await self._systemd.set_properties(_scope(container_id), pod_limits.scope_properties(limits, pids))
+
+
+def _scope(container_id: str) -> str:
+    return f"crisp-{container_id}.scope"
 
 
 def _unit(cgroup: str) -> str:

@@ -60,6 +60,9 @@ class Cgroups(Protocol):
     def read(self, path: str) -> Reading | None:
         """The counters, or None if the cgroup is gone."""
 
+    def processes(self, path: str) -> list[int]:
+        """Pids of the processes in the cgroup and below it."""
+
 
 class ComingMoves:
     """Lets the kernel begin to wait now for what the OCI runtime's move of a new container into its cgroup will need.
@@ -130,26 +133,30 @@ class CgroupsV2:
         """memory.*, cpu.stat and pids.current."""
         here = f"{ROOT}{path}"
         try:
-            cpu = _table(f"{here}/cpu.stat")
-            memory = _table(f"{here}/memory.stat")
-            usage = _number(f"{here}/memory.current")
-            swap_limit = _number(f"{here}/memory.swap.max")
+            cpu = table(f"{here}/cpu.stat")
+            memory = table(f"{here}/memory.stat")
+            usage = number(f"{here}/memory.current")
+            swap_limit = number(f"{here}/memory.swap.max")
             return Reading(
                 timestamp=time.time_ns(),
                 cpu=cpu.get("usage_usec", 0) * 1000,
                 usage=usage,
                 working_set=max(0, usage - memory.get("inactive_file", 0)),
-                limit=_number(f"{here}/memory.max"),
+                limit=number(f"{here}/memory.max"),
                 rss=memory.get("anon", 0),
                 page_faults=memory.get("pgfault", 0),
                 major_page_faults=memory.get("pgmajfault", 0),
-                swap_usage=max(0, _number(f"{here}/memory.swap.current")),
+                swap_usage=max(0, number(f"{here}/memory.swap.current")),
                 swap_limit=swap_limit,
-                processes=max(0, _number(f"{here}/pids.current")),
+                processes=max(0, number(f"{here}/pids.current")),
                 pressure={kind: found for kind in ("cpu", "memory", "io") if (found := _pressure(f"{here}/{kind}.pressure")) is not None},
             )
         except FileNotFoundError:
             return None
+
+    def processes(self, path: str) -> list[int]:
+        """In the one hierarchy."""
+        return _pids(ROOT / path.strip("/"))
 
 
 class CgroupsV1:
@@ -192,25 +199,29 @@ class CgroupsV1:
         """cpuacct.usage, memory.* and pids.current; sums over children where the file has only the group's own."""
         memory = f"{ROOT}/memory{path}"
         try:
-            table = _table(f"{memory}/memory.stat")
-            usage = _number(f"{memory}/memory.usage_in_bytes")
-            limit = _number(f"{memory}/memory.limit_in_bytes")
-            both, both_limit = _number(f"{memory}/memory.memsw.usage_in_bytes"), _number(f"{memory}/memory.memsw.limit_in_bytes")
+            own = table(f"{memory}/memory.stat")
+            usage = number(f"{memory}/memory.usage_in_bytes")
+            limit = number(f"{memory}/memory.limit_in_bytes")
+            both, both_limit = number(f"{memory}/memory.memsw.usage_in_bytes"), number(f"{memory}/memory.memsw.limit_in_bytes")
             return Reading(
                 timestamp=time.time_ns(),
-                cpu=_number(f"{ROOT}/cpuacct{path}/cpuacct.usage"),
+                cpu=number(f"{ROOT}/cpuacct{path}/cpuacct.usage"),
                 usage=usage,
-                working_set=max(0, usage - table.get("total_inactive_file", 0)),
+                working_set=max(0, usage - own.get("total_inactive_file", 0)),
                 limit=-1 if limit >= _UNLIMITED else limit,
-                rss=table.get("total_rss", 0),
-                page_faults=table.get("total_pgfault", 0),
-                major_page_faults=table.get("total_pgmajfault", 0),
+                rss=own.get("total_rss", 0),
+                page_faults=own.get("total_pgfault", 0),
+                major_page_faults=own.get("total_pgmajfault", 0),
                 swap_usage=max(0, both - usage) if both >= 0 else 0,
                 swap_limit=-1 if both_limit < 0 or both_limit >= _UNLIMITED else max(0, both_limit - limit),
-                processes=max(0, _number(f"{ROOT}/pids{path}/pids.current")),
+                processes=max(0, number(f"{ROOT}/pids{path}/pids.current")),
             )
         except FileNotFoundError:
             return None
+
+    def processes(self, path: str) -> list[int]:
+        """In the hierarchy of memory; each has them all."""
+        return _pids(ROOT / "memory" / path.strip("/"))
 
 
 def _v1_controllers() -> Iterator[str]:
@@ -239,15 +250,16 @@ def _remove_tree(folder: Path) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise Internal(f"cgroup {folder} can't be removed: {error.strerror}; processes in it: {_pids(folder)}") from error
+                raise Internal(f"cgroup {folder} can't be removed: {error.strerror}; processes in it: {_pids(folder) or 'none'}") from error
             time.sleep(0.01)
 
 
-def _pids(folder: Path) -> str:
-    return " ".join(pid for file in folder.rglob("cgroup.procs") for pid in file.read_text().split()) or "none"
+def _pids(folder: Path) -> list[int]:
+    return [int(pid) for file in folder.rglob("cgroup.procs") for pid in file.read_text().split()]
 
 
-def _table(path: str) -> dict[str, int]:
+def table(path: str) -> dict[str, int]:
+    """A file of lines like `name 12`."""
     with open(path) as file:
         return {key: int(value) for key, _, value in (line.partition(" ") for line in file)}
 
@@ -267,7 +279,7 @@ def _pressure(path: str) -> Pressure | None:
     )
 
 
-def _number(path: str) -> int:
+def number(path: str) -> int:
     """A file with one number; -1 for `max` and where the kernel has no such file in a group that exists."""
     try:
         with open(path) as file:

@@ -133,11 +133,13 @@ class Containers:
 
     async def _start(self, container_id: str, attempt: str) -> StartResult:
         container = self.get(container_id)
-        runtime = self._handlers.get(self._pods.get(container.pod_id).handler)
+        pod = self._pods.get(container.pod_id)
+        runtime = self._handlers.get(pod.handler)
         before, started_at = self._store.begin_start(container_id, attempt)
         if started_at:
             return StartResult(started_at=started_at, already=before != attempt)
         crashpoint("start-recorded")
+        await self._driver.limit_container(container_id, container.config.linux.resources, self._settings.pids_limit)
         try:
             await runtime.start(container_id)
         except CrispError as error:
@@ -156,10 +158,11 @@ class Containers:
 
     async def _update(self, container_id: str, new: LinuxContainerResources) -> Container:
         container = self.get(container_id)
-        runtime = self._handlers.get(self._pods.get(container.pod_id).handler)
+        pod = self._pods.get(container.pod_id)
         limits = resources.to_oci(new, cgroup_version=self._cgroups.version)
         if limits:
-            await runtime.update(container_id, limits)
+            await self._handlers.get(pod.handler).update(container_id, limits)
+            await self._driver.limit_container(container_id, new, self._settings.pids_limit)
         linux = container.config.linux
         config = container.config.model_copy(
             update={"linux": linux.model_copy(update={"resources": resources.merged(linux.resources, new)})}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from servicekit.systemd import Properties
 
 _PERIOD = 100_000
+_INFINITY = (1 << 64) - 1  # as systemd says it over D-Bus
 _NONE = LinuxContainerResources()
 
 
@@ -44,19 +45,26 @@ def write_what_systemd_lacks(cgroups: Cgroups, cgroup: str, limits: LinuxContain
 
 
 def to_properties(limits: LinuxContainerResources) -> "Properties":
-    """The others, as properties of a slice (systemd.resource-control(5))."""
+    """The others, as properties of a unit (systemd.resource-control(5))."""
     from dbus_fast import Variant
 
     found: dict[str, Variant] = {}
     if limits.cpu_shares:
         found["CPUWeight"] = Variant("t", weight(limits.cpu_shares))
     if limits.cpu_quota:
-        per_second = (1 << 64) - 1 if limits.cpu_quota < 0 else limits.cpu_quota * 1_000_000 // (limits.cpu_period or _PERIOD)
+        per_second = _INFINITY if limits.cpu_quota < 0 else limits.cpu_quota * 1_000_000 // (limits.cpu_period or _PERIOD)
         found["CPUQuotaPerSecUSec"] = Variant("t", per_second)
         found["CPUQuotaPeriodUSec"] = Variant("t", limits.cpu_period or _PERIOD)
     if limits.memory_limit_in_bytes:
         found["MemoryMax"] = Variant("t", limits.memory_limit_in_bytes)
     return found
+
+
+def scope_properties(limits: LinuxContainerResources, pids: int) -> "Properties":
+    """A container's scope: its limits, and in place of systemd's default number of tasks its own, 0 for no limit."""
+    from dbus_fast import Variant
+
+    return {**to_properties(limits), "TasksMax": Variant("t", pids or _INFINITY)}
 
 
 def weight(shares: int) -> int:

@@ -1,61 +1,117 @@
-"""Statistics of containers and pods, straight from their cgroups; never by asking the OCI runtime."""
+"""Statistics of containers and pods, straight from their cgroups; never by asking the OCI runtime.
+
+A reading serves everybody who asks within a second of it: many watchers cost the node no more than one.
+"""
 
 import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
-from crisp_proto.runtime import CgroupUse, CpuUse, MemoryUse, Usages
+from crisp_proto.runtime import Account, Accounts, CgroupUse, CpuUse, MemoryUse, Usages
+from runtime_svc import accounts
 from runtime_svc.cgroup_drivers import CgroupDriver
 from runtime_svc.cgroups import Cgroups, Reading
 from runtime_svc.store import Store
 
-_RATE_NS = 1_000_000_000  # readings closer together than this share one rate
+_FRESH_SECONDS = 1.0
+T = TypeVar("T")
+Kept = dict[str, tuple[float, T]]
+Paths = dict[str, str]
 
 
 class Stats:
-    """Reads cgroups, and keeps one earlier reading of each for the rate of its CPU time."""
+    """Reads cgroups, and keeps the last reading of each."""
 
     def __init__(self, store: Store, cgroups: Cgroups, driver: CgroupDriver) -> None:
         self._store = store
         self._cgroups = cgroups
         self._driver = driver
-        self._earlier: dict[str, Reading] = {}
-        self._rates: dict[str, int] = {}
+        self._uses: Kept[CgroupUse] = {}
+        self._accounts: Kept[Account] = {}
+        self._reading = asyncio.Lock()
 
-    async def read(self) -> Usages:
-        """All containers and pods whose cgroups exist."""
+    async def usages(self) -> Usages:
+        """What containers and pods use, as far as their cgroups exist."""
+        async with self._reading:
+            containers, pods = self._paths()
+            found = await asyncio.to_thread(self._read_uses, containers | pods)
+        return Usages(containers=_of(containers, found), pods=_of(pods, found))
+
+    async def accounts(self) -> Accounts:
+        """All that the kernel counts for containers and pods, as far as their cgroups exist."""
+        async with self._reading:
+            containers, pods = self._paths()
+            found = await asyncio.to_thread(self._read_accounts, containers, pods)
+        return Accounts(containers=_of(containers, found), pods=_of(pods, found))
+
+    def _paths(self) -> tuple[Paths, Paths]:
         pods = {pod.id: pod.cgroup for pod in self._store.pods()}
         containers = {
             container.id: self._driver.container(pods[container.pod_id], container.id)
             for container in self._store.containers()
             if container.pod_id in pods
         }
-        usages = await asyncio.to_thread(lambda: Usages(containers=self._read_all(containers), pods=self._read_all(pods)))
-        for gone in self._earlier.keys() - usages.containers.keys() - usages.pods.keys():
-            self._earlier.pop(gone)
-            self._rates.pop(gone, None)
-        return usages
+        return containers, pods
 
-    def _read_all(self, paths: dict[str, str]) -> dict[str, CgroupUse]:
-        return {thing: self._use(thing, reading) for thing, path in paths.items() if (reading := self._cgroups.read(path)) is not None}
+    def _read_uses(self, paths: Paths) -> dict[str, CgroupUse]:
+        return _fresh(self._uses, paths, self._use)
 
-    def _use(self, thing: str, reading: Reading) -> CgroupUse:
-        earlier = self._earlier.setdefault(thing, reading)
-        elapsed = reading.timestamp - earlier.timestamp
-        if elapsed >= _RATE_NS or (thing not in self._rates and elapsed > 0):
-            self._rates[thing] = max(0, (reading.cpu - earlier.cpu) * 1_000_000_000 // elapsed)
-            self._earlier[thing] = reading
-        return CgroupUse(
-            cpu=CpuUse(timestamp=reading.timestamp, usage=reading.cpu, nano_cores=self._rates.get(thing, 0)),
-            memory=MemoryUse(
-                timestamp=reading.timestamp,
-                working_set=reading.working_set,
-                available=-1 if reading.limit < 0 else max(0, reading.limit - reading.working_set),
-                usage=reading.usage,
-                rss=reading.rss,
-                page_faults=reading.page_faults,
-                major_page_faults=reading.major_page_faults,
-                swap_usage=reading.swap_usage,
-                swap_available=-1 if reading.swap_limit < 0 else max(0, reading.swap_limit - reading.swap_usage),
-            ),
-            processes=reading.processes,
-            pressure=reading.pressure,
-        )
+    def _use(self, thing: str, path: str) -> CgroupUse | None:
+        reading = self._cgroups.read(path)
+        if reading is None:
+            return None
+        _, before = self._uses.get(thing, (0.0, None))
+        return _use(reading, before)
+
+    def _read_accounts(self, containers: Paths, pods: Paths) -> dict[str, Account]:
+        paths = containers | pods
+        uses = self._read_uses(paths)
+
+        def account(thing: str, path: str) -> Account | None:
+            use = uses.get(thing)
+            return accounts.read(self._cgroups, path, use, with_processes=thing in containers) if use else None
+
+        return _fresh(self._accounts, paths, account)
+
+
+def _fresh(kept: Kept[T], paths: Paths, read: Callable[[str, str], T | None]) -> dict[str, T]:
+    """A value for each cgroup that exists, read anew where the kept one is too old; forgets the others."""
+    now = time.monotonic()
+    found: Kept[T] = {}
+    for thing, path in paths.items():
+        known = kept.get(thing)
+        if known is not None and now - known[0] < _FRESH_SECONDS:
+            found[thing] = known
+        elif (value := read(thing, path)) is not None:
+            found[thing] = (now, value)
+    kept.clear()
+    kept.update(found)
+    return {thing: value for thing, (_, value) in found.items()}
+
+
+def _of(paths: Paths, found: dict[str, T]) -> dict[str, T]:
+    return {thing: found[thing] for thing in paths if thing in found}
+
+
+def _use(reading: Reading, before: CgroupUse | None) -> CgroupUse:
+    elapsed = reading.timestamp - before.cpu.timestamp if before else 0
+    spent = reading.cpu - before.cpu.usage if before else 0
+    return CgroupUse(
+        cpu=CpuUse(
+            timestamp=reading.timestamp, usage=reading.cpu, nano_cores=max(0, spent * 1_000_000_000 // elapsed) if elapsed > 0 else 0
+        ),
+        memory=MemoryUse(
+            timestamp=reading.timestamp,
+            working_set=reading.working_set,
+            available=-1 if reading.limit < 0 else max(0, reading.limit - reading.working_set),
+            usage=reading.usage,
+            rss=reading.rss,
+            page_faults=reading.page_faults,
+            major_page_faults=reading.major_page_faults,
+            swap_usage=reading.swap_usage,
+            swap_available=-1 if reading.swap_limit < 0 else max(0, reading.swap_limit - reading.swap_usage),
+        ),
+        processes=reading.processes,
+        pressure=reading.pressure,
+    )
