@@ -36,6 +36,18 @@ def cri_client(node: Node) -> Iterator[Cri]:
     wait_until_clean(node, before)
 
 
+@pytest.fixture(scope="module")
+def crash_node(world: World) -> Iterator[Node]:
+    """A node whose crash points can be armed."""
+    with scratch.folder("crash") as folder:
+        armed = folder / "armed"
+        armed.mkdir()
+        armed.chmod(0o777)  # the gateway, which is not root, takes its own away
+        node = Node(folder / "node", environment={"CRISP_CRASHPOINTS": str(armed)})
+        with started(node, world.image):
+            yield node
+
+
 @pytest.fixture
 def own_node(world: World, tmp_path: Path) -> Iterator[Node]:
     """A node for one test alone, not started yet: the test may set its settings first."""

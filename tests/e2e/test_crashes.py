@@ -4,48 +4,26 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
 import httpx
 import pytest
+from crashes import arm, crashpoints, retried
 from expect import error_of, log_lines, until
-from traces import get, started, traces, wait_until_clean
+from traces import get, traces, wait_until_clean
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
-from crisplab import clone, images, scratch
+from crisplab import images
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import SERVICES, Node
 
-T = TypeVar("T")
-SOURCES = [*(clone.ROOT / "services").glob("*/src/*/*.py")]
-POINTS = sorted({name for file in SOURCES for name in re.findall(r'crashpoint\("([a-z-]+)"\)', file.read_text())})
+POINTS = crashpoints()
 IMAGE_POINTS = {"image-layers-unpacked"}
-
-
-@pytest.fixture(scope="module")
-def crash_node(world: World) -> Iterator[Node]:
-    """A node whose crash points can be armed."""
-    with scratch.folder("crash") as folder:
-        armed = folder / "armed"
-        armed.mkdir()
-        armed.chmod(0o777)  # the gateway, which is not root, takes its own away
-        node = Node(folder / "node", environment={"CRISP_CRASHPOINTS": str(armed)})
-        with started(node, world.image):
-            yield node
-
-
-def arm(node: Node, point: str) -> Path:
-    """The file that stands for the armed point; gone once a process has died there."""
-    file = Path(node.environment["CRISP_CRASHPOINTS"]) / point
-    file.touch()
-    return file
+OTHERS = re.compile("checkpoint-|restore-")  # test_checkpoints.py arms them
 
 
 def answering(node: Node, service: str, replica: str = "0") -> bool | None:
@@ -53,19 +31,7 @@ def answering(node: Node, service: str, replica: str = "0") -> bool | None:
     return node.answers(service, replica) or None
 
 
-def retried(call: Callable[[], T]) -> T:
-    """As kubelet does it: the same call again while the runtime is away. Nothing else is forgiven."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
-@pytest.mark.parametrize("point", [point for point in POINTS if point not in IMAGE_POINTS])
+@pytest.mark.parametrize("point", [point for point in POINTS if point not in IMAGE_POINTS and not OTHERS.match(point)])
 def test_a_pod_starts_and_ends_over_a_crash_at(crash_node: Node, world: World, tmp_path: Path, point: str) -> None:
     armed = arm(crash_node, point)
     config = pod_config("crash", log_directory=tmp_path)

@@ -191,7 +191,7 @@ def test_streams_have_what_the_lists_have(cri_client: Cri, world: World, tmp_pat
 
 
 NOT_YET = [
-    "Exec", "Attach", "PortForward", "CheckpointContainer", "CheckpointPod", "RestorePod", "GetContainerEvents",
+    "Exec", "Attach", "PortForward", "GetContainerEvents",
 ]  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class ImageVolume(Contract):
 class RootfsRequest(Contract):
     """Mount a container's root filesystem, and with it its image volumes by a number that the caller chose."""
 
-    image: str = Field(description="Reference, id or unique id prefix")
+    image: str = Field(description="Reference, id or unique id prefix; or the path of a checkpoint")
     user_namespace: UserNamespaceOwner | None = None
     volumes: dict[int, ImageVolume] = {}
 
@@ -85,6 +85,12 @@ class Rootfs(Contract):
     image_id: str
     config: ImageConfig
     volumes: dict[int, str] = {}
+
+
+class ChangesRequest(Contract):
+    """Write a container's changes to its image, as an OCI layer, to a path on the host."""
+
+    path: str
 
 
 class RootfsIds(Contract):

@@ -59,6 +59,7 @@ class ContainerRequest(Contract):
     volumes: dict[int, str] = Field({}, description="Where the images of image volumes are mounted on the host, by the mount's index")
     netns: str = ""
     pod_ips: list[str] = []
+    checkpoint: str = Field("", description="Path of the checkpoint that it is to be restored from")
     target_pid: int = Field(0, description="Process of the container whose PID namespace is to be shared (NamespaceMode TARGET)")
 
 
@@ -80,6 +81,7 @@ class Launch(Contract):
     cgroups: list[str] = []
     scope_slice: str = ""
     conmon: str = ""
+    restore: str = ""
 
 
 class Container(Contract):
@@ -93,7 +95,7 @@ class Container(Contract):
     started_at: int = 0
     user: ContainerUser
     log_path: str = ""
-    start_error: str = Field("", description="Why the OCI runtime could not start it")
+    start_error: str = Field("", description="Why the OCI runtime could not start or restore it")
     launch: Launch
 
 
@@ -110,10 +112,17 @@ class StartRequest(Contract):
 
 
 class StartResult(Contract):
-    """already: the container had been started before, by another attempt."""
+    """already: the container had been started before, by another attempt. restore: its monitor is to restore it from its checkpoint now."""
 
     started_at: int
     already: bool = False
+    restore: bool = False
+
+
+class RestoreResult(Contract):
+    """How the monitor's restore ended: well, or with this error."""
+
+    error: str = ""
 
 
 class UpdateRequest(Contract):

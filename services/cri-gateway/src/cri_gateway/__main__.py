@@ -5,16 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from cri_gateway import privileges
-from cri_gateway.containers import Containers
-from cri_gateway.images import Images
-from cri_gateway.node import Node
-from cri_gateway.pod_metrics import PodMetrics
-from cri_gateway.pods import Pods
 from cri_gateway.reconciler import Reconciler
 from cri_gateway.server import image_answers, runtime_answers, serving
 from cri_gateway.services import Services
 from cri_gateway.settings import GatewaySettings
-from cri_gateway.stats import Stats
 from servicekit import server
 from servicekit.errors import Unavailable
 from servicekit.server import Face, Service
@@ -27,11 +21,7 @@ async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Face]:
     run = settings.node.run_dir
     user = privileges.resolve(settings.own.user) if settings.own.user else None
     services = Services.at(run)
-    containers = Containers(services)
-    answers = {
-        "RuntimeService": runtime_answers(Node(services), Pods(services, containers), containers, Stats(services), PodMetrics(services)),
-        "ImageService": image_answers(Images(services)),
-    }
+    answers = {"RuntimeService": runtime_answers(services), "ImageService": image_answers(services)}
 
     async def ready() -> None:
         missing = [client.service for client in services.clients if not client.replicas()]

@@ -13,7 +13,7 @@ from crisp_proto.cri import api_pb2
 from crisp_proto.image import ImageVolume, Rootfs, RootfsRequest, UserNamespaceOwner
 from crisp_proto.monitor import ExecRequest, MonitorRequest, Process, ProcessState
 from crisp_proto.net import Attachment
-from crisp_proto.runtime import Container, ContainerRequest, UpdateRequest
+from crisp_proto.runtime import Container, ContainerRequest, RestoreResult, UpdateRequest
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument, NotFound
 from servicekit.tasks import Turns, all_of, every
@@ -57,9 +57,12 @@ class Containers:
                 netns=attachment.netns if attachment else "",
                 pod_ips=attachment.ips if attachment else [],
                 target_pid=target,
+                checkpoint=image if image.startswith("/") else "",
             )
             container = await services.runtime.create_container(container_id, request)
             crashpoint("create-bundle-written")
+            if container.launch.restore:  # it gets its monitor when it starts, for then it runs
+                return
             await services.monitor.create(container_id, _monitor_request(container))
             crashpoint("create-monitored")
 
@@ -121,11 +124,25 @@ class Containers:
             if error.code == "UNKNOWN":  # the OCI runtime could not: what it created must not stay half alive
                 await asyncio.gather(self._services.monitor.stop(container_id, 0), return_exceptions=True)
             raise
+        if result.restore:
+            await self._restore(container_id)
         if result.already:
             raise FailedPrecondition(
                 f"container {container_id} was started before; only a container in state CREATED can be started", field="container_id"
             )
         crashpoint("container-started")
+
+    async def _restore(self, container_id: str) -> None:
+        """Has the monitor bring a checkpoint's processes back; they run at once."""
+        container = await self._services.runtime.container(container_id)
+        try:
+            await self._services.monitor.create(container_id, _monitor_request(container))
+        except CrispError as error:
+            if error.code == "UNKNOWN":
+                await self._services.runtime.restored(container_id, RestoreResult(error=error.message))
+            raise
+        crashpoint("restore-monitored")
+        await self._services.runtime.restored(container_id, RestoreResult())
 
     async def stop(self, request: api_pb2.StopContainerRequest) -> api_pb2.StopContainerResponse:
         """StopContainer: the signal, then after `timeout` seconds SIGKILL. Unknown is fine."""
@@ -246,7 +263,9 @@ def _own_user_namespace(linux: api_pb2.LinuxContainerConfig | api_pb2.LinuxPodSa
 
 
 def state_of(container: Container, process: Process | None) -> "api_pb2.ContainerState.ValueType":
-    """CREATED, RUNNING, EXITED; UNKNOWN where monitor-svc knows no process."""
+    """CREATED, RUNNING, EXITED; UNKNOWN where monitor-svc knows no process, but for one that is still to be restored."""
+    if process is None and container.launch.restore and not container.started_at:
+        return api_pb2.CONTAINER_EXITED if container.start_error else api_pb2.CONTAINER_CREATED
     if process is None or process.state is ProcessState.LOST:
         return api_pb2.CONTAINER_UNKNOWN
     if process.state is ProcessState.EXITED:

@@ -15,11 +15,13 @@ import grpc
 from google.protobuf import message_factory
 
 from cri_gateway import streams
+from cri_gateway.checkpoints import Checkpoints
 from cri_gateway.containers import Containers
 from cri_gateway.images import Images
 from cri_gateway.node import Node
 from cri_gateway.pod_metrics import PodMetrics
 from cri_gateway.pods import Pods
+from cri_gateway.services import Services
 from cri_gateway.stats import Stats
 from crisp_proto.cri import api_pb2
 from servicekit import client, context, logs, metrics
@@ -30,8 +32,11 @@ _log = logs.get()
 Answer = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
 
 
-def runtime_answers(node: Node, pods: Pods, containers: Containers, stats: Stats, pod_metrics: PodMetrics) -> dict[str, Answer]:
+def runtime_answers(services: Services) -> dict[str, Answer]:
     """RuntimeService."""
+    node, containers, stats, pod_metrics = Node(services), Containers(services), Stats(services), PodMetrics(services)
+    pods = Pods(services, containers)
+    checkpoints = Checkpoints(services, pods, containers)
     lists: dict[str, streams.List] = {
         "ListPodSandbox": pods.list,
         "ListContainers": containers.list,
@@ -61,12 +66,16 @@ def runtime_answers(node: Node, pods: Pods, containers: Containers, stats: Stats
         "ExecSync": containers.exec_sync,
         "ContainerStats": stats.container,
         "PodSandboxStats": stats.pod,
+        "CheckpointContainer": checkpoints.container,
+        "CheckpointPod": checkpoints.pod,
+        "RestorePod": checkpoints.restore_pod,
         "ListMetricDescriptors": pod_metrics.descriptors,
     }
 
 
-def image_answers(images: Images) -> dict[str, Answer]:
+def image_answers(services: Services) -> dict[str, Answer]:
     """ImageService."""
+    images = Images(services)
     return {
         "ListImages": images.list,
         **streams.of({"ListImages": images.list}),

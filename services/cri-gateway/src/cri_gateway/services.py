@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from crisp_proto.checkpoint import Checkpoint, CheckpointRequest, PodCheckpoint, PodCheckpointRequest
 from crisp_proto.image import (
+    ChangesRequest,
     FilesystemInfo,
     Image,
     ImageList,
@@ -26,6 +28,7 @@ from crisp_proto.runtime import (
     PodList,
     PodRequest,
     PodUpdateRequest,
+    RestoreResult,
     RuntimeInfo,
     StartRequest,
     StartResult,
@@ -62,6 +65,9 @@ class ImageService:
 
     async def unmount(self, rootfs_id: str) -> None:
         await self.client.call("DELETE", f"/v1/rootfs/{rootfs_id}")
+
+    async def save_changes(self, rootfs_id: str, path: str) -> None:
+        await self.client.call("POST", f"/v1/rootfs/{rootfs_id}/changes", body=ChangesRequest(path=path), deadline=_LONG)
 
     async def rootfs_ages(self) -> dict[str, float]:
         return (await self.client.call("GET", "/v1/rootfs", RootfsIds)).ages
@@ -117,6 +123,24 @@ class RuntimeService:
 
     async def remove_container(self, container_id: str) -> None:
         await self.client.call("DELETE", f"/v1/containers/{container_id}")
+
+    async def restored(self, container_id: str, result: RestoreResult) -> None:
+        await self.client.call("POST", f"/v1/containers/{container_id}/restored", body=result)
+
+    async def begin_checkpoint(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
+        return await self.client.call("PUT", f"/v1/containers/{container_id}/checkpoint", Checkpoint, request, deadline=_LONG)
+
+    async def finish_checkpoint(self, container_id: str) -> None:
+        await self.client.call("POST", f"/v1/containers/{container_id}/checkpoint/finish", deadline=_LONG)
+
+    async def abandon_checkpoint(self, container_id: str) -> None:
+        await self.client.call("DELETE", f"/v1/containers/{container_id}/checkpoint")
+
+    async def save_pod_checkpoint(self, pod_id: str, request: PodCheckpointRequest) -> PodCheckpoint:
+        return await self.client.call("PUT", f"/v1/pods/{pod_id}/checkpoint", PodCheckpoint, request)
+
+    async def pod_checkpoint(self, folder: str) -> PodCheckpoint:
+        return await self.client.call("GET", f"/v1/pod-checkpoints?folder={quote(folder)}", PodCheckpoint)
 
     async def usage(self) -> Usages:
         return await self.client.call("GET", "/v1/usage", Usages)

@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from crisp_proto.image import (
+    ChangesRequest,
     FilesystemInfo,
     Image,
     ImageList,
@@ -60,6 +61,11 @@ def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
     async def get_rootfs(id: str) -> Rootfs:
         """A root filesystem."""
         return mounts.get(id)
+
+    @router.post("/rootfs/{id}/changes", status_code=204)
+    async def save_changes(id: str, request: ChangesRequest) -> None:
+        """Writes what the container has changed into a tar, for a checkpoint."""
+        await mounts.save_changes(id, request.path)
 
     @router.delete("/rootfs/{id}", status_code=204)
     async def remove_rootfs(id: str) -> None:

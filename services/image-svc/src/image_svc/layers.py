@@ -23,7 +23,7 @@ from servicekit.errors import FailedPrecondition, Unimplemented
 from servicekit.rootpath import resolve_in_root
 
 _COPY = 1 << 18
-_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
+WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def fetch_and_unpack(source: Source, layer: Layer, target: Path) -> Unpacked:
         try:
             inflated = _HashingReader(_chunks(_inflate(io.BufferedReader(fetched, _COPY))))
             with tarfile.open(fileobj=io.BufferedReader(inflated, _COPY), mode="r|", bufsize=_COPY) as archive:
-                unpacked = _Tree(target).write(archive)
+                unpacked = unpack(archive, target)
             while inflated.read(_COPY):  # what follows the end of the archive counts for the digest
                 pass
         except (tarfile.TarError, zlib.error, EOFError, zstandard.ZstdError, igzip.BadGzipFile) as error:
@@ -93,6 +93,11 @@ def fetch_and_unpack(source: Source, layer: Layer, target: Path) -> Unpacked:
             f"layer {descriptor.digest} inflates to {diff_id}, the image's config says {layer.diff_id}: the image is damaged"
         )
     return unpacked
+
+
+def unpack(archive: tarfile.TarFile, target: Path) -> Unpacked:
+    """Writes a layer's tar into `target`, over what is there."""
+    return _Tree(target).write(archive)
 
 
 def _inflate(raw: io.BufferedReader) -> io.BufferedIOBase:
@@ -137,11 +142,11 @@ class _Tree:
         parent, _, base = name.rpartition("/")
         folder = self._folder(parent)
         self._inodes += 1
-        if base == _OPAQUE:
+        if base == OPAQUE:
             os.setxattr(folder, "trusted.overlay.opaque", b"y")
             return
-        if base.startswith(_WHITEOUT):
-            path = f"{folder}/{base[len(_WHITEOUT) :]}"
+        if base.startswith(WHITEOUT):
+            path = f"{folder}/{base[len(WHITEOUT) :]}"
             self._clear(path)
             os.mknod(path, stat.S_IFCHR | 0o600, 0)
             return

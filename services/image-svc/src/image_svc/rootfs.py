@@ -18,12 +18,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from crisp_proto.image import DiskUse, FileSystem, FilesystemInfo, Rootfs, RootfsRequest, UserNamespaceOwner, WritableLayers
-from image_svc import overlay
+from image_svc import changes, overlay
 from image_svc.images import Images
 from image_svc.overlay import Stack
 from image_svc.store import Store
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import CrispError, Internal, InvalidArgument, NotFound
+from servicekit.errors import CrispError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from servicekit.rootpath import resolve_in_root
 from servicekit.tasks import Turns
 
@@ -54,7 +54,7 @@ class RootfsMounts:
     async def _mount(self, rootfs_id: str, request: RootfsRequest) -> Rootfs:
         known = self._store.rootfs(rootfs_id)
         if known is None:
-            image = self._images.get(request.image)
+            image = self._images.get(await self._image_name(request.image))
             volumes = {number: self._images.get(volume.image).id for number, volume in request.volumes.items()}
             rootfs = Rootfs(id=rootfs_id, path=str(self._mounts / rootfs_id), image_id=image.id, config=image.config)
             if not self._store.add_rootfs(rootfs_id, image.id, volumes, rootfs.model_dump_json()):
@@ -63,7 +63,7 @@ class RootfsMounts:
             rootfs = Rootfs.model_validate_json(known)
         crashpoint("rootfs-recorded")
         try:
-            await self._mount_layers(rootfs, request.user_namespace)
+            await self._mount_layers(rootfs, request)
             sub_paths = {number: volume.sub_path for number, volume in request.volumes.items()}
             rootfs = rootfs.model_copy(update={"volumes": await self._mount_volumes(rootfs_id, sub_paths, request.user_namespace)})
         except (OSError, CrispError) as error:
@@ -77,8 +77,12 @@ class RootfsMounts:
         crashpoint("rootfs-mounted")
         return rootfs
 
-    async def _mount_layers(self, rootfs: Rootfs, owner: UserNamespaceOwner | None) -> None:
-        target, own = Path(rootfs.path), self._containers / rootfs.id
+    async def _image_name(self, image: str) -> str:
+        """The image itself, or the one that a checkpoint was taken of."""
+        return await asyncio.to_thread(changes.image_of, Path(image)) if changes.is_archive(image) else image
+
+    async def _mount_layers(self, rootfs: Rootfs, request: RootfsRequest) -> None:
+        target, own, owner = Path(rootfs.path), self._containers / rootfs.id, request.user_namespace
         if overlay.is_mounted(target):
             return
         for folder in (target, own / "upper", own / "work"):
@@ -86,6 +90,8 @@ class RootfsMounts:
         (own / "upper").chmod(0o755)
         if owner is not None:
             os.chown(own / "upper", owner.uids[0].host_id, owner.gids[0].host_id)
+        if changes.is_archive(request.image):
+            await asyncio.to_thread(changes.unpack, Path(request.image), own / "upper")
         with self._owned(rootfs.id, self._store.layers_of_rootfs(rootfs.id) or [0], owner) as stack:
             await overlay.mount(stack, own / "upper", own / "work", target)
 
@@ -147,6 +153,14 @@ class RootfsMounts:
     def ages(self) -> dict[str, float]:
         """Ids of all root filesystems and their age in seconds."""
         return self._store.rootfs_ages()
+
+    async def save_changes(self, rootfs_id: str, path: str) -> None:
+        """Writes what the container has changed into a tar at `path`. Raises NotFound, FailedPrecondition."""
+        self.get(rootfs_id)
+        try:
+            await asyncio.to_thread(changes.write, self._containers / rootfs_id / "upper", Path(path))
+        except OSError as error:
+            raise FailedPrecondition(f"the changes of {rootfs_id} can't be written to {path}: {error}", field="path") from error
 
     # Disk use
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 10
+# The same as runtime-svc dumps with.
+_RESTORE_OPTIONS = [f"--runtime-opt={option}" for option in ("--tcp-established", "--file-locks", "--manage-cgroups-mode=ignore")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ class Conmon:
             "--log-level", "error",
             "--no-sync-log",
             *(["--systemd-cgroup"] if request.systemd_cgroup else []),
+            *(["--restore", request.restore, *_RESTORE_OPTIONS] if request.restore else []),
             *(["--terminal"] if request.tty else []),
             *(["--stdin"] if request.stdin else []),
             *(["--leave-stdin-open"] if request.stdin and not request.stdin_once else []),

@@ -8,6 +8,7 @@ from crisp_proto.runtime import RuntimeInfo
 from runtime_svc import cgroups, lsm
 from runtime_svc.api import routes
 from runtime_svc.cgroup_drivers import CgroupfsDriver, SystemdDriver
+from runtime_svc.checkpoints import Checkpoints
 from runtime_svc.containers import Containers
 from runtime_svc.handlers import Handlers
 from runtime_svc.pods import Pods
@@ -27,14 +28,15 @@ _log = logs.get()
 @asynccontextmanager
 async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
     """The service with its database; what a killed predecessor left half-made is removed first."""
-    run = settings.node.run_dir / "runtime-svc"
-    store = Store(settings.node.state_dir / "runtime-svc" / "runtime.db")
+    run, state = settings.node.run_dir / "runtime-svc", settings.node.state_dir / "runtime-svc"
+    store = Store(state / "runtime.db")
     groups = cgroups.detect()
     driver = (SystemdDriver if settings.own.cgroup_driver == "systemd" else CgroupfsDriver)(groups, settings.own.cgroup_parent)
     handlers = Handlers(settings.own, run)
     coming_moves = cgroups.ComingMoves()
     pods = Pods(store, settings.own, driver, handlers, run, coming_moves)
-    containers = Containers(store, pods, settings.own, groups, driver, handlers, run, coming_moves)
+    containers = Containers(store, pods, settings.own, groups, driver, handlers, run, state, coming_moves)
+    checkpoints = Checkpoints(store, pods, containers, handlers, settings.own.checkpoint_timeout)
 
     async def info() -> RuntimeInfo:
         return RuntimeInfo(cgroup_driver=driver.name, cgroup_version=groups.version, handlers=await handlers.all())
@@ -44,9 +46,9 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
 
     loading = asyncio.create_task(lsm.load_default_profile())
     asking = asyncio.create_task(handlers.ask_all())
-    sweeping = asyncio.create_task(_sweep(store, pods, containers))
+    sweeping = asyncio.create_task(_sweep(store, pods, containers, checkpoints))
     try:
-        yield Face([routes(pods, containers, Stats(store, groups, driver), info)], ready)
+        yield Face([routes(pods, containers, checkpoints, Stats(store, groups, driver), info)], ready)
     finally:
         for task in (sweeping, loading, asking):
             task.cancel()
@@ -54,10 +56,11 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
         store.close()
 
 
-async def _sweep(store: Store, pods: Pods, containers: Containers) -> None:
+async def _sweep(store: Store, pods: Pods, containers: Containers, checkpoints: Checkpoints) -> None:
     """Removes what was begun and never completed, once no retry of kubelet's (it waits for 4 minutes) can still come for it."""
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
+        await checkpoints.sweep()
         half_pods, half_containers = store.incomplete(_GRACE_SECONDS)
         for kind, ids, remove in (("container", half_containers, containers.remove), ("pod", half_pods, pods.remove)):
             for leftover in ids:

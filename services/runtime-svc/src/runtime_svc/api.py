@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter
 
+from crisp_proto.checkpoint import Checkpoint, CheckpointRequest, PodCheckpoint, PodCheckpointRequest
 from crisp_proto.runtime import (
     Accounts,
     Container,
@@ -13,18 +14,22 @@ from crisp_proto.runtime import (
     PodList,
     PodRequest,
     PodUpdateRequest,
+    RestoreResult,
     RuntimeInfo,
     StartRequest,
     StartResult,
     UpdateRequest,
     Usages,
 )  # fmt: skip
+from runtime_svc.checkpoints import Checkpoints
 from runtime_svc.containers import Containers
 from runtime_svc.pods import Pods
 from runtime_svc.stats import Stats
 
 
-def routes(pods: Pods, containers: Containers, stats: Stats, info: Callable[[], Awaitable[RuntimeInfo]]) -> APIRouter:
+def routes(
+    pods: Pods, containers: Containers, checkpoints: Checkpoints, stats: Stats, info: Callable[[], Awaitable[RuntimeInfo]]
+) -> APIRouter:
     """Everything under /v1."""
     router = APIRouter(prefix="/v1")
 
@@ -77,6 +82,36 @@ def routes(pods: Pods, containers: Containers, stats: Stats, info: Callable[[], 
     async def start_container(id: str, request: StartRequest) -> StartResult:
         """Runs the container's program; the same attempt again is answered as the first time."""
         return await containers.start(id, request.attempt)
+
+    @router.post("/containers/{id}/restored", status_code=204)
+    async def container_restored(id: str, result: RestoreResult) -> None:
+        """Records how the monitor's restore of a container from its checkpoint ended."""
+        await containers.restored(id, result)
+
+    @router.put("/containers/{id}/checkpoint")
+    async def begin_checkpoint(id: str, request: CheckpointRequest) -> Checkpoint:
+        """Freezes a container and dumps its processes."""
+        return await checkpoints.begin(id, request)
+
+    @router.post("/containers/{id}/checkpoint/finish", status_code=204)
+    async def finish_checkpoint(id: str) -> None:
+        """Thaws the container and writes the archive."""
+        await checkpoints.finish(id)
+
+    @router.delete("/containers/{id}/checkpoint", status_code=204)
+    async def abandon_checkpoint(id: str) -> None:
+        """Thaws the container and removes what is not finished; fine if there is nothing."""
+        await checkpoints.abandon(id)
+
+    @router.put("/pods/{id}/checkpoint")
+    async def save_pod_checkpoint(id: str, request: PodCheckpointRequest) -> PodCheckpoint:
+        """Writes what a pod's checkpoint has besides the archives of its containers."""
+        return await checkpoints.save_pod(id, request)
+
+    @router.get("/pod-checkpoints")
+    async def get_pod_checkpoint(folder: str) -> PodCheckpoint:
+        """The pod and the containers that a checkpoint was taken of."""
+        return checkpoints.read_pod(folder)
 
     @router.patch("/containers/{id}/resources")
     async def update_container(id: str, request: UpdateRequest) -> Container:

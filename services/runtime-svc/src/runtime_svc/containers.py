@@ -1,6 +1,7 @@
 """Containers: their bundles, their start, their limits, their end. Whether one runs is monitor-svc's to know.
 
 <run>/bundles/<id>/config.json
+<state>/checkpoints/<id>/      CRIU's images of a container that is to be restored
 """
 
 import asyncio
@@ -9,8 +10,8 @@ import time
 from pathlib import Path
 
 from crisp_proto.config import ContainerConfig, LinuxContainerResources
-from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState, StartResult
-from runtime_svc import bundle, resources
+from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState, RestoreResult, StartResult
+from runtime_svc import bundle, checkpoint_files, resources
 from runtime_svc.bundle import PodContext
 from runtime_svc.cdi import Registry
 from runtime_svc.cgroup_drivers import CgroupDriver
@@ -40,6 +41,7 @@ class Containers:
         driver: CgroupDriver,
         handlers: Handlers,
         run: Path,
+        state: Path,
         coming_moves: ComingMoves,
     ) -> None:
         self._store = store
@@ -51,6 +53,7 @@ class Containers:
         self._handlers = handlers
         self._coming_moves = coming_moves
         self._bundles = run / "bundles"
+        self._checkpoints = state / "checkpoints"
         self._turns = Turns()
 
     async def create(self, container_id: str, request: ContainerRequest) -> Container:
@@ -72,6 +75,8 @@ class Containers:
         _check(request.config)
         runtime = self._handlers.get(pod.handler)
         features = await self._handlers.features(runtime)
+        if request.checkpoint:
+            features.demand_checkpoint()
         self._coming_moves.announce()
         self._store.begin_container(container_id, request, pod.handler)
         crashpoint("container-recorded")
@@ -79,6 +84,7 @@ class Containers:
         try:
             built = await asyncio.to_thread(self._build, container_id, request, pod, features)
             await asyncio.to_thread(bundle.write, folder, built)
+            restore = await asyncio.to_thread(self._unpack_checkpoint, container_id, request.checkpoint)
         except BaseException:
             self._forget(container_id)
             raise
@@ -101,6 +107,7 @@ class Containers:
                 cgroups=self._driver.helpers(pod.cgroup),
                 scope_slice=self._driver.helpers_slice(pod.cgroup),
                 conmon=str(self._handlers.settings(pod.handler).monitor or ""),
+                restore=restore,
             ),
         )
         self._store.complete_container(container)
@@ -124,6 +131,9 @@ class Containers:
         )
         return bundle.build(pod.id, request.config, request.image_config, Path(request.rootfs), context, self._settings, self._devices)
 
+    def _unpack_checkpoint(self, container_id: str, archive: str) -> str:
+        return str(checkpoint_files.unpack(Path(archive), self._checkpoints / container_id)) if archive else ""
+
     async def start(self, container_id: str, attempt: str) -> StartResult:
         """Runs the container's program. Asked again with the same `attempt`, it answers as the first time.
 
@@ -138,6 +148,8 @@ class Containers:
         before, started_at = self._store.begin_start(container_id, attempt)
         if started_at:
             return StartResult(started_at=started_at, already=before != attempt)
+        if container.launch.restore:
+            return StartResult(started_at=0, restore=True)
         crashpoint("start-recorded")
         await self._driver.limit_container(container_id, container.config.linux.resources, self._settings.pids_limit)
         try:
@@ -151,6 +163,14 @@ class Containers:
         started_at = time.time_ns()
         self._store.started(container_id, started_at)
         return StartResult(started_at=started_at)
+
+    async def restored(self, container_id: str, result: RestoreResult) -> None:
+        """Its monitor has restored the container, or could not."""
+        if result.error:
+            self._store.start_failed(container_id, result.error)
+        else:
+            self._store.started(container_id, time.time_ns())
+            await asyncio.to_thread(shutil.rmtree, self._checkpoints / container_id, ignore_errors=True)
 
     async def update(self, container_id: str, new: LinuxContainerResources) -> Container:
         """Changes limits of a container, running or not. InvalidArgument names the field that can't be."""
@@ -184,7 +204,8 @@ class Containers:
         self._forget(container_id)
 
     def _forget(self, container_id: str) -> None:
-        shutil.rmtree(self._bundles / container_id, ignore_errors=True)
+        for folder in (self._bundles, self._checkpoints):
+            shutil.rmtree(folder / container_id, ignore_errors=True)
         crashpoint("bundle-removed")
         self._store.remove_container(container_id)
 

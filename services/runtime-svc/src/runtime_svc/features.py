@@ -16,7 +16,7 @@ from typing import Any
 
 from runtime_svc.oci_runtime import OciRuntime
 from servicekit import logs
-from servicekit.errors import CrispError
+from servicekit.errors import CrispError, Unimplemented
 from servicekit.processes import run, start
 
 Document = dict[str, Any]
@@ -34,6 +34,11 @@ class Features:
     idmapped_mounts: bool
     user_namespaces: bool
     no_checkpoint: str
+
+    def demand_checkpoint(self) -> None:
+        """Raises Unimplemented with the reason where containers can't be checkpointed and restored."""
+        if self.no_checkpoint:
+            raise Unimplemented(f"checkpoint and restore: {self.no_checkpoint}")
 
 
 async def ask(runtime: OciRuntime, program: Path) -> Features:

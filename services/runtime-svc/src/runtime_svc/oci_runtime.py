@@ -60,6 +60,27 @@ class OciRuntime:
         if finished.returncode != 0:
             raise Unknown(f"{self.name} could not change the limits of container {container_id}: {_said(finished)}")
 
+    async def pause(self, container_id: str) -> None:
+        """Freezes the container's processes."""
+        finished = await self._run("pause", container_id)
+        if finished.returncode != 0:
+            raise Unknown(f"{self.name} could not pause container {container_id}: {_said(finished)}")
+
+    async def resume(self, container_id: str) -> None:
+        """Thaws the container's processes; fine if they are not frozen, or there are none."""
+        if await self.status(container_id) == "paused":
+            finished = await self._run("resume", container_id)
+            if finished.returncode != 0:
+                raise Unknown(f"{self.name} could not resume container {container_id}: {_said(finished)}")
+
+    async def checkpoint(self, container_id: str, images: Path, work: Path, deadline: float) -> None:
+        """Dumps the container's processes by CRIU into `images`, with its log in `work`; they stay as they are."""
+        flags = ["--leave-running", "--tcp-established", "--file-locks", "--manage-cgroups-mode=ignore"]
+        command = [*self.command, "checkpoint", f"--image-path={images}", f"--work-path={work}", *flags, container_id]
+        finished = await run(command, deadline=deadline)
+        if finished.returncode != 0:
+            raise Unknown(f"{self.name} could not checkpoint container {container_id}: {_said(finished)}")
+
     async def _run(self, *arguments: str) -> Finished:
         return await run([*self.command, *arguments], deadline=self.timeout)
 

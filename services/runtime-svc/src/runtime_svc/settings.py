@@ -86,6 +86,7 @@ class RuntimeSettings(Section):
         "unconfined", description="Seccomp profile of containers that name none; kubelet always names one"
     )
     runtime_timeout: float = Field(60, gt=0, description="Seconds that one call of an OCI runtime may take")
+    checkpoint_timeout: float = Field(300, gt=0, description="Seconds that a checkpoint may take if its request does not say")
 
     @model_validator(mode="after")
     def _default_exists(self) -> "RuntimeSettings":

@@ -25,7 +25,8 @@ CREATE TABLE containers (
     start_error TEXT NOT NULL DEFAULT '',
     begun REAL NOT NULL
 );
-CREATE INDEX containers_by_pod ON containers (pod)"""
+CREATE INDEX containers_by_pod ON containers (pod)""",
+    "CREATE TABLE checkpoints (container TEXT PRIMARY KEY, location TEXT NOT NULL, due REAL NOT NULL)",
 ]
 
 
@@ -152,6 +153,33 @@ class Store:
     def remove_container(self, container_id: str) -> None:
         """Nothing of the container is left."""
         self._db.run("DELETE FROM containers WHERE id = ?", container_id)
+
+    # Checkpoints
+
+    def begin_checkpoint(self, container_id: str, location: str, due: float) -> bool:
+        """Records the intent to checkpoint; False if one is under way. What is not finished when it is due is given up."""
+        return bool(
+            self._db.run(
+                "INSERT INTO checkpoints (container, location, due) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", container_id, location, due
+            )
+        )
+
+    def prolong_checkpoint(self, container_id: str, due: float) -> None:
+        """The checkpoint is due at another time (seconds since the epoch)."""
+        self._db.run("UPDATE checkpoints SET due = ? WHERE container = ?", due, container_id)
+
+    def checkpoint_location(self, container_id: str) -> str | None:
+        """Where the archive of a checkpoint under way is to be."""
+        row = self._db.row("SELECT location FROM checkpoints WHERE container = ?", container_id)
+        return None if row is None else str(row["location"])
+
+    def checkpoints(self) -> dict[str, tuple[str, float]]:
+        """Location and due time of every checkpoint under way, by container."""
+        return {row["container"]: (row["location"], row["due"]) for row in self._db.rows("SELECT * FROM checkpoints")}
+
+    def end_checkpoint(self, container_id: str) -> None:
+        """Nothing half-done of the checkpoint is left."""
+        self._db.run("DELETE FROM checkpoints WHERE container = ?", container_id)
 
 
 def _container(record: str, started: int, start_error: str) -> Container:
