@@ -11,6 +11,7 @@ import pytest
 
 from crisp_proto.monitor import EventKind, MonitorRequest, ProcessState
 from monitor_svc import exec_sync, processes, signals
+from monitor_svc import store as store_module
 from monitor_svc.conmon import Created, Exit
 from monitor_svc.processes import ProcessRef
 from monitor_svc.store import Store
@@ -114,3 +115,30 @@ def test_what_a_killed_predecessors_commands_left_is_removed(tmp_path: Path) -> 
         (tmp_path / name).mkdir()
     exec_sync.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{os.getppid()}-other-replica"]
+
+
+def test_what_ran_when_the_machine_went_down_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "m.db", keep_events=10)
+    here = ProcessRef.of(os.getpid())
+    store.begin("c", REQUEST)
+    store.created("c", Created(here, here))
+    assert Store(tmp_path / "m.db", 10).end_other_boots() == []
+    monkeypatch.setattr(store_module, "boot_id", lambda: "another")
+    after = Store(tmp_path / "m.db", 10)
+    assert after.end_other_boots() == ["c"]
+    process = after.processes("c")[0]
+    assert (process.state, process.reason, process.exit_code) == (ProcessState.EXITED, "NodeRebooted", 255)
+    assert process.finished_at > 0
+    assert after.events(0, 10)[-1].kind is EventKind.STOPPED
+
+
+def test_a_request_that_cannot_be_read_does_not_hide_its_process(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m.db", keep_events=10)
+    here = ProcessRef.of(os.getpid())
+    store.begin("c", REQUEST)
+    store.created("c", Created(here, here))
+    store._db.run("UPDATE monitors SET request = '{}'")
+    store.close()
+    monitor = Store(tmp_path / "m.db", 10).monitor("c")
+    assert monitor is not None
+    assert (monitor.process, monitor.alive, monitor.request.pod_id) == (here, True, REQUEST.pod_id)

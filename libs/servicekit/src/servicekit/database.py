@@ -7,7 +7,7 @@ about processes that are gone as well (docs/decisions/sqlite-in-the-loop.md).
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +54,22 @@ class Database:
     def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
         """All rows of a query."""
         return self._connection.execute(sql, values).fetchall()
+
+    def set_aside(self, table: str, column: str, read: Callable[[str], object], instead: Callable[[sqlite3.Row], str]) -> None:
+        """Replaces what `read` raises ValueError for; the old text goes to the table set_aside, and an error into the log.
+
+        To be called at the start, so that one row of another version, or damaged, never keeps all others from being read.
+        """
+        for row in self.rows(f"SELECT * FROM {table} WHERE {column} != ''"):  # noqa: S608 — names are the code's own
+            try:
+                read(row[column])
+            except ValueError as error:
+                with self.write() as db:
+                    db.execute("CREATE TABLE IF NOT EXISTS set_aside (origin TEXT, id TEXT, text TEXT, error TEXT, at REAL)")
+                    aside = (f"{table}.{column}", row["id"], row[column], str(error), time.time())
+                    db.execute("INSERT INTO set_aside VALUES (?, ?, ?, ?, ?)", aside)
+                    db.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (instead(row), row["id"]))  # noqa: S608
+                logs.get().error("row-set-aside", table=table, column=column, id=row["id"], error=str(error))
 
     def row(self, sql: str, *values: object) -> sqlite3.Row | None:
         """The first row of a query, if any."""

@@ -10,6 +10,7 @@ import gc
 import grp
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -35,6 +36,7 @@ from servicekit.settings import Section, Settings, load
 S = TypeVar("S", bound=Section)
 _log = logs.get()
 DRAIN_SECONDS = 25
+_FILES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,19 @@ def main(service: Service[S]) -> None:
             return
         settings = load(service.section, service.settings)
         logs.configure(service.name, settings.replica, fmt=settings.node.log_format, level=settings.node.log_level)
+        _raise_file_limit()
         uvloop.run(_serve(service, settings))
     except CrispError as error:
         sys.stderr.write(f"{service.name}: {error.message}\n")
         raise SystemExit(2) from error
+
+
+def _raise_file_limit() -> None:
+    """A pidfd for each container needs more than the usual 1024 files. Containers get the same limit, as under our systemd units."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def openapi(service: Service[S]) -> str:

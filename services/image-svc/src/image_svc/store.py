@@ -4,11 +4,13 @@ A layer is a folder named after its row's number. Its row exists before the fold
 only after; a folder without a ready row is a leftover, a row that is not ready stands for a fetch that may have died.
 """
 
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crisp_proto.image import ImageConfig, Rootfs
 from image_svc.layers import Unpacked
 from image_svc.manifests import Manifest
 from servicekit.database import Database
@@ -62,6 +64,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._db = Database(path, _MIGRATIONS)
+        self._db.set_aside("rootfs", "record", Rootfs.model_validate_json, _unreadable)
 
     def close(self) -> None:
         """Closes the database."""
@@ -213,3 +216,8 @@ class Store:
         """Ids of all root filesystems and their age in seconds."""
         now = time.time()
         return {row["id"]: now - row["created"] for row in self._db.rows("SELECT id, created FROM rootfs")}
+
+
+def _unreadable(row: sqlite3.Row) -> str:
+    """What stands for a record that can't be read: enough to remove the root filesystem."""
+    return Rootfs(id=row["id"], path="", image_id=row["image"], config=ImageConfig()).model_dump_json()

@@ -15,7 +15,7 @@ from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest, Process
 from monitor_svc import exec_sync, processes, signals
 from monitor_svc.conmon import Conmon, Exit
 from monitor_svc.settings import MonitorSettings
-from monitor_svc.store import Monitor, Store
+from monitor_svc.store import UNKNOWN_EXIT, Monitor, Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, NotFound
@@ -23,7 +23,6 @@ from servicekit.processes import run
 from servicekit.tasks import Turns
 
 _log = logs.get()
-_UNKNOWN_EXIT = 255  # as CRI-O and containerd say when an exit code is lost
 
 
 class Monitors:
@@ -42,6 +41,8 @@ class Monitors:
     def watch_all(self) -> None:
         """At start: watches every container that had not ended when we did, and clears up after commands that we did not see the end of."""
         exec_sync.sweep(self._scratch)
+        for container_id in self._store.end_other_boots():
+            _log.info("container-exited", container=container_id, code=UNKNOWN_EXIT, reason="NodeRebooted")
         for container_id in self._store.alive_ids():
             self._watch(container_id)
 
@@ -98,7 +99,7 @@ class Monitors:
             # conmon itself was killed: the container may go on, but nobody will hear its exit code.
             _log.error("conmon-lost", container=container_id, pid=monitor.process.pid, still_running=monitor.process.alive())
             await processes.ended(monitor.process)
-            exit = Exit(_UNKNOWN_EXIT, time.time_ns(), False)
+            exit = Exit(UNKNOWN_EXIT, time.time_ns(), False)
             self._ended(monitor, exit, "ContainerStatusUnknown", "its monitor (conmon) was killed, so its exit code is not known")
         else:
             self._ended(

@@ -1,5 +1,6 @@
 """What monitor-svc knows, in SQLite: a row for each container's process, and the journal of what happened."""
 
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from crisp_proto.monitor import Event, EventKind, MonitorRequest, Process, ProcessState
 from monitor_svc.conmon import Created, Exit
 from monitor_svc.processes import ProcessRef
+from servicekit.boot import boot_id
 from servicekit.database import Database
 
 _MIGRATIONS = [
@@ -32,9 +34,12 @@ CREATE TABLE events (
     container TEXT NOT NULL,
     pod TEXT NOT NULL,
     at INTEGER NOT NULL
-)"""
+)""",
+    "ALTER TABLE monitors ADD COLUMN boot TEXT NOT NULL DEFAULT ''",
 ]
 _CREATING = "creating"
+UNKNOWN_EXIT = 255
+"""The exit code of what nobody saw the end of, as CRI-O and containerd have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class Store:
 
     def __init__(self, path: Path, keep_events: int) -> None:
         self._db = Database(path, _MIGRATIONS)
+        self._boot = boot_id()
+        self._db.set_aside("monitors", "request", MonitorRequest.model_validate_json, _unreadable)
         self._keep_events = keep_events
 
     def close(self) -> None:
@@ -63,11 +70,12 @@ class Store:
     def begin(self, container_id: str, request: MonitorRequest) -> None:
         """Records the intent to create a container."""
         self._db.run(
-            "INSERT INTO monitors (id, pod, request, state, begun) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO monitors (id, pod, request, state, boot, begun) VALUES (?, ?, ?, ?, ?, ?)",
             container_id,
             request.pod_id,
             request.model_dump_json(),
             _CREATING,
+            self._boot,
             time.time(),
         )
 
@@ -129,6 +137,18 @@ class Store:
             process=ProcessRef(row["pid"], row["pid_start"]),
         )
 
+    def end_other_boots(self) -> list[str]:
+        """Records the end of what ran when the machine went down; answers its ids."""
+        rows = self._db.rows("SELECT id FROM monitors WHERE state = ? AND boot != ?", ProcessState.ALIVE, self._boot)
+        for row in rows:
+            self.exited(
+                row["id"],
+                Exit(UNKNOWN_EXIT, time.time_ns(), False),
+                "NodeRebooted",
+                "the machine has booted since, so its exit code is not known",
+            )
+        return [row["id"] for row in rows]
+
     def alive_ids(self) -> list[str]:
         """Containers that have not ended as far as we know."""
         return [row["id"] for row in self._db.rows("SELECT id FROM monitors WHERE state = ?", ProcessState.ALIVE)]
@@ -159,3 +179,8 @@ class Store:
             Event(cursor=row["cursor"], kind=EventKind(row["kind"]), container_id=row["container"], pod_id=row["pod"], at=row["at"])
             for row in rows
         ]
+
+
+def _unreadable(row: sqlite3.Row) -> str:
+    """What stands for a request that can't be read: enough to stop the container."""
+    return MonitorRequest(pod_id=row["pod"], name=row["id"], bundle="", runtime=["false"]).model_dump_json()

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from crisp_proto.net import Attachment, AttachmentRequest
 from servicekit.database import Database
 
 _MIGRATIONS = [
@@ -49,6 +50,9 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._db = Database(path, _MIGRATIONS)
+        self._db.set_aside("attachments", "request", AttachmentRequest.model_validate_json, _unreadable_request)
+        # Not complete: its pod is not ready, and with the pod it will be removed.
+        self._db.set_aside("attachments", "record", Attachment.model_validate_json, lambda _: "")
 
     def close(self) -> None:
         """Closes the database."""
@@ -118,3 +122,7 @@ def _row(row: sqlite3.Row) -> Row:
 
 def _next_free(first: int, last: int, taken: set[int]) -> int | None:
     return next((address for address in range(first, last + 1) if address not in taken), None)
+
+
+def _unreadable_request(row: sqlite3.Row) -> str:
+    return AttachmentRequest(namespace="unreadable", name="unreadable", uid=row["id"]).model_dump_json()

@@ -34,7 +34,7 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
     driver = (SystemdDriver if settings.own.cgroup_driver == "systemd" else CgroupfsDriver)(groups, settings.own.cgroup_parent)
     handlers = Handlers(settings.own, run)
     coming_moves = cgroups.ComingMoves()
-    pods = Pods(store, settings.own, driver, handlers, run, coming_moves)
+    pods = Pods(store, settings.own, groups, driver, handlers, run, coming_moves)
     containers = Containers(store, pods, settings.own, groups, driver, handlers, run, state, coming_moves)
     checkpoints = Checkpoints(store, pods, containers, handlers, settings.own.checkpoint_timeout)
 

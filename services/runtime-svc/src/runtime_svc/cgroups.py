@@ -51,6 +51,9 @@ class Cgroups(Protocol):
     def remove(self, path: str) -> None:
         """Removes a cgroup with its children; waits a little for processes that are about to end."""
 
+    def remove_named(self, part: str) -> None:
+        """Removes the cgroups that have this in their name, wherever they are."""
+
     def folders(self, path: str) -> list[str]:
         """The cgroup's folders, one for each hierarchy."""
 
@@ -121,6 +124,10 @@ class CgroupsV2:
         """Removes the cgroup and its children."""
         _remove_tree(ROOT / path.strip("/"))
 
+    def remove_named(self, part: str) -> None:
+        """Searches the one hierarchy."""
+        _remove_named(ROOT, part)
+
     def folders(self, path: str) -> list[str]:
         """The one folder."""
         return [str(ROOT / path.strip("/"))]
@@ -185,6 +192,11 @@ class CgroupsV1:
         """Removes the cgroup from every hierarchy."""
         for controller in self._controllers:
             _remove_tree(ROOT / controller / path.strip("/"))
+
+    def remove_named(self, part: str) -> None:
+        """Searches every hierarchy."""
+        for controller in self._controllers:
+            _remove_named(ROOT / controller, part)
 
     def folders(self, path: str) -> list[str]:
         """A folder in each hierarchy."""
@@ -252,6 +264,13 @@ def _remove_tree(folder: Path) -> None:
             if time.monotonic() > deadline:
                 raise Internal(f"cgroup {folder} can't be removed: {error.strerror}; processes in it: {_pids(folder) or 'none'}") from error
             time.sleep(0.01)
+
+
+def _remove_named(root: Path, part: str) -> None:
+    for here, folders, _ in os.walk(root):
+        for name in [name for name in folders if part in name]:
+            folders.remove(name)
+            _remove_tree(Path(here, name))
 
 
 def _pids(folder: Path) -> list[int]:

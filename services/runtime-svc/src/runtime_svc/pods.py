@@ -8,7 +8,7 @@ from crisp_proto.config import LinuxContainerResources, PodSandboxConfig
 from crisp_proto.runtime import Pod, PodRequest, PodState
 from runtime_svc import id_mappings, pod_limits, sysctls
 from runtime_svc.cgroup_drivers import CgroupDriver
-from runtime_svc.cgroups import ComingMoves
+from runtime_svc.cgroups import Cgroups, ComingMoves
 from runtime_svc.handlers import Handlers
 from runtime_svc.pod_files import PodFiles
 from runtime_svc.settings import RuntimeSettings
@@ -25,10 +25,18 @@ class Pods:
     """All pods of this node."""
 
     def __init__(
-        self, store: Store, settings: RuntimeSettings, driver: CgroupDriver, handlers: Handlers, run: Path, coming_moves: ComingMoves
+        self,
+        store: Store,
+        settings: RuntimeSettings,
+        cgroups: Cgroups,
+        driver: CgroupDriver,
+        handlers: Handlers,
+        run: Path,
+        coming_moves: ComingMoves,
     ) -> None:
         self._store = store
         self._settings = settings
+        self._cgroups = cgroups
         self._driver = driver
         self._handlers = handlers
         self._coming_moves = coming_moves
@@ -119,7 +127,10 @@ class Pods:
             return
         await asyncio.to_thread(self.files(pod_id).remove)
         crashpoint("pod-files-removed")
-        await self._driver.remove(known[0].cgroup)
+        if known[0].cgroup:
+            await self._driver.remove(known[0].cgroup)
+        else:  # its record could not be read
+            await asyncio.to_thread(self._cgroups.remove_named, pod_id)
         crashpoint("pod-cgroup-removed")
         self._store.remove_pod(pod_id)
 

@@ -1,9 +1,12 @@
 """What runtime-svc knows, in SQLite: pods and containers as they were asked for and made."""
 
+import sqlite3
 import time
 from pathlib import Path
 
-from crisp_proto.runtime import Container, ContainerRequest, Pod, PodState
+from crisp_proto.config import ContainerConfig, ContainerMetadata, PodSandboxConfig, PodSandboxMetadata
+from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState
+from servicekit.boot import boot_id
 from servicekit.database import Database
 
 _MIGRATIONS = [
@@ -30,9 +33,7 @@ CREATE INDEX containers_by_pod ON containers (pod)""",
 ]
 
 
-def boot_id() -> str:
-    """This boot's id: what was made under another one is gone (random(4), boot_id)."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+_UNREADABLE = "unreadable"
 
 
 class Store:
@@ -41,6 +42,8 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._db = Database(path, _MIGRATIONS)
         self._boot = boot_id()
+        self._db.set_aside("pods", "record", Pod.model_validate_json, _unreadable_pod)
+        self._db.set_aside("containers", "record", Container.model_validate_json, _unreadable_container)
 
     def close(self) -> None:
         """Closes the database."""
@@ -96,7 +99,7 @@ class Store:
 
     def _pod(self, record: str, state: str, boot: str) -> Pod:
         pod = Pod.model_validate_json(record)
-        now = PodState(state) if boot == self._boot else PodState.NOTREADY
+        now = PodState(state) if boot == self._boot and pod.cgroup else PodState.NOTREADY
         return pod if pod.state is now else pod.model_copy(update={"state": now})
 
     # Containers
@@ -180,6 +183,26 @@ class Store:
     def end_checkpoint(self, container_id: str) -> None:
         """Nothing half-done of the checkpoint is left."""
         self._db.run("DELETE FROM checkpoints WHERE container = ?", container_id)
+
+
+def _unreadable_pod(row: sqlite3.Row) -> str:
+    """What stands for a pod whose record can't be read: NOTREADY, so that kubelet or an operator removes it."""
+    config = PodSandboxConfig(metadata=PodSandboxMetadata(name=_UNREADABLE, namespace=_UNREADABLE, uid=row["id"]))
+    pod = Pod(id=row["id"], state=PodState.NOTREADY, created_at=int(row["begun"] * 1e9), handler="", config=config, cgroup="")
+    return pod.model_dump_json()
+
+
+def _unreadable_container(row: sqlite3.Row) -> str:
+    """The same for a container; it can be stopped and removed."""
+    return Container(
+        id=row["id"],
+        pod_id=row["pod"],
+        config=ContainerConfig(metadata=ContainerMetadata(name=_UNREADABLE)),
+        image_id="",
+        created_at=int(row["begun"] * 1e9),
+        user=ContainerUser(),
+        launch=Launch(bundle="", runtime=[], stop_signal="SIGTERM"),
+    ).model_dump_json()
 
 
 def _container(record: str, started: int, start_error: str) -> Container:
