@@ -73,7 +73,7 @@ $(SETUP): requirements.lock proto/cri/api.proto proto/hatch_build.py $(addsuffix
 
 lab: setup ## fetch what only the demo, tests and benches need; daemons are unpacked beside the checkout, not installed
 	@deploy/install-debian-packages lab
-	@deploy/unpack-debian-packages .cache/debian docker-registry containerd docker.io libdevmapper1.02.1
+	@deploy/unpack-debian-packages .cache/debian docker-registry containerd docker.io libdevmapper1.02.1 golang-github-opencontainers-specs-dev
 
 lock: setup ## resolve requirements.in anew
 	@$(BIN)/uv pip compile --quiet --generate-hashes --no-header --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements.in -o requirements.lock

@@ -142,6 +142,9 @@ def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node
         assert limits(node, pod, container) == (1024, 50_000, 128 << 20)
         shown = cri_client.status(container).resources.linux
         assert (shown.cpu_shares, shown.cpu_quota, shown.memory_limit_in_bytes) == (1024, 50_000, 128 << 20)
+        no_quota = cri.LinuxContainerResources(cpu_quota=-1)
+        cri_client.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=container, linux=no_quota), timeout=20)
+        assert limits(node, pod, container) == (1024, -1, 128 << 20)
 
 
 def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
@@ -150,7 +153,7 @@ def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
     root = Path("/sys/fs/cgroup")
     if (root / "cgroup.controllers").exists():
         weight = int((root / path / "cpu.weight").read_text())
-        quota = int((root / path / "cpu.max").read_text().split()[0])
+        quota = int((root / path / "cpu.max").read_text().split()[0].replace("max", "-1"))
         return round(2 + (weight - 1) * 262142 / 9999), quota, int((root / path / "memory.max").read_text())
     return (
         int((root / "cpu" / path / "cpu.shares").read_text()),

@@ -1,6 +1,8 @@
 """A pod's whole life, over CRI, with each OCI runtime."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from world import PAGE, World
 
 from crisp_proto.cri import api_pb2
 from crisp_proto.cri import api_pb2 as cri
+from crisplab import clone
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node, uses_systemd
 
@@ -188,6 +191,35 @@ def test_streams_have_what_the_lists_have(cri_client: Cri, world: World, tmp_pat
         listed = {image.id for part in cri_client.image.StreamImages(cri.StreamImagesRequest()) for image in part.images}
         assert listed == {image.id for image in cri_client.images()}
         assert list(runtime.StreamContainers(cri.StreamContainersRequest(filter=cri.ContainerFilter(id="0" * 64)))) == []
+
+
+def test_thirty_containers_of_a_pod_stop_at_the_same_time(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    script = "trap 'sleep 1; exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    config = pod_config("thirty", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        containers = [cri_client.run(pod, container_config(world.image, ["sh", "-c", script], name=f"c{n}"), config) for n in range(30)]
+        until(lambda: True if all(log_lines(log) for log in tmp_path.glob("*.log")) else None)
+        begun = time.monotonic()
+        with ThreadPoolExecutor(30) as pool:
+            list(pool.map(lambda container: cri_client.stop(container, timeout=60), containers))
+        assert 1 <= time.monotonic() - begun < 8 * clone.SLOWNESS  # one after the other would take 30 s and more
+        assert {cri_client.status(container).exit_code for container in containers} == {3}
+
+
+def test_a_second_shorter_stop_shortens_the_first(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("deaf", log_directory=tmp_path)
+    with cri_client.pod(config) as pod, ThreadPoolExecutor(1) as pool:
+        script = "trap '' TERM; echo up; while :; do sleep 0.1; done"
+        container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
+        until(lambda: log_lines(tmp_path / "main.log") or None)
+        first = pool.submit(cri_client.stop, container, timeout=100)
+        time.sleep(0.5)
+        assert not first.done()
+        begun = time.monotonic()
+        cri_client.stop(container, timeout=1)
+        first.result(20)
+        assert 0.9 < time.monotonic() - begun < 8 * clone.SLOWNESS
+        assert cri_client.status(container).exit_code == 137
 
 
 NOT_YET = [

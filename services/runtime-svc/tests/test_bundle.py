@@ -154,7 +154,7 @@ def test_a_mount_of_the_request_beats_ours_and_parents_come_before_children(root
     plan = mounts.plan(asked, MountContext(rootfs, FEATURES), [], files, readonly_rootfs=False)
     found = [entry["destination"] for entry in plan.mounts]
     assert found == ["/etc/resolv.conf", "/a", "/a/b", "/etc/hosts"]
-    assert plan.root_propagation == "rprivate"
+    assert plan.root_propagation == ""
 
 
 def test_a_container_path_is_resolved_inside_the_rootfs(rootfs: Path, tmp_path: Path) -> None:

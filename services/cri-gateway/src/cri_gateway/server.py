@@ -28,6 +28,7 @@ from servicekit import client, context, logs, metrics
 from servicekit.errors import CrispError
 
 _MAX_MESSAGE = 16 << 20
+_STEPS = 24
 _log = logs.get()
 Answer = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
 
@@ -160,4 +161,8 @@ def _unimplemented(name: str) -> Callable[[Any, grpc.aio.ServicerContext[Any, An
 
 
 def _trailers(steps: list[client.Step]) -> tuple[tuple[str, str], ...]:
-    return tuple(("crisp-step", f"{step.service} {step.method} {step.path} {step.milliseconds:.2f}") for step in steps)
+    """The first steps, and how many were left out: clients refuse more than 8 KiB of metadata."""
+    shown = [("crisp-step", f"{step.service} {step.method} {step.path} {step.milliseconds:.2f}") for step in steps[:_STEPS]]
+    if len(steps) > _STEPS:
+        shown.append(("crisp-steps-left-out", str(len(steps) - _STEPS)))
+    return tuple(shown)

@@ -9,6 +9,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 10
+_LOGGED_ERROR = re.compile(r'level=error msg="((?:[^"\\]|\\.)*)"')
 # The same as runtime-svc dumps with.
 _RESTORE_OPTIONS = [f"--runtime-opt={option}" for option in ("--tcp-established", "--file-locks", "--manage-cgroups-mode=ignore")]
 
@@ -222,5 +224,8 @@ async def _read_line(fd: int) -> bytes:
 
 
 def _first_fault(message: str) -> str:
-    """The OCI runtime's own words out of conmon's message."""
+    """The OCI runtime's own words out of conmon's message; runc's come as log lines, after its warnings."""
+    logged: list[str] = _LOGGED_ERROR.findall(message)
+    if logged:
+        return logged[-1].replace('\\"', '"')
     return message.strip().removeprefix("error: ").rstrip(".") or "it did not say why"

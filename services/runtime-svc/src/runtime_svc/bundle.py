@@ -95,6 +95,7 @@ def build(
     granted = capabilities.wanted(
         security.capabilities.add_capabilities, security.capabilities.drop_capabilities, privileged=security.privileged
     )
+    resources.check(config.linux.resources, "linux.resources")
     limits = resources.to_oci(config.linux.resources, cgroup_version=pod.cgroup_version, pids_limit=settings.pids_limit)
     classes = resources.classes(pod.config.annotations, config.metadata.name, settings)
     linux: Document = {
@@ -110,9 +111,10 @@ def build(
         ),
         "resources": {"devices": device_plan.rules, **limits, **classes.block_io},
         "devices": device_plan.nodes,
-        "rootfsPropagation": mount_plan.root_propagation,
         **classes.rdt,
     }
+    if mount_plan.root_propagation:
+        linux["rootfsPropagation"] = mount_plan.root_propagation
     if own_users is not None:
         linux |= {"uidMappings": id_mappings.to_oci(own_users.uids), "gidMappings": id_mappings.to_oci(own_users.gids)}
     all_annotations = {**pod.config.annotations, **config.annotations}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crisp_proto.config import ContainerConfig, LinuxContainerResources
 from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState, RestoreResult, StartResult
-from runtime_svc import bundle, checkpoint_files, resources
+from runtime_svc import bundle, checkpoint_files, pod_limits, resources
 from runtime_svc.bundle import PodContext
 from runtime_svc.cdi import Registry
 from runtime_svc.cgroup_drivers import CgroupDriver
@@ -179,17 +179,27 @@ class Containers:
     async def _update(self, container_id: str, new: LinuxContainerResources) -> Container:
         container = self.get(container_id)
         pod = self._pods.get(container.pod_id)
+        linux = container.config.linux
+        both = resources.merged(linux.resources, new)
+        resources.check(both, "linux")
         limits = resources.to_oci(new, cgroup_version=self._cgroups.version)
         if limits:
             await self._handlers.get(pod.handler).update(container_id, limits)
+        if new.cpu_quota < 0:
+            await asyncio.to_thread(self._lift_quota, self._driver.container(pod.cgroup, container_id), both.cpu_period)
+        if new != LinuxContainerResources():
             await self._driver.limit_container(container_id, new, self._settings.pids_limit)
-        linux = container.config.linux
-        config = container.config.model_copy(
-            update={"linux": linux.model_copy(update={"resources": resources.merged(linux.resources, new)})}
-        )
+        config = container.config.model_copy(update={"linux": linux.model_copy(update={"resources": both})})
         container = container.model_copy(update={"config": config})
         self._store.complete_container(container)
         return container
+
+    def _lift_quota(self, cgroup: str, period: int) -> None:
+        """Takes the CPU limit away, in the group that crun makes below a scope as well; crun 1.8 itself can't."""
+        for path in (cgroup, f"{cgroup}/container"):
+            folder = self._cgroups.folder(path, "cpu")
+            if folder is not None and folder.exists():
+                pod_limits.write(self._cgroups, path, LinuxContainerResources(cpu_quota=-1, cpu_period=period))
 
     async def remove(self, container_id: str) -> None:
         """Removes a container, killing what still runs; fine if there is none."""

@@ -22,7 +22,7 @@ _PROPAGATION = {
 
 @dataclass(frozen=True, slots=True)
 class MountPlan:
-    """All mounts in the order they are made, and the propagation that the root needs for them."""
+    """All mounts in the order they are made, and the propagation that the root needs for them, if it is not the OCI runtime's own."""
 
     mounts: list[Document]
     root_propagation: str
@@ -83,6 +83,9 @@ def plan(
     """
     asked = [_mount(f"mounts[{number}]", mount, context, context.volumes.get(number, "")) for number, mount in enumerate(mounts)]
     taken = {os.path.normpath(entry["destination"]) for entry in asked}
+    covered = {*taken, *(entry["destination"] for entry in base)}
+    for number, entry in enumerate(asked):
+        _check_kinds(f"mounts[{number}]", entry, context.rootfs, covered)
     kept = [entry for entry in base if entry["destination"] not in taken]
     ours = [
         {
@@ -96,11 +99,11 @@ def plan(
     ]
     propagations = {mount.propagation for mount in mounts}
     root = (
-        "rshared"
+        "shared"
         if MountPropagation.BIDIRECTIONAL in propagations
-        else "rslave"
+        else "slave"
         if MountPropagation.HOST_TO_CONTAINER in propagations
-        else "rprivate"
+        else ""
     )
     # Shallow ones first: a mount over /a must not hide the one over /a/b.
     asked.sort(key=lambda entry: os.path.normpath(entry["destination"]).count("/"))
@@ -169,6 +172,20 @@ def _source(at: str, mount: Mount) -> str:
             f"{at}.host_path = {mount.host_path!r}: it does not exist and can't be made: {error.strerror}", field=f"{at}.host_path"
         ) from error
     return source
+
+
+def _check_kinds(at: str, entry: Document, rootfs: Path, covered: set[str]) -> None:
+    """A folder goes on a folder and a file on a file, as far as the image decides what is there."""
+    inside = os.path.normpath(entry["destination"])
+    target = Path(f"{rootfs}{inside}")
+    if any(f"{inside}/".startswith(f"{above}/") for above in covered if above != inside) or not target.exists():
+        return
+    if target.is_dir() != os.path.isdir(entry["source"]):
+        there, here = ("folder", "file") if target.is_dir() else ("file", "folder")
+        raise InvalidArgument(
+            f"{at}.container_path = {inside!r} is a {there} in the image, and {entry['source']} is a {here}; mount it elsewhere",
+            field=f"{at}.container_path",
+        )
 
 
 def _check_propagation(propagation: MountPropagation, source: str, field: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from crisp_proto.config import LinuxContainerResources
 from runtime_svc.capabilities import held
@@ -13,15 +13,16 @@ from servicekit import logs
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
 Document = dict[str, Any]
+_LEAST_CPU_US, _MOST_CPU_PERIOD_US = 1000, 1_000_000  # kernel's sched-bwc.rst
+_MOST_CPU_SHARES = 1 << 18
 _log = logs.get()
 
 
 def to_oci(resources: LinuxContainerResources, *, cgroup_version: int, pids_limit: int = 0) -> Document:
-    """Limits as OCI writes them; what is 0 or empty is left out. Raises InvalidArgument."""
-    check(resources, "linux.resources")
+    """Limits as OCI writes them; what is 0 or empty is left out. To be checked before. Raises InvalidArgument."""
     cpu = {
         "shares": resources.cpu_shares,
-        "quota": resources.cpu_quota,
+        "quota": max(0, resources.cpu_quota),  # -1 is no limit, which is what a new container has; crun 1.8 fails on it
         "period": resources.cpu_period,
         "cpus": resources.cpuset_cpus,
         "mems": resources.cpuset_mems,
@@ -49,9 +50,23 @@ def to_oci(resources: LinuxContainerResources, *, cgroup_version: int, pids_limi
 
 def check(resources: LinuxContainerResources, field: str) -> None:
     """Raises InvalidArgument for numbers that no cgroup takes."""
-    for name in ("cpu_period", "cpu_shares", "memory_limit_in_bytes"):
-        if getattr(resources, name) < 0:
-            raise InvalidArgument(f"{field}.{name} = {getattr(resources, name)}: must not be negative", field=f"{field}.{name}")
+
+    def refuse(name: str, rule: str) -> NoReturn:
+        raise InvalidArgument(f"{field}.{name} = {getattr(resources, name)}: {rule}", field=f"{field}.{name}")
+
+    if resources.memory_limit_in_bytes < 0:
+        refuse("memory_limit_in_bytes", "must not be negative")
+    if resources.cpu_shares and not 2 <= resources.cpu_shares <= _MOST_CPU_SHARES:
+        refuse("cpu_shares", f"goes from 2 to {_MOST_CPU_SHARES}; 0 leaves it")
+    if resources.cpu_period and not _LEAST_CPU_US <= resources.cpu_period <= _MOST_CPU_PERIOD_US:
+        refuse("cpu_period", f"goes from {_LEAST_CPU_US} to {_MOST_CPU_PERIOD_US} µs; 0 leaves it")
+    if 0 < resources.cpu_quota < _LEAST_CPU_US:
+        refuse("cpu_quota", f"must be {_LEAST_CPU_US} µs or more; -1 takes the limit away, 0 leaves it")
+    if 0 < resources.memory_swap_limit_in_bytes and not 0 < resources.memory_limit_in_bytes <= resources.memory_swap_limit_in_bytes:
+        refuse(
+            "memory_swap_limit_in_bytes",
+            f"counts memory and swap together: it needs memory_limit_in_bytes ({resources.memory_limit_in_bytes}), and can't be less",
+        )
 
 
 @dataclass(frozen=True, slots=True)
