@@ -218,3 +218,20 @@ def test_the_stream_has_what_the_list_has(busy: Busy) -> None:
     parts = busy.client.runtime.StreamPodSandboxMetrics(cri.StreamPodSandboxMetricsRequest(), timeout=60)
     streamed = next(entry for part in parts for entry in part.pod_sandbox_metrics if entry.pod_sandbox_id == busy.pod)
     assert set(by_name(streamed.container_metrics[0].metrics)) == set(by_name(listed.container_metrics[0].metrics))
+
+
+@pytest.mark.skipif(not VERSION_2 or not Path("/proc/pressure/cpu").exists(), reason="this machine has no PSI on cgroup version 2")
+@pytest.mark.parametrize("resource", ["cpu", "memory", "io"])
+def test_pressure_is_what_the_kernel_says(busy: Busy, resource: str) -> None:
+    time.sleep(1.05)
+    stats = busy.client.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=busy.container), timeout=60).stats
+    found = busy.metrics()
+    lines = {line.split()[0]: line.split() for line in busy.kernel(resource, f"{resource}.pressure").splitlines()}
+    for kind, word in (("some", "waiting"), ("full", "stalled")):
+        total = int(lines[kind][4].removeprefix("total=")) * 1000  # µs there, ns here
+        told = getattr(getattr(stats, resource).psi, kind.capitalize())
+        assert 0 <= total - told.Total <= 5_000_000_000
+        assert 0 <= told.Avg10 <= 100
+        assert found[f"pressure_{resource}_{word}_seconds_total",].value.value in (told.Total // 10**9, total // 10**9)
+    if resource == "cpu":
+        assert stats.cpu.psi.Some.Total > 0, "it was throttled"

@@ -62,7 +62,7 @@ def check(resources: LinuxContainerResources, field: str) -> None:
         refuse("cpu_period", f"goes from {_LEAST_CPU_US} to {_MOST_CPU_PERIOD_US} µs; 0 leaves it")
     if 0 < resources.cpu_quota < _LEAST_CPU_US:
         refuse("cpu_quota", f"must be {_LEAST_CPU_US} µs or more; -1 takes the limit away, 0 leaves it")
-    if 0 < resources.memory_swap_limit_in_bytes and not 0 < resources.memory_limit_in_bytes <= resources.memory_swap_limit_in_bytes:
+    if resources.memory_swap_limit_in_bytes > 0 and not 0 < resources.memory_limit_in_bytes <= resources.memory_swap_limit_in_bytes:
         refuse(
             "memory_swap_limit_in_bytes",
             f"counts memory and swap together: it needs memory_limit_in_bytes ({resources.memory_limit_in_bytes}), and can't be less",
