@@ -13,7 +13,7 @@ from world import World
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import images
 from crisplab.cri import Cri, container_config, pod_config
-from crisplab.node import Node
+from crisplab.node import Node, uses_systemd
 
 SLEEP = ["sleep", "600"]
 Edit = Callable[[cri.ContainerConfig], object]
@@ -37,7 +37,10 @@ POD_CASES: dict[str, tuple[Callable[[cri.PodSandboxConfig], object], str]] = {
     "hostname too long": (lambda config: setattr(config, "hostname", "h" * 65), "64 characters"),
     "sysctl of the node": (lambda config: config.linux.sysctls.update({"vm.swappiness": "1"}), "vm.swappiness"),
     "sysctl with a wrong value": (lambda config: config.linux.sysctls.update({"net.ipv4.ip_forward": "many"}), "net.ipv4.ip_forward"),
-    "relative cgroup parent": (lambda config: setattr(config.linux, "cgroup_parent", "pods.slice"), "linux.cgroup_parent"),
+    "cgroup parent of the other driver": (
+        lambda config: setattr(config.linux, "cgroup_parent", "/pods" if uses_systemd() else "pods.slice"),
+        "linux.cgroup_parent",
+    ),
 }
 
 

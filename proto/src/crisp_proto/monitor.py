@@ -17,7 +17,8 @@ class MonitorRequest(Contract):
     stop_signal: str = "SIGTERM"
     systemd_cgroup: bool = False
     cgroups: list[str] = Field([], description="Folders of the cgroup that conmon is started in, one per hierarchy")
-    scope_slice: str = Field("", description="systemd slice in which conmon gets a scope of its own; empty for none")
+    scope: str = Field("", description="systemd scope that conmon gets; empty for none")
+    scope_slice: str = Field("", description="systemd slice that the scope is in")
     conmon: str = Field("", description="The conmon to use; empty for monitor.conmon")
     restore: str = Field("", description="Folder of CRIU's images to restore the container from, instead of creating it")
     log_path: str = Field("", description="CRI log file; empty keeps no log")

@@ -79,6 +79,7 @@ class Launch(Contract):
     stop_signal: str
     systemd_cgroup: bool = False
     cgroups: list[str] = []
+    scope: str = ""
     scope_slice: str = ""
     conmon: str = ""
     restore: str = ""

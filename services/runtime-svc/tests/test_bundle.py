@@ -136,7 +136,7 @@ def test_what_a_process_may_not_hold_is_not_promised(monkeypatch: pytest.MonkeyP
 
 def test_limits() -> None:
     asked = LinuxContainerResources(cpu_shares=512, cpu_quota=-1, memory_limit_in_bytes=1 << 20, cpuset_cpus="0-1")
-    assert resources.to_oci(asked, cgroup_version=2) == {"cpu": {"shares": 512, "quota": -1, "cpus": "0-1"}, "memory": {"limit": 1 << 20}}
+    assert resources.to_oci(asked, cgroup_version=2) == {"cpu": {"shares": 512, "cpus": "0-1"}, "memory": {"limit": 1 << 20}}
     assert resources.to_oci(LinuxContainerResources(), cgroup_version=2) == {}
     with pytest.raises(InvalidArgument, match="unified needs cgroup version 2"):
         resources.to_oci(LinuxContainerResources(unified={"memory.high": "1"}), cgroup_version=1)
@@ -251,3 +251,14 @@ def test_ambient_capabilities_are_in_every_set(rootfs: Path) -> None:
     )
     sets = build(ContainerConfig(linux=LinuxContainerConfig(security_context=security)), rootfs)["process"]["capabilities"]
     assert {name: value for name, value in sets.items() if value != ["CAP_NET_BIND_SERVICE"]} == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("cpu_shares", 1), ("cpu_shares", -2), ("cpu_shares", 262_145), ("cpu_period", 999), ("cpu_period", 1_000_001), ("cpu_quota", 999),
+     ("memory_limit_in_bytes", -1), ("memory_swap_limit_in_bytes", 5)],
+)  # fmt: skip
+def test_limits_that_no_cgroup_takes_are_named(field: str, value: int) -> None:
+    asked = LinuxContainerResources(**{field: value})
+    with pytest.raises(InvalidArgument, match=rf"linux\.resources\.{field} = {value}: "):
+        resources.check(asked, "linux.resources")

@@ -76,7 +76,7 @@ class Names:
 
     def container_cgroup(self, pod_id: str, container_id: str) -> str:
         """The path of a container's cgroup."""
-        return f"{self.pod_cgroup(pod_id)}/{f'crisp-{container_id}.scope' if uses_systemd() else container_id}"
+        return f"{self.pod_cgroup(pod_id)}/{f'crisp{self.tag}-{container_id}.scope' if uses_systemd() else container_id}"
 
 
 @dataclass(slots=True)
@@ -184,7 +184,7 @@ class Node:
         """The pids of all conmons and pause processes: what runs beside the containers' own programs."""
         found: set[int] = set()
         for folder in _cgroup_folders(self.names.cgroup):
-            for pattern in ("*/helpers", "*/crisp-conmon-*.scope", "*/crisp-pause-*.scope"):
+            for pattern in ("*/helpers", "*/*-conmon-*.scope", "*/*-pause-*.scope"):
                 for file in folder.glob(f"{pattern}/cgroup.procs"):
                     found.update(int(pid) for pid in file.read_text().split())
         return sorted(found)
@@ -253,7 +253,7 @@ class Node:
                 "builtin_subnets": [names.subnet],
                 "nft_table": names.table,
             },
-            "gateway": {"user": self.gateway_user},
+            "gateway": {"user": self.gateway_user, "patience": 10 * clone.SLOWNESS},
         }
         for section, values in self.settings.items():
             tables.setdefault(section, {}).update(values)

@@ -20,7 +20,7 @@ async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Face]:
     """The gateway with its CRI socket; from there on without privileges, if the settings name a user."""
     run = settings.node.run_dir
     user = privileges.resolve(settings.own.user) if settings.own.user else None
-    services = Services.at(run)
+    services = Services.at(run, settings.own.patience)
     answers = {"RuntimeService": runtime_answers(services), "ImageService": image_answers(services)}
 
     async def ready() -> None:

@@ -218,14 +218,12 @@ class Services:
     monitor: MonitorService
 
     @staticmethod
-    def at(run_dir: Path) -> "Services":
-        """The services whose sockets are below run_dir."""
-        return Services(
-            ImageService(ServiceClient("image-svc", run_dir)),
-            RuntimeService(ServiceClient("runtime-svc", run_dir)),
-            NetService(ServiceClient("net-svc", run_dir)),
-            MonitorService(ServiceClient("monitor-svc", run_dir)),
+    def at(run_dir: Path, patience: float) -> "Services":
+        """The services whose sockets are below run_dir. A call waits `patience` seconds for one that is away."""
+        image, runtime, net, monitor = (
+            ServiceClient(f"{name}-svc", run_dir, patience=patience) for name in ("image", "runtime", "net", "monitor")
         )
+        return Services(ImageService(image), RuntimeService(runtime), NetService(net), MonitorService(monitor))
 
     @property
     def clients(self) -> list[ServiceClient]:

@@ -87,8 +87,8 @@ class Conmon:
             )
             os.close(sync_write)
             sync_write = -1
-            if request.scope_slice:
-                await self._scopes().start_scope(f"crisp-conmon-{container_id}.scope", request.scope_slice, [launcher.pid])
+            if request.scope:
+                await self._scopes().start_scope(request.scope, request.scope_slice, [launcher.pid])
             crashpoint("conmon-waiting")
             os.write(start_write, b"\0")
             try:

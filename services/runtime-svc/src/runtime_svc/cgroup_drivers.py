@@ -3,6 +3,8 @@
     cgroupfs   PARENT/crisp-POD/helpers, PARENT/crisp-POD/CONTAINER
     systemd    PARENT.slice/PARENT-crispPOD.slice/crisp-conmon-CONTAINER.scope, …/crisp-CONTAINER.scope
 
+systemd's units have one name space for the whole machine: scopes begin with our own parent's name, which is crisp unless two share a machine.
+
 Either way the pod has a cgroup of its own below the parent that kubelet made for it, so that it can be read and limited as one.
 """
 
@@ -45,6 +47,9 @@ class CgroupDriver(Protocol):
 
     def helpers_slice(self, pod: str) -> str:
         """The slice in which each conmon gets a scope of its own; empty if they all are in `helpers`."""
+
+    def scope(self, name: str) -> str:
+        """The name of the scope of a container or a helper; empty if it gets none."""
 
     def container(self, pod: str, container_id: str) -> str:
         """The cgroup of a container."""
@@ -101,6 +106,10 @@ class CgroupfsDriver:
         """None."""
         return ""
 
+    def scope(self, name: str) -> str:
+        """None."""
+        return ""
+
     def container(self, pod: str, container_id: str) -> str:
         """A child of the pod's."""
         return f"{pod}/{container_id}"
@@ -130,6 +139,7 @@ class SystemdDriver:
         self._systemd = Systemd()
         self._slice_path = slice_path
         self._parent = parent or "crisp.slice"
+        self._prefix = self._parent.removesuffix(".slice")
 
     def pod(self, parent: str, pod_id: str) -> str:
         """A slice below the parent."""
@@ -155,7 +165,7 @@ class SystemdDriver:
 
     async def adopt(self, pod: str, name: str, pid: int) -> None:
         """A scope of its own in the pod's slice."""
-        await self._systemd.start_scope(f"crisp-{name}.scope", _unit(pod), [pid])
+        await self._systemd.start_scope(self.scope(name), _unit(pod), [pid])
 
     def helpers(self, pod: str) -> list[str]:
         """None."""
@@ -165,22 +175,22 @@ class SystemdDriver:
         """The pod's."""
         return _unit(pod)
 
+    def scope(self, name: str) -> str:
+        """crisp-NAME.scope."""
+        return f"{self._prefix}-{name}.scope"
+
     def container(self, pod: str, container_id: str) -> str:
         """A scope, which the OCI runtime asks systemd for."""
-        return f"{pod}/{_scope(container_id)}"
+        return f"{pod}/{self.scope(container_id)}"
 
     def oci_path(self, pod: str, container_id: str) -> str:
         """slice:prefix:name."""
-        return f"{_unit(pod)}:crisp:{container_id}"
+        return f"{_unit(pod)}:{self._prefix}:{container_id}"
 
     async def limit_container(self, container_id: str, limits: LinuxContainerResources, pids: int) -> None:
         """The scope's properties: crun limits a group of its own below it, out of reach of systemd's reloads, and leaves them unset."""
         with contextlib.suppress(NotFound):  # the container has ended, and its scope with it
-            await self._systemd.set_properties(_scope(container_id), pod_limits.scope_properties(limits, pids))
-
-
-def _scope(container_id: str) -> str:
-    return f"crisp-{container_id}.scope"
+            await self._systemd.set_properties(self.scope(container_id), pod_limits.scope_properties(limits, pids))
 
 
 def _unit(cgroup: str) -> str:

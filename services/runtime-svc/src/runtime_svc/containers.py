@@ -105,6 +105,7 @@ class Containers:
                 stop_signal=_stop_signal(request),
                 systemd_cgroup=self._driver.name == "systemd",
                 cgroups=self._driver.helpers(pod.cgroup),
+                scope=self._driver.scope(f"conmon-{container_id}"),
                 scope_slice=self._driver.helpers_slice(pod.cgroup),
                 conmon=str(self._handlers.settings(pod.handler).monitor or ""),
                 restore=restore,
