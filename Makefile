@@ -32,8 +32,8 @@ up: root setup lab ## start a node and leave it running for crictl and kubelet
 down: setup ## end the node that `make up` started, with all that is on it
 	@$(PY) -m crisplab.dev down
 
-conformance: root setup lab ## build crictl and critest, run critest, write docs/conformance.md
-	@$(PY) tests/conformance/conformance.py
+conformance: root setup lab ## build crictl and critest, run critest, write docs/conformance.md (CONFORMANCE="--handler runc" for another runtime)
+	@$(PY) tests/conformance/conformance.py $(CONFORMANCE)
 
 bench: root setup lab ## measure what bench/budgets.toml lists (BENCH="--containerd" adds a peer)
 	@$(PY) bench/bench.py $(BENCH)

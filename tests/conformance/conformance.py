@@ -18,50 +18,63 @@ from crisplab import clone, registry, scratch
 from crisplab.node import Node
 
 GO = Path(__file__).parent / "go"
+HANDLERS = ["crun", "runc"]
 _TOOLS = "sigs.k8s.io/cri-tools"
 _DIGEST = "9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--handler", default="", help="runtime handler to test")
+    parser.add_argument("--handler", default="", help="the one runtime handler to test; docs/conformance.md stays as it is")
     parser.add_argument("--focus", default="", help="only specs whose names match; docs/conformance.md stays as it is")
     parser.add_argument("--jobs", type=int, default=4, help="specs at once")
     options = parser.parse_args()
-    if shutil.which("go") is None:
+    built = clone.ROOT / ".cache/conformance"
+    has_go = shutil.which("go") is not None
+    if not has_go and not (built / "critest.test").exists():
         print(
             "conformance: there is no Go here, so critest can't be built; install Go 1.26 or newer (go.dev) and try again. Nothing was tested."
         )
         return 0
-    built = clone.ROOT / ".cache/conformance"
     with scratch.folder("conformance") as folder, registry.running(folder / "registry") as address:
-        print("building our test programs, crictl and critest", flush=True)
-        for program in ("webserver", "whoami"):
-            _go("build", "-o", str(built / program), f"./{program}", CGO_ENABLED="0")
+        if has_go:
+            print("building our test programs, crictl and critest", flush=True)
+            for program in ("webserver", "whoami"):
+                _go("build", "-o", str(built / program), f"./{program}", CGO_ENABLED="0")
         digest = wanted.push_all(address, built)
-        _build_tools(built, digest.removeprefix("sha256:"))
+        if has_go:
+            _build_tools(built, digest.removeprefix("sha256:"))
         node = Node(folder / "node")
         node.root.mkdir()
         (node.root / "registries.conf").write_text(wanted.mirrors(address))
         names = node.names
         try:
             node.start()
-            specs = _run(node, built, folder, options.handler, options.focus, options.jobs)
+            handlers = [options.handler] if options.handler else HANDLERS
+            outcomes = {handler: _run(node, built, folder / handler, handler, options.focus, options.jobs) for handler in handlers}
         finally:
             node.destroy()
         left = node.leftovers(names)
-    worse = report.regressions([spec for spec in specs if spec.outcome == "failed" or not options.focus])
     if not options.focus and not options.handler:
-        report.write(specs, clone.ROOT / "docs/conformance.md")
-    for outcome in ("passed", "failed", "skipped"):
-        print(f"{outcome}: {sum(spec.outcome == outcome for spec in specs)}")
-    for spec in report.improvements(specs):
-        print(f"BETTER, take it out of known.toml: {spec.name}")
-    for spec in worse:
-        print(f"WORSE: {spec.name}\n    {spec.said}")
+        report.write(outcomes, clone.ROOT / "docs/conformance.md")
+    worse = [_told(handler, specs, only_failed=bool(options.focus)) for handler, specs in outcomes.items()]
     if left:
         print("left behind:", *left, sep="\n  ")
-    return 1 if worse or left or not specs else 0
+    return 1 if any(worse) or left or not all(outcomes.values()) else 0
+
+
+def _told(handler: str, specs: list[report.Spec], *, only_failed: bool) -> bool:
+    """Prints how the specs went; answers whether something got worse."""
+    print(
+        f"{handler}:",
+        ", ".join(f"{sum(spec.outcome == outcome for spec in specs)} {outcome}" for outcome in ("passed", "failed", "skipped")),
+    )
+    for spec in report.improvements(specs, handler):
+        print(f"BETTER, take it out of known.toml: {spec.name}")
+    worse = report.regressions([spec for spec in specs if spec.outcome == "failed" or not only_failed], handler)
+    for spec in worse:
+        print(f"WORSE: {spec.name}\n    {spec.said}")
+    return bool(worse)
 
 
 def _build_tools(built: Path, digest: str) -> None:
@@ -86,7 +99,8 @@ def _build_tools(built: Path, digest: str) -> None:
 
 
 def _run(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int) -> list[report.Spec]:
-    """All specs, several at once; what fails is asked once more, alone, since specs share ports and images."""
+    """All specs, several at once, with one handler; what fails is asked once more, alone, since specs share ports and images."""
+    folder.mkdir()
     first = _ginkgo(node, built, folder / "first", handler, [f"--focus={focus}"] if focus else [], jobs)
     failed = [spec for spec in first if spec.outcome == "failed"]
     if not failed or len(failed) > 40:
@@ -111,7 +125,7 @@ def _ginkgo(node: Node, built: Path, folder: Path, handler: str, choice: list[st
     with open(folder / "output", "wb") as output:
         subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder, check=False)
     kept = clone.ROOT / ".cache/conformance"
-    shutil.copy(folder / "output", kept / f"{folder.name}.log")
+    shutil.copy(folder / "output", kept / f"{handler}-{folder.name}.log")
     for service in ("cri-gateway", "runtime-svc", "monitor-svc", "net-svc", "image-svc"):
         (kept / f"{service}.log").write_text(node.log(service))
     if not (folder / "report.xml").exists():

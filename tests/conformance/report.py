@@ -9,8 +9,7 @@ HERE = Path(__file__).parent
 _HEAD = """# CRI conformance
 
 `make conformance` builds crictl and critest v1.36.0, makes the images that critest wants, and runs all its specs against a node of
-its own; it writes this file, and fails when a spec that is not listed here as failing or skipped does not pass.
-
+its own, with each OCI runtime; it writes this file, and fails when a spec that is not listed here as failing or skipped does not pass.
 """
 
 
@@ -42,32 +41,37 @@ def read(junit: Path) -> list[Spec]:
     return sorted(found, key=lambda spec: spec.name)
 
 
-def regressions(specs: list[Spec]) -> list[Spec]:
-    """Specs that fail or are skipped and are not known to."""
-    known = _known()
+def regressions(specs: list[Spec], handler: str) -> list[Spec]:
+    """Specs that fail or are skipped with a handler and are not known to."""
+    known = _known(handler)
     return [spec for spec in specs if spec.outcome != "passed" and spec.name not in known]
 
 
-def improvements(specs: list[Spec]) -> list[Spec]:
+def improvements(specs: list[Spec], handler: str) -> list[Spec]:
     """Specs that pass although they are known not to: known.toml is to be mended."""
-    known = _known()
+    known = _known(handler)
     return [spec for spec in specs if spec.outcome == "passed" and spec.name in known]
 
 
-def write(specs: list[Spec], path: Path) -> None:
-    """Writes docs/conformance.md."""
-    known = _known()
-    count = {outcome: sum(spec.outcome == outcome for spec in specs) for outcome in ("passed", "failed", "skipped")}
-    lines = [_HEAD + f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped.", ""]
+def write(outcomes: dict[str, list[Spec]], path: Path) -> None:
+    """Writes docs/conformance.md: what does not pass with each handler, and why."""
+    lines = [_HEAD, "| handler | passed | failed | skipped |", "|---|---|---|---|"]
+    for handler, specs in outcomes.items():
+        counts = " | ".join(str(sum(spec.outcome == outcome for spec in specs)) for outcome in ("passed", "failed", "skipped"))
+        lines.append(f"| {handler} | {counts} |")
     for outcome in ("failed", "skipped"):
-        chosen = [spec for spec in specs if spec.outcome == outcome]
-        if chosen:
-            lines += [f"## {outcome.capitalize()}", "", "| spec | why |", "|---|---|"]
-            lines += [f"| {spec.name} | {known.get(spec.name) or spec.said} |".replace("\n", " ") for spec in chosen]
-            lines.append("")
-    path.write_text("\n".join(lines))
+        rows: dict[tuple[str, str], list[str]] = {}
+        for handler, specs in outcomes.items():
+            known = _known(handler)
+            for spec in specs:
+                if spec.outcome == outcome:
+                    rows.setdefault((spec.name, known.get(spec.name) or spec.said), []).append(handler)
+        if rows:
+            lines += ["", f"## {outcome.capitalize()}", "", "| spec | with | why |", "|---|---|---|"]
+            lines += [f"| {name} | {', '.join(handlers)} | {why} |".replace("\n", " ") for (name, why), handlers in sorted(rows.items())]
+    path.write_text("\n".join([*lines, ""]))
 
 
-def _known() -> dict[str, str]:
+def _known(handler: str) -> dict[str, str]:
     groups = tomllib.loads((HERE / "known.toml").read_text())
-    return {spec: group["why"] for group in groups.values() for spec in group["specs"]}
+    return {spec: group["why"] for group in groups.values() if group.get("handler", handler) == handler for spec in group["specs"]}

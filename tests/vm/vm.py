@@ -119,6 +119,11 @@ def _install(tree: Path) -> None:
         elif origin.exists():
             (registry / entry).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(origin, registry / entry)
+    built = clone.ROOT / ".cache/conformance"  # there is no Go in the machine
+    for program in ("webserver", "whoami", "ginkgo", "critest.test"):
+        if (built / program).exists():
+            (source / ".cache/conformance").mkdir(exist_ok=True)
+            shutil.copy(built / program, source / ".cache/conformance" / program)
     (tree / "etc/hostname").write_text("crisp-vm\n")
     (tree / "etc/hosts").write_text("127.0.0.1 localhost crisp-vm\n::1 localhost\n")
     (tree / "etc/fstab").write_text("/dev/vda / ext4 noatime 0 1\n")

@@ -6,6 +6,7 @@ under uvloop, which forks this whole process.
 
 import asyncio
 import os
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from servicekit.errors import DeadlineExceeded, FailedPrecondition
 
 _PIECE = 1 << 16
+_LOGGED_ERROR = re.compile(r'level=error msg="((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,12 @@ async def run(argv: Sequence[str], *, deadline: float, stdin: bytes = b"", env: 
         for fd in (given, *output, *errors):
             if fd >= 0:
                 os.close(fd)
+
+
+def last_error(text: str) -> str:
+    """What a program that writes log lines (runc) gave as its last error; the whole text of one that does not."""
+    logged: list[str] = _LOGGED_ERROR.findall(text)
+    return logged[-1].replace('\\"', '"') if logged else text
 
 
 async def readable(fd: int) -> None:

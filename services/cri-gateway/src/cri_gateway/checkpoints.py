@@ -54,14 +54,14 @@ class Checkpoints:
         _refuse(request.options)
         services = self._services
         pod_id = await lookup.pod_id(services.runtime, request.pod_sandbox_id)
-        members = {container.id for container in await services.runtime.containers(pod_id)}
+        members = [container.id for container in await services.runtime.containers(pod_id)]
         if request.container_ids:
             wanted = [await lookup.container_id(services.runtime, text) for text in request.container_ids]
             for container_id in wanted:
                 if container_id not in members:
                     raise InvalidArgument(f"container_ids: {container_id} is no container of pod {pod_id}", field="container_ids")
         else:
-            wanted = [container_id for container_id in sorted(members) if await self._runs(container_id)]
+            wanted = [container_id for container_id in members if await self._runs(container_id)]
         if not request.output_path.startswith("/"):
             raise InvalidArgument(f"output_path = {request.output_path!r}: must be an absolute path", field="output_path")
         saved = await services.runtime.save_pod_checkpoint(pod_id, PodCheckpointRequest(folder=request.output_path, container_ids=wanted))

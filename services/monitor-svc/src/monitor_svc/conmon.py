@@ -9,7 +9,6 @@
 import asyncio
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from monitor_svc import processes
 from monitor_svc.processes import ProcessRef
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, Unknown
-from servicekit.processes import readable, start_in_cgroups
+from servicekit.processes import last_error, readable, start_in_cgroups
 from servicekit.syscalls import in_own_thread
 
 if TYPE_CHECKING:
@@ -28,9 +27,8 @@ if TYPE_CHECKING:
 
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 10
-_LOGGED_ERROR = re.compile(r'level=error msg="((?:[^"\\]|\\.)*)"')
 # The same as runtime-svc dumps with.
-_RESTORE_OPTIONS = [f"--runtime-opt={option}" for option in ("--tcp-established", "--file-locks", "--manage-cgroups-mode=ignore")]
+_RESTORE_OPTIONS = [f"--runtime-opt={option}" for option in ("--tcp-established", "--file-locks")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +222,5 @@ async def _read_line(fd: int) -> bytes:
 
 
 def _first_fault(message: str) -> str:
-    """The OCI runtime's own words out of conmon's message; runc's come as log lines, after its warnings."""
-    logged: list[str] = _LOGGED_ERROR.findall(message)
-    if logged:
-        return logged[-1].replace('\\"', '"')
-    return message.strip().removeprefix("error: ").rstrip(".") or "it did not say why"
+    """The OCI runtime's own words out of conmon's message."""
+    return last_error(message).strip().removeprefix("error: ").rstrip(".") or "it did not say why"

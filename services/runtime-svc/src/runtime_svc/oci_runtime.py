@@ -1,5 +1,6 @@
 """An OCI runtime (crun, runc, …) by its command line (OCI runtime spec, runtime.md: operations)."""
 
+import contextlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from servicekit.errors import Internal, Unknown
-from servicekit.processes import Finished, run
+from servicekit.processes import Finished, last_error, run
 
 Document = dict[str, Any]
 
@@ -75,15 +76,23 @@ class OciRuntime:
 
     async def checkpoint(self, container_id: str, images: Path, work: Path, deadline: float) -> None:
         """Dumps the container's processes by CRIU into `images`, with its log in `work`; they stay as they are."""
-        flags = ["--leave-running", "--tcp-established", "--file-locks", "--manage-cgroups-mode=ignore"]
+        flags = ["--leave-running", "--tcp-established", "--file-locks"]
         command = [*self.command, "checkpoint", f"--image-path={images}", f"--work-path={work}", *flags, container_id]
         finished = await run(command, deadline=deadline)
         if finished.returncode != 0:
-            raise Unknown(f"{self.name} could not checkpoint container {container_id}: {_said(finished)}")
+            raise Unknown(f"{self.name} could not checkpoint container {container_id}: {_said(finished)}{_criu_error(work / 'dump.log')}")
 
     async def _run(self, *arguments: str) -> Finished:
         return await run([*self.command, *arguments], deadline=self.timeout)
 
 
 def _said(finished: Finished) -> str:
-    return (finished.stderr or finished.stdout).decode(errors="replace").strip()[-800:] or f"exit status {finished.returncode}"
+    return last_error((finished.stderr or finished.stdout).decode(errors="replace").strip())[-800:] or f"exit status {finished.returncode}"
+
+
+def _criu_error(log: Path) -> str:
+    """The first error in CRIU's log, which is the cause of the others."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").splitlines()
+        return next((f" (CRIU: {line.partition('Error ')[2]})" for line in lines if "Error " in line), "")
+    return ""
