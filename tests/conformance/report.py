@@ -42,14 +42,13 @@ def read(junit: Path) -> list[Spec]:
 
 
 def regressions(specs: list[Spec], handler: str) -> list[Spec]:
-    """Specs that fail or are skipped with a handler and are not known to."""
-    known = _known(handler)
-    return [spec for spec in specs if spec.outcome != "passed" and spec.name not in known]
+    """Specs that fail or are skipped with a handler and are not known to do just that."""
+    return [spec for spec in specs if spec.outcome != "passed" and (spec.name, spec.outcome) not in _known(handler)]
 
 
 def improvements(specs: list[Spec], handler: str) -> list[Spec]:
     """Specs that pass although they are known not to: known.toml is to be mended."""
-    known = _known(handler)
+    known = {name for name, _ in _known(handler)}
     return [spec for spec in specs if spec.outcome == "passed" and spec.name in known]
 
 
@@ -65,13 +64,18 @@ def write(outcomes: dict[str, list[Spec]], path: Path) -> None:
             known = _known(handler)
             for spec in specs:
                 if spec.outcome == outcome:
-                    rows.setdefault((spec.name, known.get(spec.name) or spec.said), []).append(handler)
+                    rows.setdefault((spec.name, known.get((spec.name, outcome)) or spec.said), []).append(handler)
         if rows:
             lines += ["", f"## {outcome.capitalize()}", "", "| spec | with | why |", "|---|---|---|"]
             lines += [f"| {name} | {', '.join(handlers)} | {why} |".replace("\n", " ") for (name, why), handlers in sorted(rows.items())]
     path.write_text("\n".join([*lines, ""]))
 
 
-def _known(handler: str) -> dict[str, str]:
+def _known(handler: str) -> dict[tuple[str, str], str]:
     groups = tomllib.loads((HERE / "known.toml").read_text())
-    return {spec: group["why"] for group in groups.values() if group.get("handler", handler) == handler for spec in group["specs"]}
+    return {
+        (spec, group["outcome"]): group["why"]
+        for group in groups.values()
+        if group.get("handler", handler) == handler
+        for spec in group["specs"]
+    }

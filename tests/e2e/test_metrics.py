@@ -13,12 +13,13 @@ from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
+pytestmark = pytest.mark.xdist_group("metrics")  # one worker, one container for all
 ROOT = Path("/sys/fs/cgroup")
 VERSION_2 = (ROOT / "cgroup.controllers").exists()
 LIMIT = 64 << 20
 # One container with all that there is something to count for, and a second process with a socket.
 BUSY = (
-    "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; cat /file >/dev/null;"
+    "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; cat /file >/dev/null;"
     " (tail /dev/zero); nc -l -p 7000 & exec sleep 600"
 )
 Metrics = dict[tuple[str, ...], cri.Metric]

@@ -24,8 +24,8 @@ from crisplab import base_image, clone
 
 HERE = Path(__file__).parent
 CACHE = clone.ROOT / ".cache/vm"
-# Besides what a node needs: what makes it a machine, what crisp uses where it is there, and what tests/e2e wants.
-_PACKAGES = "systemd-sysv dbus udev linux-image-cloud-amd64 kmod e2fsprogs apparmor criu busybox curl iptables procps".split()
+# Besides what a node needs: what makes it a machine, what crisp uses where it is there, and what tests/e2e and critest (sudo) want.
+_PACKAGES = "systemd-sysv dbus udev linux-image-cloud-amd64 kmod e2fsprogs apparmor criu busybox curl iptables procps sudo".split()
 _DONE = re.compile(r"^crisp-vm: exit (\d+)", re.M)
 
 
