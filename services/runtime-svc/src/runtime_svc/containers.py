@@ -84,7 +84,7 @@ class Containers:
         try:
             built = await asyncio.to_thread(self._build, container_id, request, pod, features)
             await asyncio.to_thread(bundle.write, folder, built)
-            restore = await asyncio.to_thread(self._unpack_checkpoint, container_id, request.checkpoint)
+            restore = await self._unpack_checkpoint(container_id, Path(request.checkpoint)) if request.checkpoint else ""
         except BaseException:
             self._forget(container_id)
             raise
@@ -132,8 +132,8 @@ class Containers:
         )
         return bundle.build(pod.id, request.config, request.image_config, Path(request.rootfs), context, self._settings, self._devices)
 
-    def _unpack_checkpoint(self, container_id: str, archive: str) -> str:
-        return str(checkpoint_files.unpack(Path(archive), self._checkpoints / container_id)) if archive else ""
+    async def _unpack_checkpoint(self, container_id: str, archive: Path) -> str:
+        return str(await asyncio.to_thread(checkpoint_files.unpack, archive, self._checkpoints / container_id))
 
     async def start(self, container_id: str, attempt: str) -> StartResult:
         """Runs the container's program. Asked again with the same `attempt`, it answers as the first time.
@@ -169,9 +169,11 @@ class Containers:
         """Its monitor has restored the container, or could not."""
         if result.error:
             self._store.start_failed(container_id, result.error)
-        else:
-            self._store.started(container_id, time.time_ns())
-            await asyncio.to_thread(shutil.rmtree, self._checkpoints / container_id, ignore_errors=True)
+            return
+        limits = self.get(container_id).config.linux.resources
+        await self._driver.limit_container(container_id, limits, self._settings.pids_limit)
+        self._store.started(container_id, time.time_ns())
+        await asyncio.to_thread(shutil.rmtree, self._checkpoints / container_id, ignore_errors=True)
 
     async def update(self, container_id: str, new: LinuxContainerResources) -> Container:
         """Changes limits of a container, running or not. InvalidArgument names the field that can't be."""
