@@ -17,7 +17,7 @@ from traces import get, traces, wait_until_clean
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
-from crisplab import images
+from crisplab import clone, images
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import SERVICES, Node
 
@@ -129,7 +129,7 @@ def test_a_service_that_is_away_is_named(own_node: Node, world: World, tmp_path:
     own_node.start()
     own_node.supervisor("stop", "net-svc")
     with Cri(own_node.socket) as client:
-        status = client.runtime.Status(cri.StatusRequest(), timeout=60).status
+        status = client.runtime.Status(cri.StatusRequest(), timeout=60 * clone.SLOWNESS).status  # it waits gateway.patience
         network = next(condition for condition in status.conditions if condition.type == "NetworkReady")
         assert not network.status
         assert "net-svc is away" in network.message
