@@ -19,6 +19,11 @@ CONFIG, SPEC, IMAGES, CHANGES = "config.dump", "spec.dump", "checkpoint", "rootf
 POD = "pod.json"
 
 
+def is_archive(image: str) -> bool:
+    """Whether an image is named by a checkpoint's path: no reference begins with a slash."""
+    return image.startswith("/")
+
+
 class ArchiveConfig(Contract):
     """config.dump. Times as in RFC 3339; other tools write more into it than we need."""
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from supervisor.xmlrpc import SupervisorTransport
 
 from crisplab import clone, namespaces
+from servicekit.client import PATIENCE
 
 SERVICES = {
     "image-svc": "image_svc",
@@ -253,7 +254,7 @@ class Node:
                 "builtin_subnets": [names.subnet],
                 "nft_table": names.table,
             },
-            "gateway": {"user": self.gateway_user, "patience": 10 * clone.SLOWNESS},
+            "gateway": {"user": self.gateway_user, "patience": PATIENCE * clone.SLOWNESS},
         }
         for section, values in self.settings.items():
             tables.setdefault(section, {}).update(values)

@@ -8,6 +8,7 @@ from cri_gateway import convert, ids, lookup
 from cri_gateway.filters import matches
 from cri_gateway.services import Services
 from cri_gateway.undo import undone_on_failure
+from crisp_proto.checkpoint import is_archive
 from crisp_proto.config import ContainerConfig, LinuxContainerResources, NamespaceMode
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import ImageVolume, Rootfs, RootfsRequest, UserNamespaceOwner
@@ -57,7 +58,7 @@ class Containers:
                 netns=attachment.netns if attachment else "",
                 pod_ips=attachment.ips if attachment else [],
                 target_pid=target,
-                checkpoint=image if image.startswith("/") else "",
+                checkpoint=image if is_archive(image) else "",
             )
             container = await services.runtime.create_container(container_id, request)
             crashpoint("create-bundle-written")

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
+from cri_gateway.filters import by_pod
 from cri_gateway.services import Services
 from crisp_proto.config import LinuxContainerResources
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import DiskUse, FileSystem
 from crisp_proto.net import InterfaceUsage, NetworkUsage
-from crisp_proto.runtime import Account, Container, Pod, Pressure
+from crisp_proto.runtime import Account, Container, HugePages, Pod
 
 _LABELS = ("container", "id", "image", "name", "namespace", "pod")
 _SECOND = 1_000_000_000
@@ -73,7 +74,7 @@ def _in(unit: int, value: int | None) -> int | None:
 def _stall(resource: str, kind: str, word: str) -> Family:
     def value(account: Account) -> int | None:
         pressure = account.use.pressure.get(resource)
-        return None if pressure is None else _total(pressure, kind)
+        return None if pressure is None else (pressure.full if kind == "full" else pressure.some).total
 
     what = "no tasks in the container could make progress" if kind == "full" else "tasks in the container have waited"
     return _one(
@@ -83,10 +84,6 @@ def _stall(resource: str, kind: str, word: str) -> Family:
         value,
         _SECOND,
     )
-
-
-def _total(pressure: Pressure, kind: str) -> int:
-    return (pressure.full if kind == "full" else pressure.some).total
 
 
 def _faults(subject: Subject) -> Iterable[Sample]:
@@ -137,11 +134,18 @@ def _memory_limit(value: int) -> int:
     return value if 0 < value < _UNLIMITED else 0
 
 
-def _own(name: str, help: str, field: str) -> Family:
+def _own(name: str, help: str) -> Family:
     def value(account: Account) -> int | None:
-        return getattr(account.own, field) if account.own else None
+        return getattr(account.own, name) if account.own else None
 
     return _one(f"container_{name}", help, GAUGE, value)
+
+
+def _huge_pages(name: str, help: str, value: Callable[[HugePages], int | None]) -> Family:
+    def samples(subject: Subject) -> Iterable[Sample]:
+        return [((pages.size,), value(pages)) for pages in subject.account.huge_pages]
+
+    return Family(f"container_hugetlb_{name}", help, GAUGE, samples, ("pagesize",))
 
 
 def _soft_limits(subject: Subject) -> Iterable[Sample]:
@@ -191,20 +195,8 @@ FAMILIES = (
         _faults,
         ("failure_type", "scope"),
     ),
-    Family(
-        "container_hugetlb_usage_bytes",
-        "Current hugepage usage in bytes",
-        GAUGE,
-        lambda subject: [((pages.size,), pages.usage) for pages in subject.account.huge_pages],
-        ("pagesize",),
-    ),
-    Family(
-        "container_hugetlb_max_usage_bytes",
-        "Maximum hugepage usage recorded in bytes",
-        GAUGE,
-        lambda subject: [((pages.size,), pages.peak) for pages in subject.account.huge_pages],
-        ("pagesize",),
-    ),
+    _huge_pages("usage_bytes", "Current hugepage usage in bytes", lambda pages: pages.usage),
+    _huge_pages("max_usage_bytes", "Maximum hugepage usage recorded in bytes", lambda pages: pages.peak),
     _one("container_oom_events_total", "Count of out of memory events observed for the container", COUNTER, lambda a: a.oom_kills),
     _stall("cpu", "full", "stalled"),
     _stall("cpu", "some", "waiting"),
@@ -212,9 +204,9 @@ FAMILIES = (
     _stall("memory", "some", "waiting"),
     _stall("io", "full", "stalled"),
     _stall("io", "some", "waiting"),
-    _own("processes", "Number of processes running inside the container.", "processes"),
-    _own("file_descriptors", "Number of open file descriptors for the container.", "file_descriptors"),
-    _own("sockets", "Number of open sockets for the container.", "sockets"),
+    _own("processes", "Number of processes running inside the container."),
+    _own("file_descriptors", "Number of open file descriptors for the container."),
+    _own("sockets", "Number of open sockets for the container."),
     _one("container_threads", "Number of threads running inside the container", GAUGE, lambda a: a.threads),
     _one(
         "container_threads_max",
@@ -289,10 +281,7 @@ class PodMetrics:
             services.image.writable_layers(),
             services.net.usage(),
         )
-        members: dict[str, list[Container]] = {}
-        for container in containers:
-            if container.id in accounts.containers:
-                members.setdefault(container.pod_id, []).append(container)
+        members = by_pod(containers, accounts.containers)
         return api_pb2.ListPodSandboxMetricsResponse(
             pod_metrics=[
                 api_pb2.PodSandboxMetrics(

@@ -3,7 +3,7 @@
 import asyncio
 
 from cri_gateway import lookup
-from cri_gateway.filters import matches
+from cri_gateway.filters import by_pod, matches
 from cri_gateway.images import disk_use
 from cri_gateway.services import Services
 from crisp_proto.cri import api_pb2
@@ -63,13 +63,15 @@ class Stats:
             services.image.writable_layers(),
             services.net.usage(),
         )
-        members: dict[str, list[api_pb2.ContainerStats]] = {}
-        for container in containers:
-            if container.id in usages.containers:
-                members.setdefault(container.pod_id, []).append(_container(container, usages, layers))
+        members = by_pod(containers, usages.containers)
         return api_pb2.ListPodSandboxStatsResponse(
             stats=[
-                _pod(pod, usages.pods[pod.id], networks.pods.get(pod.id), members.get(pod.id, []))
+                _pod(
+                    pod,
+                    usages.pods[pod.id],
+                    networks.pods.get(pod.id),
+                    [_container(container, usages, layers) for container in members.get(pod.id, [])],
+                )
                 for pod in pods
                 if pod.id in usages.pods and matches(wanted.id, wanted.label_selector, pod.id, pod.config.labels)
             ]

@@ -18,11 +18,6 @@ _FIELD = "image.image"
 _OVERLAY = "trusted.overlay."
 
 
-def is_archive(image: str) -> bool:
-    """Whether an image is named by a checkpoint's path: no reference begins with a slash."""
-    return image.startswith("/")
-
-
 def image_of(archive: Path) -> str:
     """The image that the container of a checkpoint was made from. Raises InvalidArgument for what is no checkpoint."""
     with _opened(archive) as file:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from crisp_proto.checkpoint import is_archive
 from crisp_proto.image import DiskUse, FileSystem, FilesystemInfo, Rootfs, RootfsRequest, UserNamespaceOwner, WritableLayers
 from image_svc import changes, overlay
 from image_svc.images import Images
@@ -79,7 +80,7 @@ class RootfsMounts:
 
     async def _image_name(self, image: str) -> str:
         """The image itself, or the one that a checkpoint was taken of."""
-        return await asyncio.to_thread(changes.image_of, Path(image)) if changes.is_archive(image) else image
+        return await asyncio.to_thread(changes.image_of, Path(image)) if is_archive(image) else image
 
     async def _mount_layers(self, rootfs: Rootfs, request: RootfsRequest) -> None:
         target, own, owner = Path(rootfs.path), self._containers / rootfs.id, request.user_namespace
@@ -90,7 +91,7 @@ class RootfsMounts:
         (own / "upper").chmod(0o755)
         if owner is not None:
             os.chown(own / "upper", owner.uids[0].host_id, owner.gids[0].host_id)
-        if changes.is_archive(request.image):
+        if is_archive(request.image):
             await asyncio.to_thread(changes.unpack, Path(request.image), own / "upper")
         with self._owned(rootfs.id, self._store.layers_of_rootfs(rootfs.id) or [0], owner) as stack:
             await overlay.mount(stack, own / "upper", own / "work", target)
