@@ -52,7 +52,7 @@ class Checkpoints:
 
         NotFound: no such container. InvalidArgument names the location. Unimplemented: CRIU does not work here. Unknown: it failed.
         """
-        return await self._turns.take(container_id, "begin", lambda: self._begin(container_id, request))
+        return await self._turns.take(container_id, f"begin {request}", lambda: self._begin(container_id, request))
 
     async def _begin(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
         container = self._containers.get(container_id)
@@ -78,11 +78,10 @@ class Checkpoints:
             crashpoint("checkpoint-dumped")
             shutil.copy(f"{container.launch.bundle}/config.json", part / checkpoint.SPEC)
             (part / checkpoint.CONFIG).write_text(checkpoint_files.describe(container, runtime).model_dump_json())
-        except OSError as error:
+        except BaseException as error:
             await self._abandon(container_id)
-            raise FailedPrecondition(f"location = {request.location!r}: {error.strerror}", field="location") from error
-        except BaseException:
-            await self._abandon(container_id)
+            if isinstance(error, OSError):
+                raise FailedPrecondition(f"location = {request.location!r}: {error.strerror}", field="location") from error
             raise
         self._store.prolong_checkpoint(container_id, time.time() + _PATIENCE_SECONDS)
         return Checkpoint(changes=str(part / checkpoint.CHANGES))
@@ -92,33 +91,37 @@ class Checkpoints:
         await self._turns.take(container_id, "finish", lambda: self._finish(container_id))
 
     async def _finish(self, container_id: str) -> None:
-        location = self._store.checkpoint_location(container_id)
-        if location is None:
+        found = self._store.checkpoints().get(container_id)
+        if found is None:
             raise Unavailable(
                 f"the checkpoint of container {container_id} took too long, or runtime-svc died meanwhile: it was given up; ask again"
             )
+        location = Path(found[0])
         await self._runtime(self._containers.get(container_id)).resume(container_id)
         crashpoint("checkpoint-thawed")
         try:
-            await asyncio.to_thread(checkpoint_files.pack, checkpoint_files.part(Path(location), container_id), Path(location))
+            await asyncio.to_thread(checkpoint_files.pack, checkpoint_files.part(location, container_id), location)
         except OSError as error:
-            raise FailedPrecondition(f"location = {location!r}: {error.strerror}", field="location") from error
+            raise FailedPrecondition(f"location = {str(location)!r}: {error.strerror}", field="location") from error
         crashpoint("checkpoint-packed")
-        await self._abandon(container_id)
+        await self._clear(container_id, location)
 
     async def abandon(self, container_id: str) -> None:
         """Thaws the container and removes what is not finished; fine if there is nothing."""
         await self._turns.take(container_id, "abandon", lambda: self._abandon(container_id))
 
     async def _abandon(self, container_id: str) -> None:
-        location = self._store.checkpoint_location(container_id)
-        if location is None:
+        found = self._store.checkpoints().get(container_id)
+        if found is None:
             return
         try:
             await self._runtime(self._containers.get(container_id)).resume(container_id)
         except NotFound:
             pass  # the container was removed meanwhile
-        shutil.rmtree(checkpoint_files.part(Path(location), container_id), ignore_errors=True)
+        await self._clear(container_id, Path(found[0]))
+
+    async def _clear(self, container_id: str, location: Path) -> None:
+        await asyncio.to_thread(shutil.rmtree, checkpoint_files.part(location, container_id), ignore_errors=True)
         self._store.end_checkpoint(container_id)
         self._unlock(container_id)
 

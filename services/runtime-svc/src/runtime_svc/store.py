@@ -171,11 +171,6 @@ class Store:
         """The checkpoint is due at another time (seconds since the epoch)."""
         self._db.run("UPDATE checkpoints SET due = ? WHERE container = ?", due, container_id)
 
-    def checkpoint_location(self, container_id: str) -> str | None:
-        """Where the archive of a checkpoint under way is to be."""
-        row = self._db.row("SELECT location FROM checkpoints WHERE container = ?", container_id)
-        return None if row is None else str(row["location"])
-
     def checkpoints(self) -> dict[str, tuple[str, float]]:
         """Location and due time of every checkpoint under way, by container."""
         return {row["container"]: (row["location"], row["due"]) for row in self._db.rows("SELECT * FROM checkpoints")}
