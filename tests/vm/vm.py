@@ -119,6 +119,7 @@ def _install(tree: Path) -> None:
         elif origin.exists():
             (registry / entry).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(origin, registry / entry)
+    shutil.copytree(clone.ROOT / ".cache/debian/usr/share/gocode", registry / "usr/share/gocode", symlinks=True)  # OCI's schemas
     built = clone.ROOT / ".cache/conformance"  # there is no Go in the machine
     for program in ("webserver", "whoami", "ginkgo", "critest.test"):
         if (built / program).exists():

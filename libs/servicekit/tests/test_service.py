@@ -136,6 +136,11 @@ async def test_no_replica_is_unavailable_and_says_where(tmp_path: Path, caller: 
         await caller.call("GET", "/v1/who", Echo)
 
 
+async def test_at_the_deadline_a_service_that_is_away_is_still_called_away(caller: ServiceClient) -> None:
+    with pytest.raises(Unavailable, match="demo is away"):
+        await caller.call("GET", "/v1/who", Echo, deadline=0.1)
+
+
 async def test_a_silent_service_runs_into_the_deadline(tmp_path: Path, caller: ServiceClient) -> None:
     release = asyncio.Event()
     async with running(tmp_path, release=release):

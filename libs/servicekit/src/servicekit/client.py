@@ -117,7 +117,8 @@ class ServiceClient:
     ) -> T | None:
         """Sends a request and answers its reply as `reply`. Raises the error that the service named.
 
-        Unavailable: no replica answered for `patience` seconds. DeadlineExceeded: one did not answer within `deadline` seconds.
+        Unavailable: no replica answered for `patience` seconds, or there is none at the deadline. DeadlineExceeded: one did not
+        answer within `deadline` seconds.
         """
         limit = self.deadline if deadline is None else deadline
         started = time.perf_counter()
@@ -127,6 +128,8 @@ class ServiceClient:
                 response = await self._send(method, path, b"" if body is None else body.model_dump_json().encode(), idempotent)
             status = str(response.status_code)
         except TimeoutError as error:
+            if not self.replicas():
+                raise self._away() from error
             raise DeadlineExceeded(f"{self.service} did not answer {method} {path} within {limit:g} s") from error
         finally:
             elapsed = time.perf_counter() - started
@@ -171,8 +174,11 @@ class ServiceClient:
                 finally:
                     replica.in_flight -= 1
             if time.monotonic() > give_up:
-                raise Unavailable(f"{self.service} is away: no replica answers in {self.run_dir / self.service}; see its log, or start it")
+                raise self._away()
             await asyncio.sleep(_RETRY_PAUSE)
+
+    def _away(self) -> Unavailable:
+        return Unavailable(f"{self.service} is away: no replica answers in {self.run_dir / self.service}; see its log, or start it")
 
     def _least_busy(self) -> _Replica | None:
         folder = self.run_dir / self.service
