@@ -94,12 +94,18 @@ class CallMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI call."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         context.enter(headers.get(b"x-request-id", b"").decode("latin-1"), headers.get(b"traceparent", b"").decode("latin-1"))
         started = time.perf_counter()
+        if scope["type"] == "websocket":
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                _log.info("stream", path=scope["path"], ms=round((time.perf_counter() - started) * 1000, 2))
+            return
         status = 500
 
         async def send_timed(message: Message) -> None:

@@ -6,6 +6,7 @@ whichever is sooner. That is safe because every write is keyed by an id; the few
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -19,6 +20,7 @@ import httpcore  # noqa: F401         given up the right to read its own package
 from pydantic import BaseModel, TypeAdapter
 
 from servicekit import context, metrics
+from servicekit.channels import ServiceChannels
 from servicekit.errors import CrispError, DeadlineExceeded, Unavailable, from_problem
 from servicekit.lean import without
 
@@ -48,6 +50,7 @@ steps: ContextVar[list[Step] | None] = ContextVar("crisp_steps", default=None)
 
 @dataclass(slots=True)
 class _Replica:
+    path: str
     transport: httpx.AsyncHTTPTransport
     inode: int
     in_flight: int = 0
@@ -145,14 +148,37 @@ class ServiceClient:
         parsed: T = adapter.validate_json(response.content)
         return parsed
 
+    async def connect(self, path: str, request: BaseModel) -> ServiceChannels:
+        """Opens a WebSocket of channels and sends its first message. Raises Unavailable."""
+        from websockets.asyncio.client import unix_connect  # 3 MB that only streams need
+        from websockets.exceptions import WebSocketException
+
+        give_up = time.monotonic() + self.patience
+        while True:
+            replica = self._least_busy()
+            if replica is not None:
+                with contextlib.suppress(OSError, WebSocketException):
+                    connection = await unix_connect(
+                        replica.path,
+                        f"ws://{self.service}{path}",
+                        additional_headers=_context_headers(),
+                        compression=None,
+                        max_size=None,
+                        ping_interval=None,
+                        user_agent_header=None,
+                        proxy=None,
+                    )
+                    await connection.send(request.model_dump_json())
+                    return ServiceChannels(connection)
+            if time.monotonic() > give_up:
+                raise self._away()
+            await asyncio.sleep(_RETRY_PAUSE)
+
     async def _send(self, method: str, path: str, content: bytes, idempotent: bool) -> httpx.Response:
         headers = {"host": self.service, "content-length": str(len(content))}
         if content:
             headers["content-type"] = "application/json"
-        call = context.current()
-        if call is not None:
-            headers[context.REQUEST_ID_HEADER] = call.request_id
-            headers[context.TRACEPARENT_HEADER] = call.traceparent
+        headers |= _context_headers()
         give_up = time.monotonic() + self.patience
         while True:
             replica = self._least_busy()
@@ -196,7 +222,7 @@ class ServiceClient:
             entry.path: entry.inode() for entry in os.scandir(folder) if entry.name.endswith(".sock") and not entry.name.startswith(".")
         }
         self._replicas = {
-            path: replica if (replica := self._replicas.get(path)) and replica.inode == inode else _Replica(_transport(path), inode)
+            path: replica if (replica := self._replicas.get(path)) and replica.inode == inode else _Replica(path, _transport(path), inode)
             for path, inode in sockets.items()
         }
 
@@ -206,6 +232,11 @@ def _transport(path: str) -> httpx.AsyncHTTPTransport:
     return httpx.AsyncHTTPTransport(
         uds=path, verify=False, limits=httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=3000)
     )
+
+
+def _context_headers() -> dict[str, str]:
+    call = context.current()
+    return {} if call is None else {context.REQUEST_ID_HEADER: call.request_id, context.TRACEPARENT_HEADER: call.traceparent}
 
 
 def _json(content: bytes) -> object:

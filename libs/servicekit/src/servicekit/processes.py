@@ -170,3 +170,20 @@ async def read_to_end(fd: int, take: Callable[[bytes], object]) -> None:
         if not piece:
             return
         take(piece)
+
+
+async def write_all(fd: int, data: bytes) -> None:
+    """Writes to a pipe or a terminal, and waits while it is full. Raises BrokenPipeError if nobody reads it."""
+    os.set_blocking(fd, False)
+    loop = asyncio.get_running_loop()
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            ready = loop.create_future()
+            loop.add_writer(fd, lambda: None if ready.done() else ready.set_result(None))  # noqa: B023 — removed before the next round
+            try:
+                await ready
+            finally:
+                loop.remove_writer(fd)

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import uvicorn
 import uvicorn.lifespan.off  # uvicorn would import it later, see client.py
@@ -37,6 +37,7 @@ S = TypeVar("S", bound=Section)
 _log = logs.get()
 DRAIN_SECONDS = 25
 _FILES = 1 << 20
+_MESSAGE_LIMIT = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,10 @@ async def listening(name: str, settings: Settings[S], face: Face) -> AsyncIterat
         create_app(name, face.routers, face.ready),
         http=_peer_checked(allowed_gid),
         loop="uvloop",
-        ws="none",
+        ws=_web_sockets,  # type: ignore[arg-type]  # it is only called
+        ws_max_size=_MESSAGE_LIMIT,
+        ws_ping_interval=None,
+        ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -130,6 +134,13 @@ async def listening(name: str, settings: Settings[S], face: Face) -> AsyncIterat
         path.unlink(missing_ok=True)
         server.should_exit = True
         await serving
+
+
+def _web_sockets(*arguments: Any, **more: Any) -> asyncio.Protocol:
+    """What uvicorn gives a connection to that wants to be a WebSocket; loaded by the first one, since most services never see any."""
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+    return WebSocketsSansIOProtocol(*arguments, **more)
 
 
 @contextlib.contextmanager

@@ -90,3 +90,16 @@ async def every(*works: Awaitable[Any]) -> None:
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
+
+
+async def first_of(*works: Awaitable[Any]) -> None:
+    """Does `works` at the same time until the first of them ends; cancels the others, waits for them, and raises what that first one raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

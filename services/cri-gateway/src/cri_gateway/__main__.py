@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from cri_gateway import privileges
 from cri_gateway.reconciler import Reconciler
 from cri_gateway.server import image_answers, runtime_answers, serving
 from cri_gateway.services import Services
 from cri_gateway.settings import GatewaySettings
+from cri_gateway.streaming import server as streaming
 from servicekit import server
 from servicekit.errors import Unavailable
 from servicekit.server import Face, Service
@@ -21,14 +22,16 @@ async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Face]:
     run = settings.node.run_dir
     user = privileges.resolve(settings.own.user) if settings.own.user else None
     services = Services.at(run, settings.own.patience)
-    answers = {"RuntimeService": runtime_answers(services), "ImageService": image_answers(services)}
 
     async def ready() -> None:
         missing = [client.service for client in services.clients if not client.replicas()]
         if missing:
             raise Unavailable(f"no replica of {', '.join(missing)} listens in {run}")
 
-    async with serving(settings.own.socket or run / "cri.sock", server.group_id(settings.node.group), answers):
+    async with AsyncExitStack() as stack:
+        stream_url = await stack.enter_async_context(streaming.serving(services, settings.own))
+        answers = {"RuntimeService": runtime_answers(services, stream_url), "ImageService": image_answers(services)}
+        await stack.enter_async_context(serving(settings.own.socket or run / "cri.sock", server.group_id(settings.node.group), answers))
         if user is not None:
             privileges.become(*user, run / "cri-gateway")
         reconciling = asyncio.create_task(Reconciler(services, settings.own.reconcile_interval, settings.own.reconcile_grace).run())

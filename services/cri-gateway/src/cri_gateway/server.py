@@ -23,6 +23,7 @@ from cri_gateway.pod_metrics import PodMetrics
 from cri_gateway.pods import Pods
 from cri_gateway.services import Services
 from cri_gateway.stats import Stats
+from cri_gateway.streaming.sessions import Sessions
 from crisp_proto.cri import api_pb2
 from servicekit import client, context, logs, metrics
 from servicekit.errors import CrispError
@@ -33,10 +34,11 @@ _log = logs.get()
 Answer = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
 
 
-def runtime_answers(services: Services) -> dict[str, Answer]:
-    """RuntimeService."""
+def runtime_answers(services: Services, stream_url: str) -> dict[str, Answer]:
+    """RuntimeService. `stream_url` is the base of the streaming server's URLs."""
     node, containers, stats, pod_metrics = Node(services), Containers(services), Stats(services), PodMetrics(services)
     pods = Pods(services, containers)
+    sessions = Sessions(services, stream_url)
     checkpoints = Checkpoints(services, pods, containers)
     lists: dict[str, streams.List] = {
         "ListPodSandbox": pods.list,
@@ -65,6 +67,9 @@ def runtime_answers(services: Services) -> dict[str, Answer]:
         "UpdateContainerResources": containers.update_resources,
         "ReopenContainerLog": containers.reopen_log,
         "ExecSync": containers.exec_sync,
+        "Exec": sessions.exec,
+        "Attach": sessions.attach,
+        "PortForward": sessions.port_forward,
         "ContainerStats": stats.container,
         "PodSandboxStats": stats.pod,
         "CheckpointContainer": checkpoints.container,

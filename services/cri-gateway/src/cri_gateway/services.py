@@ -35,6 +35,8 @@ from crisp_proto.runtime import (
     UpdateRequest,
     Usages,
 )  # fmt: skip
+from crisp_proto.streams import AttachRequest, DialRequest, ExecStreamRequest, Session, SessionToken
+from servicekit.channels import ServiceChannels
 from servicekit.client import ServiceClient
 
 _LONG = 4 * 3600.0
@@ -173,6 +175,9 @@ class NetService:
     async def status(self) -> NetworkStatus:
         return await self.client.call("GET", "/v1/status", NetworkStatus)
 
+    async def dial(self, request: DialRequest) -> ServiceChannels:
+        return await self.client.connect("/v1/dial", request)
+
     async def set_node(self, config: NodeConfig) -> None:
         await self.client.call("PUT", "/v1/node", NodeConfig, config)
 
@@ -200,6 +205,18 @@ class MonitorService:
 
     async def exec(self, container_id: str, request: ExecRequest) -> ExecResult:
         return await self.client.call("POST", f"/v1/monitors/{container_id}/exec", ExecResult, request, deadline=_LONG, idempotent=False)
+
+    async def exec_stream(self, container_id: str, request: ExecStreamRequest) -> ServiceChannels:
+        return await self.client.connect(f"/v1/monitors/{container_id}/exec", request)
+
+    async def attach(self, container_id: str, request: AttachRequest) -> ServiceChannels:
+        return await self.client.connect(f"/v1/monitors/{container_id}/attach", request)
+
+    async def create_session(self, session: Session) -> SessionToken:
+        return await self.client.call("POST", "/v1/sessions", SessionToken, session)
+
+    async def redeem_session(self, token: SessionToken) -> Session:
+        return await self.client.call("POST", "/v1/sessions/redeem", Session, token, idempotent=False)
 
     async def reopen_log(self, container_id: str) -> None:
         await self.client.call("POST", f"/v1/monitors/{container_id}/reopen")

@@ -3,13 +3,17 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, WebSocket
 from fastapi.responses import StreamingResponse
 
 from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Process, ProcessList, StopRequest
+from crisp_proto.streams import AttachRequest, ExecStreamRequest, Session, SessionToken
+from monitor_svc import sessions
 from monitor_svc.monitors import Monitors
 from monitor_svc.store import Store
+from servicekit import served_channels
 
 _EVENTS_AT_ONCE = 500
 _LOOK_SECONDS = 1  # for events that another replica wrote
@@ -43,6 +47,26 @@ def routes(monitors: Monitors, store: Store) -> APIRouter:
     async def exec_sync(id: str, request: ExecRequest) -> ExecResult:
         """Runs a command in a container and waits for it. Not idempotent."""
         return await monitors.exec(id, request)
+
+    @router.websocket("/monitors/{id}/exec")
+    async def exec_stream(id: str, socket: WebSocket) -> None:
+        """Runs a command with the client's streams."""
+        await served_channels.serve(socket, ExecStreamRequest, partial(monitors.exec_stream, id))
+
+    @router.websocket("/monitors/{id}/attach")
+    async def attach(id: str, socket: WebSocket) -> None:
+        """Joins the client's streams to the container's."""
+        await served_channels.serve(socket, AttachRequest, partial(monitors.attach, id))
+
+    @router.post("/sessions", status_code=201)
+    async def create_session(session: Session) -> SessionToken:
+        """Keeps what a client may do, and answers the token that the client must show."""
+        return sessions.issue(store, session)
+
+    @router.post("/sessions/redeem")
+    async def redeem_session(token: SessionToken) -> Session:
+        """What a token stands for; it is used up by that."""
+        return sessions.redeem(store, token)
 
     @router.post("/monitors/{id}/reopen", status_code=204)
     async def reopen(id: str) -> None:

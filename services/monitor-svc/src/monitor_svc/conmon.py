@@ -10,11 +10,13 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crisp_proto.monitor import MonitorRequest
+from crisp_proto.streams import WindowSize
 from monitor_svc import processes
 from monitor_svc.processes import ProcessRef
 from servicekit.crashpoints import crashpoint
@@ -161,23 +163,46 @@ class Conmon:
             return None
         return Exit(code, finished_at, (self._monitors / container_id / "oom").exists())
 
+    def attach_socket(self, request: MonitorRequest) -> socket.socket:
+        """A connection to the container's standard streams: packets of output with the stream's number first, and of input without."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.setblocking(False)
+        folder = -1
+        try:
+            folder = os.open(request.bundle, os.O_PATH | os.O_CLOEXEC)  # a socket's path has 107 bytes at most
+            connection.connect(f"/proc/self/fd/{folder}/attach")
+        except OSError as error:
+            connection.close()
+            raise FailedPrecondition(f"the container's monitor does not listen: {error.strerror}; has it ended?") from error
+        finally:
+            if folder >= 0:
+                os.close(folder)
+        return connection
+
+    def resize(self, request: MonitorRequest, size: WindowSize) -> None:
+        """Gives the container's terminal a size."""
+        self._control(request, b"1 %d %d\n" % (size.height, size.width))
+
     async def reopen_log(self, request: MonitorRequest) -> None:
         """Has conmon open the log file anew, after somebody renamed it. Raises DeadlineExceeded."""
         log = Path(request.log_path)
-        try:
-            fd = os.open(f"{request.bundle}/ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise FailedPrecondition(f"the container's monitor does not listen: {error.strerror}; has it ended?") from error
-        try:
-            os.write(fd, _REOPEN_LOG)
-        finally:
-            os.close(fd)
+        self._control(request, _REOPEN_LOG)
         try:
             async with asyncio.timeout(_REOPEN_SECONDS):
                 while not log.exists():  # noqa: ASYNC110 — conmon says it in no other way
                     await asyncio.sleep(0.005)
         except TimeoutError as error:
             raise DeadlineExceeded(f"conmon did not open {log} anew within {_REOPEN_SECONDS} s") from error
+
+    def _control(self, request: MonitorRequest, order: bytes) -> None:
+        try:
+            fd = os.open(f"{request.bundle}/ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise FailedPrecondition(f"the container's monitor does not listen: {error.strerror}; has it ended?") from error
+        try:
+            os.write(fd, order)
+        finally:
+            os.close(fd)
 
     async def discard(self, container_id: str) -> None:
         """Ends what is left of a container that was not created to the end, and of its conmon."""

@@ -9,16 +9,19 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest, Process, StopRequest
-from monitor_svc import exec_sync, processes, signals
+from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, failed
+from monitor_svc import attach, commands, exec_stream, exec_sync, processes, signals
 from monitor_svc.conmon import Conmon, Exit
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import UNKNOWN_EXIT, Monitor, Store
 from servicekit import logs
+from servicekit.channels import Channels
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from servicekit.errors import CrispError, DeadlineExceeded, FailedPrecondition, NotFound
 from servicekit.processes import run
 from servicekit.tasks import Turns
 
@@ -40,7 +43,7 @@ class Monitors:
 
     def watch_all(self) -> None:
         """At start: watches every container that had not ended when we did, and clears up after commands that we did not see the end of."""
-        exec_sync.sweep(self._scratch)
+        commands.sweep(self._scratch)
         for container_id in self._store.end_other_boots():
             _log.info("container-exited", container=container_id, code=UNKNOWN_EXIT, reason="NodeRebooted")
         for container_id in self._store.alive_ids():
@@ -171,10 +174,34 @@ class Monitors:
 
     async def exec(self, container_id: str, request: ExecRequest) -> ExecResult:
         """Runs a command in a running container and waits for it."""
-        monitor = self._known(container_id)
-        if not monitor.alive:
-            raise FailedPrecondition(f"container {container_id} is not running: it has exited")
+        monitor = self._alive(container_id)
         return await exec_sync.run(container_id, monitor.request, request, self._scratch, self._settings.exec_output_limit)
+
+    async def exec_stream(self, container_id: str, request: ExecStreamRequest, channels: Channels) -> None:
+        """Runs a command in a running container with the client's streams; the client is told how that ended."""
+        await _told(
+            channels,
+            lambda: exec_stream.run(container_id, self._alive(container_id).request, request, self._scratch, channels),
+        )
+
+    async def attach(self, container_id: str, request: AttachRequest, channels: Channels) -> None:
+        """Joins the client's streams to the container's."""
+        ended = asyncio.Event()
+
+        async def wait() -> None:
+            await self._exit_recorded(container_id)
+            ended.set()
+
+        waiting = asyncio.create_task(wait())
+        try:
+            await _told(
+                channels,
+                lambda: attach.run(
+                    self._alive(container_id).request, request, self._conmon, ended, self._settings.attach_backlog, channels
+                ),
+            )
+        finally:
+            waiting.cancel()
 
     async def reopen_log(self, container_id: str) -> None:
         """Opens the log file anew, after kubelet renamed it."""
@@ -195,8 +222,24 @@ class Monitors:
         """All processes."""
         return self._store.processes()
 
+    def _alive(self, container_id: str) -> Monitor:
+        monitor = self._known(container_id)
+        if not monitor.alive:
+            raise FailedPrecondition(f"container {container_id} is not running: it has exited")
+        if processes.is_frozen(monitor.process):
+            raise FailedPrecondition(f"container {container_id} is paused; resume it first")
+        return monitor
+
     def _known(self, container_id: str) -> Monitor:
         monitor = self._store.monitor(container_id)
         if monitor is None or monitor.creating:
             raise NotFound(f"container {container_id} has no monitor")
         return monitor
+
+
+async def _told(channels: Channels, work: Callable[[], Awaitable[None]]) -> None:
+    """Does `work`; that it could not be done the client is told."""
+    try:
+        await work()
+    except CrispError as error:
+        await channels.send(Channel.ERROR, failed(error.message))

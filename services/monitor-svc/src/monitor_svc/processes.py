@@ -73,6 +73,21 @@ def send_signal(process: ProcessRef, number: int) -> bool:
     return True
 
 
+def is_frozen(process: ProcessRef) -> bool:
+    """Whether its cgroup is frozen, as by `crun pause` (cgroups(7): v1 freezer.state; v2 cgroup.events)."""
+    try:
+        lines = Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()
+        for line in lines:
+            _, controllers, path = line.split(":", 2)
+            if controllers == "freezer":
+                return Path(f"/sys/fs/cgroup/freezer{path}/freezer.state").read_text().strip() != "THAWED"
+            if controllers == "" and (events := Path(f"/sys/fs/cgroup{path}/cgroup.events")).exists():
+                return "frozen 1" in events.read_text()
+    except OSError:
+        pass  # it has just ended
+    return False
+
+
 def kill_tree(pid: int) -> None:
     """SIGKILL to a process and all its descendants, parents first so that none is born meanwhile."""
     children: dict[int, list[int]] = {}

@@ -14,4 +14,7 @@ class MonitorSettings(Section):
     create_timeout: float = Field(240, gt=0, description="Seconds that the OCI runtime may take to create a container")
     kill_timeout: float = Field(30, gt=0, description="Seconds to wait for a process after SIGKILL")
     exec_output_limit: int = Field(16 << 20, gt=0, description="Bytes of each stream that ExecSync keeps")
+    attach_backlog: int = Field(
+        16 << 20, gt=0, description="Bytes that an attached client may be behind the container's log before it is dropped"
+    )
     journal_events: int = Field(10_000, gt=0, description="Events that the journal keeps")

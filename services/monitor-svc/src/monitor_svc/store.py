@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crisp_proto.monitor import Event, EventKind, MonitorRequest, Process, ProcessState
+from crisp_proto.streams import Session
 from monitor_svc.conmon import Created, Exit
 from monitor_svc.processes import ProcessRef
 from servicekit.boot import boot_id
@@ -36,6 +37,11 @@ CREATE TABLE events (
     at INTEGER NOT NULL
 )""",
     "ALTER TABLE monitors ADD COLUMN boot TEXT NOT NULL DEFAULT ''",
+    """CREATE TABLE sessions (
+    token TEXT PRIMARY KEY, -- its SHA-256
+    session TEXT NOT NULL,
+    expires REAL NOT NULL
+)""",
 ]
 _CREATING = "creating"
 UNKNOWN_EXIT = 255
@@ -171,6 +177,22 @@ class Store:
             )
             for row in self._db.rows("SELECT * FROM monitors WHERE ? IS NULL OR id = ? ORDER BY rowid", container_id, container_id)
         ]
+
+    def add_session(self, token: str, session: Session, seconds: float, limit: int) -> bool:
+        """Keeps a session for some time; False if `limit` are kept already."""
+        now = time.time()
+        with self._db.write() as db:
+            db.execute("DELETE FROM sessions WHERE expires < ?", (now,))
+            if db.execute("SELECT count(*) FROM sessions").fetchone()[0] >= limit:
+                return False
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?)", (token, session.model_dump_json(), now + seconds))
+        return True
+
+    def take_session(self, token: str) -> Session | None:
+        """A session that is still kept; from now on it is not."""
+        with self._db.write() as db:
+            row = db.execute("DELETE FROM sessions WHERE token = ? RETURNING session, expires", (token,)).fetchone()
+        return Session.model_validate_json(row["session"]) if row is not None and row["expires"] >= time.time() else None
 
     def events(self, after: int, limit: int) -> list[Event]:
         """Events whose cursor is greater than `after`, oldest first."""

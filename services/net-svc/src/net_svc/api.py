@@ -1,9 +1,11 @@
 """net-svc's routes."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, WebSocket
 
 from crisp_proto.net import Attachment, AttachmentList, AttachmentRequest, NetworkStatus, NetworkUsages, NodeConfig
+from crisp_proto.streams import DialRequest
 from net_svc.attachments import Attachments
+from servicekit import served_channels
 
 
 def routes(attachments: Attachments) -> APIRouter:
@@ -29,6 +31,11 @@ def routes(attachments: Attachments) -> APIRouter:
     async def detach(id: str) -> None:
         """Disconnects a pod (CNI DEL) and removes its namespace; fine if there is none."""
         await attachments.detach(id)
+
+    @router.websocket("/dial")
+    async def dial(socket: WebSocket) -> None:
+        """A connection to a TCP port inside a pod."""
+        await served_channels.serve(socket, DialRequest, attachments.dial)
 
     @router.get("/usage")
     async def usage() -> NetworkUsages:

@@ -22,12 +22,14 @@ from crisp_proto.net import (
     NetworkUsage,
     NetworkUsages,
 )  # fmt: skip
-from net_svc import bridge, cni, firewall, netns
+from crisp_proto.streams import Channel, DialRequest, failed
+from net_svc import bridge, cni, firewall, forwarding, netns
 from net_svc.cni import Document, NetworkConfiguration, PodRef, Result
 from net_svc.firewall import Firewall
 from net_svc.settings import NetSettings
 from net_svc.store import Row, Store
 from servicekit import logs, syscalls
+from servicekit.channels import Channels
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, NotFound
 from servicekit.syscalls import in_own_thread
@@ -226,6 +228,15 @@ class Attachments:
             attachments=[Attachment.model_validate_json(row.record) for row in rows if row.record],
             ages={row.id: now - row.created for row in rows},
         )
+
+    async def dial(self, request: DialRequest, channels: Channels) -> None:
+        """Joins the client's channels to a TCP port on the pod's loopback interface."""
+        try:
+            namespace = Path(self.get(request.pod_id).netns) if request.pod_id else None
+        except NotFound as error:
+            await channels.send(Channel.ERROR, failed(error.message))
+            return
+        await forwarding.forward(namespace, request.port, channels)
 
     async def usage(self) -> NetworkUsages:
         """Interface counters of all pods, read in one thread that visits their namespaces."""
