@@ -4,6 +4,7 @@ python tests/conformance/conformance.py [--handler NAME] [--focus REGEXP] [--job
 """
 
 import argparse
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -101,12 +102,25 @@ def _build_tools(built: Path, digest: str) -> None:
 def _run(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int) -> list[report.Spec]:
     """All specs, several at once, with one handler; what fails is asked once more, alone, since specs share ports and images."""
     folder.mkdir()
-    first = _ginkgo(node, built, folder / "first", handler, [f"--focus={focus}"] if focus else [], jobs)
+    first = _specs(node, built, folder / "spdy", handler, focus, jobs, [])
+    if focus:
+        return first
+    flags = [f"-websocket-{call}" for call in ("exec", "attach", "portforward")]
+    web = _specs(node, built, folder / "websocket", handler, "Streaming", jobs, flags)
+    return sorted(
+        first + [dataclasses.replace(spec, name=f"{spec.name} (WebSocket)") for spec in web if "Streaming" in spec.name],
+        key=lambda spec: spec.name,
+    )
+
+
+def _specs(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int, flags: list[str]) -> list[report.Spec]:
+    folder.mkdir()
+    first = _ginkgo(node, built, folder / "first", handler, [f"--focus={focus}"] if focus else [], jobs, flags)
     failed = [spec for spec in first if spec.outcome == "failed"]
     if not failed or len(failed) > 40:
         return first
     print(f"{len(failed)} failed; once more, one at a time", flush=True)
-    again = _ginkgo(node, built, folder / "again", handler, [f"--focus={_literal(spec.name)}" for spec in failed], 1)
+    again = _ginkgo(node, built, folder / "again", handler, [f"--focus={_literal(spec.name)}" for spec in failed], 1, flags)
     outcomes = {spec.name: spec for spec in again if spec.outcome != "skipped"}
     return [outcomes.get(spec.name, spec) if spec.outcome == "failed" else spec for spec in first]
 
@@ -115,17 +129,17 @@ def _literal(name: str) -> str:
     return "".join(f"\\{character}" if character in r"\.+*?()|[]{}^$" else character for character in name)
 
 
-def _ginkgo(node: Node, built: Path, folder: Path, handler: str, choice: list[str], jobs: int) -> list[report.Spec]:
+def _ginkgo(node: Node, built: Path, folder: Path, handler: str, choice: list[str], jobs: int, flags: list[str]) -> list[report.Spec]:
     folder.mkdir()
     command = [
         *node.enter(), str(built / "ginkgo"), f"--procs={jobs}", "--timeout=30m", "--silence-skips", "--no-color", "--succinct",
         "--skip=benchmark", f"--output-dir={folder}", "--junit-report=report.xml", *choice, str(built / "critest.test"), "--",
-        f"-runtime-endpoint=unix://{node.socket}", f"-image-endpoint=unix://{node.socket}", f"-runtime-handler={handler}",
+        f"-runtime-endpoint=unix://{node.socket}", f"-image-endpoint=unix://{node.socket}", f"-runtime-handler={handler}", *flags,
     ]  # fmt: skip
     with open(folder / "output", "wb") as output:
         subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder, check=False)
     kept = clone.ROOT / ".cache/conformance"
-    shutil.copy(folder / "output", kept / f"{handler}-{folder.name}.log")
+    shutil.copy(folder / "output", kept / f"{handler}-{folder.parent.name}-{folder.name}.log")
     for service in ("cri-gateway", "runtime-svc", "monitor-svc", "net-svc", "image-svc"):
         (kept / f"{service}.log").write_text(node.log(service))
     if not (folder / "report.xml").exists():

@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from servicekit.errors import DeadlineExceeded, FailedPrecondition
 
@@ -29,9 +30,13 @@ class Finished:
 class Child:
     """A process of ours that is awaited without blocking the event loop."""
 
+    unreaped: ClassVar[set[int]] = set()
+    """Pids that somebody here is still to wait for."""
+
     def __init__(self, popen: "subprocess.Popen[bytes]") -> None:
         self._popen = popen
         self.pid = popen.pid
+        self.unreaped.add(self.pid)
 
     @property
     def returncode(self) -> int | None:
@@ -46,6 +51,7 @@ class Child:
                 await readable(fd)
             finally:
                 os.close(fd)
+        self.unreaped.discard(self.pid)
         return self._popen.wait()
 
     def kill(self) -> None:

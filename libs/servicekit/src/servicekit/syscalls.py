@@ -85,6 +85,11 @@ def setns(fd: int, kind: int) -> None:
     _check(_libc.setns(fd, kind), f"setns {kind:#x}")
 
 
+def prctl(option: int, value: int) -> None:
+    """prctl(2)."""
+    _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
+
+
 def sethostname(name: str) -> None:
     """sethostname(2) in the calling thread's UTS namespace."""
     raw = name.encode()

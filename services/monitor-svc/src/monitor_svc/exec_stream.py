@@ -1,63 +1,80 @@
-"""Commands whose streams are a client's (CRI Exec), with pipes or with a terminal.
-
-With a terminal the OCI runtime sits between two of them: ours, which it copies from and to, and the container's, which the command has. Both
-get the client's window size, for not every OCI runtime passes it on (crun 1.8 does not).
-"""
+"""Commands whose streams are a client's (CRI Exec), with pipes or with a terminal."""
 
 import asyncio
 import contextlib
 import errno
 import fcntl
 import os
-import pty
 import struct
 import subprocess
 import termios
-import tty
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from crisp_proto.monitor import MonitorRequest
 from crisp_proto.streams import Channel, ExecStreamRequest, WindowSize, exited
 from monitor_svc import commands
 from monitor_svc.commands import Command
+from monitor_svc.orphans import Orphans
 from servicekit.channels import Channels
 from servicekit.processes import readable, write_all
 from servicekit.tasks import first_of
 
 _PIECE = 1 << 16
 _DRAIN_SECONDS = 0.5
-_PID_SECONDS = 0.01
 
 
-async def run(container_id: str, monitor: MonitorRequest, request: ExecStreamRequest, scratch: Path, channels: Channels) -> None:
+async def run(
+    container_id: str,
+    monitor: MonitorRequest,
+    request: ExecStreamRequest,
+    scratch: Path,
+    orphans: Orphans,
+    deadline: float,
+    channels: Channels,
+) -> None:
     """Runs a command with a client's channels until it ends, which the client is told; it is killed when the client goes.
 
-    Raises Unknown if it could not be run.
+    Raises Unknown if it could not be run. With a terminal, DeadlineExceeded if it has not begun after `deadline` seconds.
     """
-    with _Terminal() if request.tty else _Pipes(request.stdin) as stdio:
-        async with commands.running(container_id, monitor, request.command, scratch, stdio=stdio.theirs, terminal=request.tty) as command:
-            stdio.started()
-            await first_of(_input(channels, stdio, command), _output(channels, stdio, command))
+    beginning = (
+        _on_terminal(container_id, monitor, request, scratch, orphans, deadline)
+        if request.tty
+        else _with_pipes(container_id, monitor, request, scratch)
+    )
+    async with beginning as (command, stdio):
+        await first_of(_input(channels, stdio), _output(channels, stdio, command))
 
 
-async def _input(channels: Channels, stdio: "_Terminal | _Pipes", command: Command) -> None:
+@asynccontextmanager
+async def _on_terminal(
+    container_id: str, monitor: MonitorRequest, request: ExecStreamRequest, scratch: Path, orphans: Orphans, deadline: float
+) -> AsyncIterator[tuple[Command, "_Terminal"]]:
+    async with commands.on_terminal(container_id, monitor, request.command, scratch, orphans, deadline) as command:
+        yield command, _Terminal(command.terminal)
+
+
+@asynccontextmanager
+async def _with_pipes(
+    container_id: str, monitor: MonitorRequest, request: ExecStreamRequest, scratch: Path
+) -> AsyncIterator[tuple[Command, "_Pipes"]]:
+    with _Pipes(request.stdin) as pipes:
+        async with commands.with_pipes(container_id, monitor, request.command, scratch, pipes.theirs) as command:
+            pipes.started()
+            yield command, pipes
+
+
+async def _input(channels: Channels, stdio: "_Terminal | _Pipes") -> None:
     """Until the client is gone."""
-    resizing: asyncio.Task[None] | None = None
-    try:
-        while (message := await channels.receive()) is not None:
-            channel, data = message
-            if channel == Channel.STDIN:
-                await stdio.write(data)
-            elif channel == Channel.CLOSE and data == bytes([Channel.STDIN]):
-                stdio.end_input()
-            elif channel == Channel.RESIZE and isinstance(stdio, _Terminal):
-                if resizing is not None:
-                    resizing.cancel()
-                resizing = asyncio.create_task(stdio.resize(WindowSize.model_validate_json(data), command))
-    finally:
-        if resizing is not None:
-            resizing.cancel()
+    while (message := await channels.receive()) is not None:
+        channel, data = message
+        if channel == Channel.STDIN:
+            await stdio.write(data)
+        elif channel == Channel.CLOSE and data == bytes([Channel.STDIN]):
+            stdio.end_input()
+        elif channel == Channel.RESIZE and isinstance(stdio, _Terminal):
+            stdio.resize(WindowSize.model_validate_json(data))
 
 
 async def _output(channels: Channels, stdio: "_Terminal | _Pipes", command: Command) -> None:
@@ -146,49 +163,21 @@ class _Pipes:
 
 
 class _Terminal:
-    """A pseudo-terminal (pty(7)), raw: the container's own does the rest."""
+    """Our end of the container's pseudo-terminal."""
 
-    def __init__(self) -> None:
-        self._ours, self._theirs = pty.openpty()
-        tty.setraw(self._theirs)
-        self.theirs = (self._theirs, self._theirs, self._theirs)
-        self.outputs = ((Channel.STDOUT, self._ours),)
-
-    def __enter__(self) -> "_Terminal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.started()
-        os.close(self._ours)
-
-    def started(self) -> None:
-        """The command has its own copy."""
-        if self._theirs >= 0:
-            os.close(self._theirs)
-            self._theirs = -1
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.outputs = ((Channel.STDOUT, fd),)
 
     async def write(self, data: bytes) -> None:
         """As if typed; dropped once nobody has the terminal open."""
         with contextlib.suppress(OSError):
-            await write_all(self._ours, data)
+            await write_all(self._fd, data)
 
     def end_input(self) -> None:
         """A terminal has no end; who wants to end what reads it types Ctrl-D."""
 
-    async def resize(self, size: WindowSize, command: Command) -> None:
-        """Gives both terminals a size, the container's as soon as the command has it."""
-        packed = struct.pack("HHHH", size.height, size.width, 0, 0)
-        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, packed)
-        while not command.pid:  # noqa: ASYNC110 — the OCI runtime says it by a file
-            await asyncio.sleep(_PID_SECONDS)
-        with contextlib.suppress(OSError), _opened(f"/proc/{command.pid}/fd/0") as fd:
-            fcntl.ioctl(fd, termios.TIOCSWINSZ, packed)
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    def resize(self, size: WindowSize) -> None:
+        """Gives the terminal a size (ioctl_tty(2), TIOCSWINSZ); the command gets SIGWINCH."""
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", size.height, size.width, 0, 0))

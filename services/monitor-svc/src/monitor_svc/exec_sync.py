@@ -19,7 +19,7 @@ async def run(container_id: str, monitor: MonitorRequest, request: ExecRequest, 
     outputs = _Output(output_limit), _Output(output_limit)
     try:
         stdio = (subprocess.DEVNULL, outputs[0].write_fd, outputs[1].write_fd)
-        async with commands.running(container_id, monitor, request.command, scratch, stdio=stdio) as command:
+        async with commands.with_pipes(container_id, monitor, request.command, scratch, stdio) as command:
             for output in outputs:
                 output.close_writer()
             collecting = [asyncio.create_task(output.collect()) for output in outputs]

@@ -16,6 +16,7 @@ from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest, Process
 from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, failed
 from monitor_svc import attach, commands, exec_stream, exec_sync, processes, signals
 from monitor_svc.conmon import Conmon, Exit
+from monitor_svc.orphans import Orphans
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import UNKNOWN_EXIT, Monitor, Store
 from servicekit import logs
@@ -39,11 +40,14 @@ class Monitors:
         self._scratch.mkdir(parents=True, exist_ok=True)
         self._turns = Turns()
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._orphans = Orphans()
+        self._burying: asyncio.Task[None] | None = None
         self.changed = asyncio.Condition()
 
     def watch_all(self) -> None:
         """At start: watches every container that had not ended when we did, and clears up after commands that we did not see the end of."""
         commands.sweep(self._scratch)
+        self._burying = asyncio.create_task(self._orphans.bury())
         for container_id in self._store.end_other_boots():
             _log.info("container-exited", container=container_id, code=UNKNOWN_EXIT, reason="NodeRebooted")
         for container_id in self._store.alive_ids():
@@ -51,6 +55,8 @@ class Monitors:
 
     async def close(self) -> None:
         """Ends the watches; containers and conmons go on."""
+        if self._burying is not None:
+            self._burying.cancel()
         for watch in self._watches.values():
             watch.cancel()
         await asyncio.gather(*self._watches.values(), return_exceptions=True)
@@ -181,7 +187,15 @@ class Monitors:
         """Runs a command in a running container with the client's streams; the client is told how that ended."""
         await _told(
             channels,
-            lambda: exec_stream.run(container_id, self._alive(container_id).request, request, self._scratch, channels),
+            lambda: exec_stream.run(
+                container_id,
+                self._alive(container_id).request,
+                request,
+                self._scratch,
+                self._orphans,
+                self._settings.create_timeout,
+                channels,
+            ),
         )
 
     async def attach(self, container_id: str, request: AttachRequest, channels: Channels) -> None:
