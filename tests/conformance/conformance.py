@@ -100,7 +100,7 @@ def _build_tools(built: Path, digest: str) -> None:
 
 
 def _run(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int) -> list[report.Spec]:
-    """All specs, several at once, with one handler; what fails is asked once more, alone, since specs share ports and images."""
+    """All specs with one handler, over SPDY; those that stream over WebSockets too."""
     folder.mkdir()
     first = _specs(node, built, folder / "spdy", handler, focus, jobs, [])
     if focus:
@@ -114,6 +114,7 @@ def _run(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: 
 
 
 def _specs(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int, flags: list[str]) -> list[report.Spec]:
+    """Specs, several at once; what fails is asked once more, alone, since specs share ports and images."""
     folder.mkdir()
     first = _ginkgo(node, built, folder / "first", handler, [f"--focus={focus}"] if focus else [], jobs, flags)
     failed = [spec for spec in first if spec.outcome == "failed"]

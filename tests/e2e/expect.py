@@ -1,7 +1,8 @@
 """What tests wait for and compare with."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +36,18 @@ def error_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
         call()
     except grpc.RpcError as error:
         return error.code(), error.details() or ""
+    raise AssertionError("the call succeeded")
+
+
+@contextmanager
+def refused(code: grpc.StatusCode, text: str = "") -> Iterator[None]:
+    """A call in the block must be refused with this code, and with this in its message."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        assert error.code() is code, error.details()
+        assert text in (error.details() or "")
+        return
     raise AssertionError("the call succeeded")
 
 

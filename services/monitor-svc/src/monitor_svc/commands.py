@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from crisp_proto.monitor import MonitorRequest
 from monitor_svc import processes
-from monitor_svc.orphans import Orphans
+from monitor_svc.orphans import Orphans, bury
+from monitor_svc.processes import ProcessRef
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Unknown
 from servicekit.processes import Child, start
 
@@ -47,10 +48,14 @@ class _WithPipes:
     async def kill(self) -> None:
         """Ends it with its children; fine if it has ended."""
         if self._child.returncode is None:
-            if pid := self._call.pid:
+            pid = self._call.pid
+            command = ProcessRef.of(pid)
+            if pid:
                 processes.kill_tree(pid)
             processes.kill_tree(self._child.pid)
             await self._child.wait()
+            await processes.ended(command)
+            bury(pid)
 
 
 class OnTerminal:

@@ -47,7 +47,7 @@ class Monitors:
     def watch_all(self) -> None:
         """At start: watches every container that had not ended when we did, and clears up after commands that we did not see the end of."""
         commands.sweep(self._scratch)
-        self._burying = asyncio.create_task(self._orphans.bury())
+        self._burying = asyncio.create_task(self._orphans.bury_all())
         for container_id in self._store.end_other_boots():
             _log.info("container-exited", container=container_id, code=UNKNOWN_EXIT, reason="NodeRebooted")
         for container_id in self._store.alive_ids():

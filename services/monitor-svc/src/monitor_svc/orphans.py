@@ -48,13 +48,20 @@ class Orphans:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 — it has ended
         return code if code >= 0 else 128 - code
 
-    async def bury(self) -> None:
+    async def bury_all(self) -> None:
         """From time to time waits for those that nobody asks for, so that no zombie stays."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             with contextlib.suppress(ChildProcessError):
                 while not self._expected and (pid := _dead_child()) and pid not in self._adopted and pid not in Child.unreaped:
                     os.waitpid(pid, 0)  # noqa: ASYNC222 — it has ended
+
+
+def bury(pid: int) -> None:
+    """Waits for a child that has ended and that nobody asks for; fine if it is no child of ours, or pid is 0."""
+    if pid:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _dead_child() -> int:

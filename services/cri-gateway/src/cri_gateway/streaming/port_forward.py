@@ -125,10 +125,7 @@ async def over_websocket(net: NetService, session: Session, socket: WebSocket, p
         async def write(data: bytes) -> None:
             await channels.send(2 * number, data)
 
-        async def nothing() -> None:
-            """This protocol can't close one direction."""
-
-        fault = await _joined(net, session, port, _pieces(queues[number].get), write, nothing)
+        fault = await _joined(net, session, port, _pieces(queues[number].get), write, None)
         if fault:
             await channels.send(2 * number + 1, fault.encode())
 
@@ -150,9 +147,9 @@ async def _joined(
     port: int,
     pieces: AsyncIterator[bytes],
     write: Callable[[bytes], Awaitable[None]],
-    end: Callable[[], Awaitable[None]],
+    end: Callable[[], Awaitable[None]] | None,
 ) -> str:
-    """One connection, to the end of both its directions; answers what went wrong."""
+    """One connection, to the end of both its directions, or of the pod's where one alone can't be closed; answers what went wrong."""
     try:
         service: ServiceChannels = await net.dial(DialRequest(pod_id="" if session.node_network else session.id, port=port))
     except CrispError as error:
@@ -170,6 +167,8 @@ async def _joined(
             if channel == Channel.STDOUT:
                 await write(data)
             elif channel == Channel.CLOSE:
+                if end is None:
+                    return ""
                 await end()
             elif channel == Channel.ERROR:
                 return outcome(data)[1]

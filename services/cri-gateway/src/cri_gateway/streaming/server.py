@@ -196,10 +196,8 @@ class _Certificate:
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = (certificate, key)
-        self._read: tuple[int, ...] = ()
-        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.context.sni_callback = lambda *_: self._refresh()  # called for each handshake, also without a server name
-        self._load()
+        self._read = self._versions()
+        self.context = self._loaded()
 
     @staticmethod
     def of(settings: GatewaySettings) -> "_Certificate | None":
@@ -219,18 +217,21 @@ class _Certificate:
                 field="gateway.stream_tls_certificate",
             ) from error
 
-    def _load(self) -> None:
-        read = self._versions()
-        self.context.load_cert_chain(*self._files)
-        self._read = read
+    def _loaded(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*self._files)
+        context.sni_callback = self._refresh  # called in each handshake, also without a server name
+        return context
 
     def _versions(self) -> tuple[int, ...]:
         return tuple(file.stat().st_mtime_ns for file in self._files)
 
-    def _refresh(self) -> None:
+    def _refresh(self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         try:
-            if self._versions() != self._read:
-                self._load()
+            versions = self._versions()
+            if versions != self._read:
+                self.context, self._read = self._loaded(), versions
                 _log.info("certificate-read-anew", file=str(self._files[0]))
         except OSError as error:
             _log.error("certificate-not-read", file=str(self._files[0]), error=str(error))
+        connection.context = self.context

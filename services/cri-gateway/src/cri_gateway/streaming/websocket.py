@@ -17,6 +17,8 @@ from cri_gateway.streaming.transport import ByteStream
 
 _MESSAGE_LIMIT = 16 << 20
 _LINGER_SECONDS = 5
+# Kubernetes' name for SPDY in a WebSocket has a slash, which a subprotocol's name may not have (RFC 6455, section 4.1), so the library refuses it.
+_SLASH = ("SPDY/3.1+", "SPDY-3.1+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,9 @@ class WebSocket:
 
     def __init__(self, transport: ByteStream, head: bytes, subprotocols: Sequence[str]) -> None:
         self._transport = transport
-        self._protocol = ServerProtocol(subprotocols=[Subprotocol(name) for name in subprotocols], max_size=_MESSAGE_LIMIT)
-        self._protocol.receive_data(head)
+        names = [Subprotocol(name.replace(*_SLASH)) for name in subprotocols]
+        self._protocol = ServerProtocol(subprotocols=names, max_size=_MESSAGE_LIMIT)
+        self._protocol.receive_data(head.replace(*(part.encode() for part in _SLASH)))
         self._pieces: deque[Piece] = deque()
         self._sending = asyncio.Lock()
 
@@ -41,9 +44,14 @@ class WebSocket:
         """Answers the request. Answers the chosen subprotocol; empty if the client was refused, which it has been told by then."""
         (request,) = self._protocol.events_received()
         assert isinstance(request, Request)
-        self._protocol.send_response(self._protocol.accept(request))
+        response = self._protocol.accept(request)
+        chosen = (self._protocol.subprotocol or "").replace(*reversed(_SLASH))
+        if chosen:
+            del response.headers["Sec-WebSocket-Protocol"]
+            response.headers["Sec-WebSocket-Protocol"] = chosen
+        self._protocol.send_response(response)
         await self._flush()
-        return (self._protocol.subprotocol or "") if self._protocol.state is State.OPEN else ""
+        return chosen if self._protocol.state is State.OPEN else ""
 
     async def receive(self) -> Piece | None:
         """The next piece; None once the client has closed, is gone, or broke the rules."""
