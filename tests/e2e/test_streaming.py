@@ -361,8 +361,8 @@ def test_port_forward_by_spdy_has_many_connections_at_once(box: Box) -> None:
             client.send(data, b"GET / HTTP/1.0\r\n\r\n", fin=True)
             pairs.append((error, data))
         client.read_until_ended(*(stream for pair in pairs for stream in pair))
-        assert all(client.received[data].endswith(PAGE.encode()) for _, data in pairs)
-        assert all(client.received[error] == b"" for error, _ in pairs)
+        assert {client.received[error] for error, _ in pairs} == {b""}
+        assert {client.received[data].rpartition(b"\r\n")[2] for _, data in pairs} == {PAGE.encode()}
         error = client.open(streamtype="error", port="81", requestid="x")
         data = client.open(streamtype="data", port="81", requestid="x")
         client.read_until_ended(error, data)

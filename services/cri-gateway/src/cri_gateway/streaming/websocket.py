@@ -18,7 +18,7 @@ from cri_gateway.streaming.transport import ByteStream
 _MESSAGE_LIMIT = 16 << 20
 _LINGER_SECONDS = 5
 # Kubernetes' name for SPDY in a WebSocket has a slash, which a subprotocol's name may not have (RFC 6455, section 4.1), so the library refuses it.
-_SLASH = ("SPDY/3.1+", "SPDY-3.1+")
+_SLASH, _INSTEAD = "SPDY/3.1+", "SPDY-3.1+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class WebSocket:
 
     def __init__(self, transport: ByteStream, head: bytes, subprotocols: Sequence[str]) -> None:
         self._transport = transport
-        names = [Subprotocol(name.replace(*_SLASH)) for name in subprotocols]
+        names = [Subprotocol(name.replace(_SLASH, _INSTEAD)) for name in subprotocols]
         self._protocol = ServerProtocol(subprotocols=names, max_size=_MESSAGE_LIMIT)
-        self._protocol.receive_data(head.replace(*(part.encode() for part in _SLASH)))
+        self._protocol.receive_data(head.replace(_SLASH.encode(), _INSTEAD.encode()))
         self._pieces: deque[Piece] = deque()
         self._sending = asyncio.Lock()
 
@@ -45,7 +45,7 @@ class WebSocket:
         (request,) = self._protocol.events_received()
         assert isinstance(request, Request)
         response = self._protocol.accept(request)
-        chosen = (self._protocol.subprotocol or "").replace(*reversed(_SLASH))
+        chosen = (self._protocol.subprotocol or "").replace(_INSTEAD, _SLASH)
         if chosen:
             del response.headers["Sec-WebSocket-Protocol"]
             response.headers["Sec-WebSocket-Protocol"] = chosen
