@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from crisp_proto.monitor import EventKind, MonitorRequest, ProcessState
-from monitor_svc import exec_sync, processes, signals
+from crisp_proto.streams import Session, SessionKind
+from monitor_svc import commands, processes, sessions, signals
 from monitor_svc import store as store_module
 from monitor_svc.conmon import Created, Exit
 from monitor_svc.processes import ProcessRef
 from monitor_svc.store import Store
-from servicekit.errors import InvalidArgument
+from servicekit.errors import InvalidArgument, NotFound, ResourceExhausted
 
 REQUEST = MonitorRequest(pod_id="pod", name="main", bundle="/b", runtime=["crun"])
 
@@ -113,7 +114,7 @@ def test_what_a_killed_predecessors_commands_left_is_removed(tmp_path: Path) -> 
     child.wait()
     for name in (f"{child.pid}-dead", f"{os.getpid()}-earlier-life", f"{os.getppid()}-other-replica"):
         (tmp_path / name).mkdir()
-    exec_sync.sweep(tmp_path)
+    commands.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{os.getppid()}-other-replica"]
 
 
@@ -142,3 +143,28 @@ def test_a_request_that_cannot_be_read_does_not_hide_its_process(tmp_path: Path)
     monitor = Store(tmp_path / "m.db", 10).monitor("c")
     assert monitor is not None
     assert (monitor.process, monitor.alive, monitor.request.pod_id) == (here, True, REQUEST.pod_id)
+
+
+def test_a_token_is_redeemed_once_by_any_replica_and_not_kept_itself(tmp_path: Path) -> None:
+    session = Session(kind=SessionKind.EXEC, id="c", command=["true"], stdout=True)
+    one, other = Store(tmp_path / "db", keep_events=10), Store(tmp_path / "db", keep_events=10)
+    token = sessions.issue(one, session)
+    assert len(token.token) == 32
+    assert token.token.encode() not in (tmp_path / "db").read_bytes() + (tmp_path / "db-wal").read_bytes()
+    assert sessions.redeem(other, token) == session
+    with pytest.raises(NotFound, match="used before"):
+        sessions.redeem(one, token)
+
+
+def test_tokens_grow_old_and_are_not_handed_out_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, session = Store(tmp_path / "db", keep_events=10), Session(kind=SessionKind.EXEC, id="c")
+    old = sessions.issue(store, session)
+    for _ in range(999):
+        sessions.issue(store, session)
+    with pytest.raises(ResourceExhausted, match="1000 tokens"):
+        sessions.issue(store, session)
+    later = time.time() + 61
+    monkeypatch.setattr(store_module.time, "time", lambda: later)
+    with pytest.raises(NotFound, match="older than 60 s"):
+        sessions.redeem(store, old)
+    sessions.issue(store, session)

@@ -29,7 +29,7 @@ async def forward(namespace: Path | None, port: int, channels: Channels) -> None
             await asyncio.wait([incoming, outgoing], return_when=asyncio.FIRST_COMPLETED)
             if incoming.done() and not incoming.result():
                 return  # the client is gone
-            await outgoing
+            fault = await outgoing
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RD)
             await incoming
@@ -37,7 +37,7 @@ async def forward(namespace: Path | None, port: int, channels: Channels) -> None
             for task in (incoming, outgoing):
                 task.cancel()
             await asyncio.gather(incoming, outgoing, return_exceptions=True)
-    await channels.send(Channel.ERROR, SUCCESS)
+    await channels.send(Channel.ERROR, failed(f"the connection to port {port} in the pod broke: {fault}") if fault else SUCCESS)
 
 
 async def _to_pod(connection: socket.socket, channels: Channels) -> bool:
@@ -57,12 +57,19 @@ async def _to_pod(connection: socket.socket, channels: Channels) -> bool:
     return False
 
 
-async def _from_pod(connection: socket.socket, channels: Channels) -> None:
+async def _from_pod(connection: socket.socket, channels: Channels) -> str:
+    """Until the pod has closed its direction; answers why, if it did not do that in the regular way."""
     loop = asyncio.get_running_loop()
-    with contextlib.suppress(ConnectionError):
-        while data := await loop.sock_recv(connection, _PIECE):
-            await channels.send(Channel.STDOUT, data)
+    while True:
+        try:
+            data = await loop.sock_recv(connection, _PIECE)
+        except OSError as error:
+            return error.strerror
+        if not data:
+            break
+        await channels.send(Channel.STDOUT, data)
     await channels.send(Channel.CLOSE, bytes([Channel.STDOUT]))
+    return ""
 
 
 async def _dial(namespace: Path | None, port: int) -> socket.socket:
