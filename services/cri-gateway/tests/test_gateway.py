@@ -132,7 +132,7 @@ def test_state_is_joined_from_both_owners(process: ProcessState | None, started:
 def test_every_answer_is_for_an_rpc_that_exists() -> None:
     services = api_pb2.DESCRIPTOR.services_by_name
     placeholder = type("Anything", (), {"__getattr__": lambda self, name: name})()
-    assert set(runtime_answers(placeholder)) <= set(services["RuntimeService"].methods_by_name)
+    assert set(runtime_answers(placeholder, "http://127.0.0.1:1")) <= set(services["RuntimeService"].methods_by_name)
     assert set(image_answers(placeholder)) <= set(services["ImageService"].methods_by_name)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from crisp_proto.monitor import EventKind, MonitorRequest, ProcessState
 from crisp_proto.streams import Session, SessionKind
-from monitor_svc import commands, processes, sessions, signals
+from monitor_svc import commands, exec_sync, processes, sessions, signals
 from monitor_svc import store as store_module
 from monitor_svc.conmon import Created, Exit
 from monitor_svc.processes import ProcessRef
@@ -164,7 +164,7 @@ def test_tokens_grow_old_and_are_not_handed_out_without_end(tmp_path: Path, monk
     with pytest.raises(ResourceExhausted, match="1000 tokens"):
         sessions.issue(store, session)
     later = time.time() + 61
-    monkeypatch.setattr(store_module.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     with pytest.raises(NotFound, match="older than 60 s"):
         sessions.redeem(store, old)
     sessions.issue(store, session)

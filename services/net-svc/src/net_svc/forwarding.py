@@ -64,7 +64,7 @@ async def _from_pod(connection: socket.socket, channels: Channels) -> str:
         try:
             data = await loop.sock_recv(connection, _PIECE)
         except OSError as error:
-            return error.strerror
+            return str(error)
         if not data:
             break
         await channels.send(Channel.STDOUT, data)
