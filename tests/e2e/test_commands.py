@@ -114,7 +114,7 @@ def test_events_are_streamed_as_they_happen(cri_client: Cri, node: Node, world: 
     assert seen == [("created", container), ("stopped", container), ("deleted", container)]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(180 * clone.SLOWNESS)
 def test_the_demo_runs_twice_and_leaves_nothing() -> None:
     for _ in range(2):
         shown = subprocess.run([sys.executable, "-m", "crisplab.demo"], capture_output=True, text=True, check=False)

@@ -9,12 +9,10 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
-from expect import code_of, error_of, log_lines, until
-from google.protobuf import message_factory
+from expect import code_of, log_lines, until
 from traces import file_descriptors
 from world import PAGE, World
 
-from crisp_proto.cri import api_pb2
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import clone
 from crisplab.cri import Cri, container_config, pod_config
@@ -220,21 +218,6 @@ def test_a_second_shorter_stop_shortens_the_first(cri_client: Cri, world: World,
         first.result(20)
         assert 0.9 < time.monotonic() - begun < 8 * clone.SLOWNESS
         assert cri_client.status(container).exit_code == 137
-
-
-NOT_YET = [
-    "Exec", "Attach", "PortForward", "GetContainerEvents",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", NOT_YET)
-def test_a_call_that_is_not_there_yet_says_so(cri_client: Cri, name: str) -> None:
-    method = api_pb2.DESCRIPTOR.services_by_name["RuntimeService"].methods_by_name[name]
-    request = message_factory.GetMessageClass(method.input_type)()
-    answer = getattr(cri_client.runtime, name)
-    code, message = error_of(lambda: list(answer(request, timeout=20)) if method.server_streaming else answer(request, timeout=20))
-    assert code == grpc.StatusCode.UNIMPLEMENTED
-    assert name in message
 
 
 def test_one_request_id_and_trace_run_through_every_service(cri_client: Cri, node: Node, tmp_path: Path) -> None:

@@ -99,6 +99,16 @@ class Event(Contract):
 
 
 class EventList(Contract):
-    """Events after a cursor, oldest first."""
+    """Events after a cursor, oldest first; the cursors of the journal's oldest and newest event, 0 if it has none."""
 
     events: list[Event]
+    first: int = 0
+    last: int = 0
+
+
+class Note(Contract):
+    """What the gateway saw happen to a container, or to a pod (container_id is the pod's id then)."""
+
+    kind: EventKind
+    container_id: str
+    pod_id: str

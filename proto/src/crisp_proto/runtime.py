@@ -116,6 +116,7 @@ class StartResult(Contract):
     """already: the container had been started before, by another attempt. restore: its monitor is to restore it from its checkpoint now."""
 
     started_at: int
+    pod_id: str
     already: bool = False
     restore: bool = False
 

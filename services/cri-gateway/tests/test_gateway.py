@@ -1,5 +1,6 @@
 """What the gateway does without its services: names, filters, conversion, undo."""
 
+import asyncio
 import grp
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from cri_gateway import convert, ids, privileges
 from cri_gateway.containers import state_of
 from cri_gateway.filters import matches
+from cri_gateway.notes import Notes
 from cri_gateway.server import image_answers, runtime_answers
 from cri_gateway.undo import undone_on_failure
 from crisp_proto.config import ContainerConfig, Mount, PodSandboxConfig
@@ -132,7 +134,8 @@ def test_state_is_joined_from_both_owners(process: ProcessState | None, started:
 def test_every_answer_is_for_an_rpc_that_exists() -> None:
     services = api_pb2.DESCRIPTOR.services_by_name
     placeholder = type("Anything", (), {"__getattr__": lambda self, name: name})()
-    assert set(runtime_answers(placeholder, "http://127.0.0.1:1")) <= set(services["RuntimeService"].methods_by_name)
+    answers = runtime_answers(placeholder, Notes(placeholder.monitor), "http://127.0.0.1:1", asyncio.Event())
+    assert set(answers) == set(services["RuntimeService"].methods_by_name)
     assert set(image_answers(placeholder)) <= set(services["ImageService"].methods_by_name)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from crisp_proto.config import (
     Capability,
     ContainerConfig,
+    HugepageLimit,
     Int64Value,
     KeyValue,
     LinuxContainerConfig,
@@ -261,4 +262,11 @@ def test_ambient_capabilities_are_in_every_set(rootfs: Path) -> None:
 def test_limits_that_no_cgroup_takes_are_named(field: str, value: int) -> None:
     asked = LinuxContainerResources(**{field: value})
     with pytest.raises(InvalidArgument, match=rf"linux\.resources\.{field} = {value}: "):
+        resources.check(asked, "linux.resources")
+
+
+@pytest.mark.parametrize("page_size", ["", "2", "MB", "0MB", "2TB", "../2MB"])
+def test_a_huge_page_limit_needs_a_page_size(page_size: str) -> None:
+    asked = LinuxContainerResources(hugepage_limits=[HugepageLimit(page_size=page_size, limit=0)])
+    with pytest.raises(InvalidArgument, match="page_size"):
         resources.check(asked, "linux.resources")

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from cri_gateway import privileges
+from cri_gateway.notes import Notes
 from cri_gateway.reconciler import Reconciler
 from cri_gateway.server import image_answers, runtime_answers, serving
 from cri_gateway.services import Services
@@ -30,8 +31,11 @@ async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Face]:
 
     async with AsyncExitStack() as stack:
         stream_url = await stack.enter_async_context(streaming.serving(services, settings.own))
-        answers = {"RuntimeService": runtime_answers(services, stream_url), "ImageService": image_answers(services)}
+        notes, closing = Notes(services.monitor), asyncio.Event()
+        stack.push_async_callback(notes.settle)
+        answers = {"RuntimeService": runtime_answers(services, notes, stream_url, closing), "ImageService": image_answers(services)}
         await stack.enter_async_context(serving(settings.own.socket or run / "cri.sock", server.group_id(settings.node.group), answers))
+        stack.callback(closing.set)
         if user is not None:
             privileges.become(*user, run / "cri-gateway")
         reconciling = asyncio.create_task(Reconciler(services, settings.own.reconcile_interval, settings.own.reconcile_grace).run())

@@ -6,13 +6,14 @@ import secrets
 
 from cri_gateway import convert, ids, lookup
 from cri_gateway.filters import matches
+from cri_gateway.notes import Notes
 from cri_gateway.services import Services
 from cri_gateway.undo import undone_on_failure
 from crisp_proto.checkpoint import is_archive
 from crisp_proto.config import ContainerConfig, LinuxContainerResources, NamespaceMode
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import ImageVolume, Rootfs, RootfsRequest, UserNamespaceOwner
-from crisp_proto.monitor import ExecRequest, MonitorRequest, Process, ProcessState
+from crisp_proto.monitor import EventKind, ExecRequest, MonitorRequest, Process, ProcessState
 from crisp_proto.net import Attachment
 from crisp_proto.runtime import Container, ContainerRequest, RestoreResult, UpdateRequest
 from servicekit.crashpoints import crashpoint
@@ -23,9 +24,10 @@ from servicekit.tasks import Turns, all_of, every
 class Containers:
     """RuntimeService's calls about containers."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, notes: Notes) -> None:
         self._services = services
         self._turns = Turns()
+        self._notes = notes
 
     async def create(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
         """CreateContainer: root filesystem, bundle, monitor."""
@@ -131,6 +133,7 @@ class Containers:
             raise FailedPrecondition(
                 f"container {container_id} was started before; only a container in state CREATED can be started", field="container_id"
             )
+        self._notes.write(container_id, result.pod_id, EventKind.STARTED)
         crashpoint("container-started")
 
     async def _restore(self, container_id: str) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Awaitable
 from cri_gateway import convert, ids, lookup
 from cri_gateway.containers import Containers
 from cri_gateway.filters import matches
+from cri_gateway.notes import Notes
 from cri_gateway.services import Services
 from crisp_proto.config import LinuxContainerResources, PodSandboxConfig
 from crisp_proto.cri import api_pb2
+from crisp_proto.monitor import EventKind
 from crisp_proto.net import Attachment, AttachmentRequest
 from crisp_proto.runtime import Pod, PodRequest, PodState, PodUpdateRequest
 from servicekit.crashpoints import crashpoint
@@ -22,8 +24,9 @@ _STATES = {PodState.READY: api_pb2.SANDBOX_READY, PodState.NOTREADY: api_pb2.SAN
 class Pods:
     """RuntimeService's calls about pods."""
 
-    def __init__(self, services: Services, containers: Containers) -> None:
+    def __init__(self, services: Services, containers: Containers, notes: Notes) -> None:
         self._services = services
+        self._notes = notes
         self._containers = containers
         self._turns = Turns()
 
@@ -39,6 +42,7 @@ class Pods:
         made, attached = await asyncio.gather(making, self._attach(pod_id, request, making), return_exceptions=True)
         failed = [outcome for outcome in (made, attached) if isinstance(outcome, BaseException)]
         if not failed:
+            self._notes.write(pod_id, pod_id, EventKind.CREATED, EventKind.STARTED)
             crashpoint("pod-run")
             return
         # Each service has taken its own failed part back; here goes the other's. A pod that has containers keeps its part:
@@ -76,6 +80,7 @@ class Pods:
         await self._containers.kill_all(pod_id)
         crashpoint("pod-containers-stopped")
         await every(self._services.net.detach(pod_id), self._services.runtime.stop_pod(pod_id))
+        self._notes.write(pod_id, pod_id, EventKind.STOPPED)
 
     async def remove(self, request: api_pb2.RemovePodSandboxRequest) -> api_pb2.RemovePodSandboxResponse:
         """RemovePodSandbox: whatever is left of it, running containers included. Unknown is fine."""
@@ -91,6 +96,7 @@ class Pods:
         crashpoint("pod-containers-removed")
         await self._services.net.detach(pod_id)
         await self._services.runtime.remove_pod(pod_id)
+        self._notes.write(pod_id, pod_id, EventKind.DELETED)
 
     async def update_resources(self, request: api_pb2.UpdatePodSandboxResourcesRequest) -> api_pb2.UpdatePodSandboxResourcesResponse:
         """UpdatePodSandboxResources: what the pod as a whole may use, after kubelet resized it."""

@@ -4,6 +4,7 @@ Every RPC of api.proto is served; one that is not in the tables answers UNIMPLEM
 has one `crisp-step` for each call to a service: who, what, milliseconds.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -17,8 +18,10 @@ from google.protobuf import message_factory
 from cri_gateway import streams
 from cri_gateway.checkpoints import Checkpoints
 from cri_gateway.containers import Containers
+from cri_gateway.events import Events
 from cri_gateway.images import Images
 from cri_gateway.node import Node
+from cri_gateway.notes import Notes
 from cri_gateway.pod_metrics import PodMetrics
 from cri_gateway.pods import Pods
 from cri_gateway.services import Services
@@ -34,11 +37,12 @@ _log = logs.get()
 Answer = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
 
 
-def runtime_answers(services: Services, stream_url: str) -> dict[str, Answer]:
-    """RuntimeService. `stream_url` is the base of the streaming server's URLs."""
-    node, containers, stats, pod_metrics = Node(services), Containers(services), Stats(services), PodMetrics(services)
-    pods = Pods(services, containers)
+def runtime_answers(services: Services, notes: Notes, stream_url: str, closing: asyncio.Event) -> dict[str, Answer]:
+    """RuntimeService. `stream_url` is the base of the streaming server's URLs; `closing` ends the calls that would never end."""
+    node, containers, stats, pod_metrics = Node(services), Containers(services, notes), Stats(services), PodMetrics(services)
+    pods = Pods(services, containers, notes)
     sessions = Sessions(services, stream_url)
+    events = Events(services, pods, closing)
     checkpoints = Checkpoints(services, pods, containers)
     lists: dict[str, streams.List] = {
         "ListPodSandbox": pods.list,
@@ -66,6 +70,7 @@ def runtime_answers(services: Services, stream_url: str) -> dict[str, Answer]:
         "ContainerStatus": containers.status,
         "UpdateContainerResources": containers.update_resources,
         "ReopenContainerLog": containers.reopen_log,
+        "GetContainerEvents": events.stream,
         "ExecSync": containers.exec_sync,
         "Exec": sessions.exec,
         "Attach": sessions.attach,

@@ -17,7 +17,7 @@ from crisp_proto.image import (
     RootfsRequest,
     WritableLayers,
 )  # fmt: skip
-from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest, Process, ProcessList, StopRequest
+from crisp_proto.monitor import EventKind, EventList, ExecRequest, ExecResult, MonitorRequest, Note, Process, ProcessList, StopRequest
 from crisp_proto.net import Attachment, AttachmentList, AttachmentRequest, NetworkStatus, NetworkUsages, NodeConfig
 from crisp_proto.runtime import (
     Accounts,
@@ -211,6 +211,14 @@ class MonitorService:
 
     async def attach(self, container_id: str, request: AttachRequest) -> ServiceChannels:
         return await self.client.connect(f"/v1/monitors/{container_id}/attach", request)
+
+    async def note(self, kind: EventKind, container_id: str, pod_id: str) -> None:
+        await self.client.call("POST", "/v1/events", None, Note(kind=kind, container_id=container_id, pod_id=pod_id))
+
+    async def events(self, *, after: int | None, wait: float = 0) -> EventList:
+        """Events after a cursor; with None only the journal's bounds."""
+        query = "limit=0" if after is None else f"after={after}&wait={wait:g}"
+        return await self.client.call("GET", f"/v1/events?{query}", EventList, deadline=wait + _LONG)
 
     async def create_session(self, session: Session) -> SessionToken:
         return await self.client.call("POST", "/v1/sessions", SessionToken, session)

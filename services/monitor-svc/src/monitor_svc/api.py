@@ -1,14 +1,12 @@
 """monitor-svc's routes."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 
 from fastapi import APIRouter, Query, WebSocket
 from fastapi.responses import StreamingResponse
 
-from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Process, ProcessList, StopRequest
+from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Note, Process, ProcessList, StopRequest
 from crisp_proto.streams import AttachRequest, ExecStreamRequest, Session, SessionToken
 from monitor_svc import sessions
 from monitor_svc.monitors import Monitors
@@ -79,9 +77,16 @@ def routes(monitors: Monitors, store: Store) -> APIRouter:
         await monitors.remove(id)
 
     @router.get("/events")
-    async def list_events(after: int = Query(0, ge=0), limit: int = Query(_EVENTS_AT_ONCE, ge=1, le=_EVENTS_AT_ONCE)) -> EventList:
-        """Events after a cursor, oldest first."""
-        return EventList(events=store.events(after, limit))
+    async def list_events(
+        after: int = Query(0, ge=0), limit: int = Query(_EVENTS_AT_ONCE, ge=0, le=_EVENTS_AT_ONCE), wait: float = Query(0, ge=0, le=60)
+    ) -> EventList:
+        """Events after a cursor, oldest first. If there is none, waits for one for up to `wait` seconds."""
+        return await monitors.journal(after, limit, wait)
+
+    @router.post("/events", status_code=204)
+    async def note(note: Note) -> None:
+        """Writes down what the gateway saw happen; the same twice in a row is one event."""
+        await monitors.note(note)
 
     @router.get("/events/stream", response_class=StreamingResponse)
     async def stream_events(after: int = Query(0, ge=0)) -> StreamingResponse:
@@ -96,6 +101,4 @@ async def _stream(monitors: Monitors, store: Store, cursor: int) -> AsyncIterato
         for event in store.events(cursor, _EVENTS_AT_ONCE):
             cursor = event.cursor
             yield f"id: {cursor}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_SECONDS), monitors.changed:
-                await monitors.changed.wait()
+        await monitors.until_changed(_LOOK_SECONDS)

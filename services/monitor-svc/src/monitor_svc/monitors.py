@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest, Process, StopRequest
+from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Note, Process, StopRequest
 from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, failed
 from monitor_svc import attach, commands, exec_stream, exec_sync, processes, signals
 from monitor_svc.conmon import Conmon, Exit
@@ -27,6 +27,7 @@ from servicekit.processes import run
 from servicekit.tasks import Turns
 
 _log = logs.get()
+_LOOK_SECONDS = 1  # for events that another replica wrote
 
 
 class Monitors:
@@ -122,6 +123,24 @@ class Monitors:
     def _ended(self, monitor: Monitor, exit: Exit, reason: str, message: str) -> None:
         if self._store.exited(monitor.id, exit, reason, message):
             _log.info("container-exited", container=monitor.id, pod=monitor.request.pod_id, code=exit.code, reason=reason)
+
+    async def note(self, note: Note) -> None:
+        """Writes down what the gateway saw happen."""
+        if self._store.note(note):
+            await self._announce()
+
+    async def journal(self, after: int, limit: int, wait: float) -> EventList:
+        """Events after a cursor; waits for one for up to `wait` seconds."""
+        give_up = time.monotonic() + wait
+        while not (found := self._store.journal(after, limit)).events and (left := give_up - time.monotonic()) > 0:
+            await self.until_changed(min(left, _LOOK_SECONDS))
+        return found
+
+    async def until_changed(self, seconds: float) -> None:
+        """Waits until the journal has more, for some time: another replica's changes are not announced."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self.changed:
+                await self.changed.wait()
 
     async def _announce(self) -> None:
         async with self.changed:

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from crisp_proto.monitor import Event, EventKind, MonitorRequest, Process, ProcessState
+from crisp_proto.monitor import Event, EventKind, EventList, MonitorRequest, Note, Process, ProcessState
 from crisp_proto.streams import Session
 from monitor_svc.conmon import Created, Exit
 from monitor_svc.processes import ProcessRef
@@ -37,6 +37,7 @@ CREATE TABLE events (
     at INTEGER NOT NULL
 )""",
     "ALTER TABLE monitors ADD COLUMN boot TEXT NOT NULL DEFAULT ''",
+    "CREATE INDEX events_by_container ON events (container, cursor)",
     """CREATE TABLE sessions (
     token TEXT PRIMARY KEY, -- its SHA-256
     session TEXT NOT NULL,
@@ -193,6 +194,23 @@ class Store:
         with self._db.write() as db:
             row = db.execute("DELETE FROM sessions WHERE token = ? RETURNING session, expires", (token,)).fetchone()
         return Session.model_validate_json(row["session"]) if row is not None and row["expires"] >= time.time() else None
+
+    def note(self, note: Note) -> bool:
+        """Writes an event down, unless the container's last one says it already: notes may come twice, and what is deleted may be deleted again."""
+        with self._db.write() as db:
+            last = db.execute("SELECT kind FROM events WHERE container = ? ORDER BY cursor DESC LIMIT 1", (note.container_id,)).fetchone()
+            if last is not None and (last["kind"] == note.kind or (last["kind"] == EventKind.DELETED and note.kind == EventKind.STOPPED)):
+                return False
+            db.execute(
+                "INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)",
+                (note.kind, note.container_id, note.pod_id, time.time_ns()),
+            )
+        return True
+
+    def journal(self, after: int, limit: int) -> EventList:
+        """Events whose cursor is greater than `after`, and what the journal reaches from and to."""
+        bounds = self._db.rows("SELECT coalesce(min(cursor), 0) AS first, coalesce(max(cursor), 0) AS last FROM events")[0]
+        return EventList(events=self.events(after, limit), first=bounds["first"], last=bounds["last"])
 
     def events(self, after: int, limit: int) -> list[Event]:
         """Events whose cursor is greater than `after`, oldest first."""

@@ -148,9 +148,9 @@ class Containers:
         runtime = self._handlers.get(pod.handler)
         before, started_at = self._store.begin_start(container_id, attempt)
         if started_at:
-            return StartResult(started_at=started_at, already=before != attempt)
+            return StartResult(started_at=started_at, pod_id=pod.id, already=before != attempt)
         if container.launch.restore:
-            return StartResult(started_at=0, restore=True)
+            return StartResult(started_at=0, pod_id=pod.id, restore=True)
         crashpoint("start-recorded")
         await self._driver.limit_container(container_id, container.config.linux.resources, self._settings.pids_limit)
         try:
@@ -163,7 +163,7 @@ class Containers:
         crashpoint("runtime-started")
         started_at = time.time_ns()
         self._store.started(container_id, started_at)
-        return StartResult(started_at=started_at)
+        return StartResult(started_at=started_at, pod_id=pod.id)
 
     async def restored(self, container_id: str, result: RestoreResult) -> None:
         """Its monitor has restored the container, or could not."""

@@ -1,5 +1,6 @@
 """CRI's LinuxContainerResources as OCI's linux.resources (OCI runtime spec, config-linux.md), and the OOM score."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from servicekit.errors import FailedPrecondition, InvalidArgument
 Document = dict[str, Any]
 _LEAST_CPU_US, _MOST_CPU_PERIOD_US = 1000, 1_000_000  # kernel's sched-bwc.rst
 _MOST_CPU_SHARES = 1 << 18
+_PAGE_SIZE = re.compile(r"^[1-9]\d*[KMG]B$")
 _log = logs.get()
 
 
@@ -62,6 +64,12 @@ def check(resources: LinuxContainerResources, field: str) -> None:
         refuse("cpu_period", f"goes from {_LEAST_CPU_US} to {_MOST_CPU_PERIOD_US} µs; 0 leaves it")
     if 0 < resources.cpu_quota < _LEAST_CPU_US:
         refuse("cpu_quota", f"must be {_LEAST_CPU_US} µs or more; -1 takes the limit away, 0 leaves it")
+    for limit in resources.hugepage_limits:
+        if not _PAGE_SIZE.match(limit.page_size):
+            raise InvalidArgument(
+                f"{field}.hugepage_limits.page_size = {limit.page_size!r}: a number with KB, MB or GB, as 2MB",
+                field=f"{field}.hugepage_limits",
+            )
     if resources.memory_swap_limit_in_bytes > 0 and not 0 < resources.memory_limit_in_bytes <= resources.memory_swap_limit_in_bytes:
         refuse(
             "memory_swap_limit_in_bytes",
@@ -138,5 +146,7 @@ def _swap_is_accounted(cgroup_version: int) -> bool:
 def _has_hugetlb(page_size: str, cgroup_version: int) -> bool:
     # kubelet sends a limit of 0 for every page size of the machine; without the controller there is nothing to limit.
     if cgroup_version == 2:
-        return "hugetlb" in Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
+        kilobytes = int(page_size[:-2]) << {"K": 0, "M": 10, "G": 20}[page_size[-2]]
+        has_size = Path(f"/sys/kernel/mm/hugepages/hugepages-{kilobytes}kB").exists()
+        return has_size and "hugetlb" in Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
     return Path(f"/sys/fs/cgroup/hugetlb/hugetlb.{page_size}.limit_in_bytes").exists()

@@ -1,0 +1,108 @@
+"""GetContainerEvents: everybody who listens hears all, with the statuses of the pod and its containers."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from expect import refused, until
+from world import World
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import Node
+
+CREATED, STARTED, STOPPED, DELETED = (
+    cri.CONTAINER_CREATED_EVENT, cri.CONTAINER_STARTED_EVENT, cri.CONTAINER_STOPPED_EVENT, cri.CONTAINER_DELETED_EVENT
+)  # fmt: skip
+
+
+@contextmanager
+def listening(client: Cri) -> Iterator[list[cri.ContainerEventResponse]]:
+    """Events as they come, from now on."""
+    heard: list[cri.ContainerEventResponse] = []
+    call = client.runtime.GetContainerEvents(cri.GetEventsRequest())
+    ended = threading.Event()
+
+    def listen() -> None:
+        try:
+            heard.extend(call)
+        except grpc.RpcError:
+            pass
+        ended.set()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        call.cancel()
+        assert ended.wait(20)
+
+
+def _until_listening(client: Cri, *ears: list[cri.ContainerEventResponse]) -> None:
+    """A call's start has no answer, so a pod comes and goes until all have heard of one."""
+
+    def heard() -> bool | None:
+        with client.pod(pod_config("are-you-there")):
+            pass
+        return all(ears) or None
+
+    until(heard)
+
+
+def _of(heard: list[cri.ContainerEventResponse], container: str) -> list[int]:
+    return [event.container_event_type for event in heard if event.container_id == container]
+
+
+def test_two_subscribers_hear_the_whole_life_of_a_pod_with_statuses(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    with listening(cri_client) as one, listening(cri_client) as two:
+        _until_listening(cri_client, one, two)
+        config = pod_config("life", log_directory=tmp_path)
+        pod = cri_client.run_pod(config)
+        container = cri_client.run(pod, container_config(world.image, ["sh", "-c", "exit 3"]), config)
+        for heard in (one, two):
+            until(lambda heard=heard: STOPPED in _of(heard, container) or None)
+        cri_client.remove(container)
+        cri_client.stop_pod(pod)
+        cri_client.stop_pod(pod)
+        cri_client.remove_pod(pod)
+        for heard in (one, two):
+            until(lambda heard=heard: DELETED in _of(heard, pod) or None)
+            assert _of(heard, pod) == [CREATED, STARTED, STOPPED, DELETED]
+            assert sorted(_of(heard, container)) == [CREATED, STARTED, STOPPED, DELETED]
+            assert _of(heard, container)[0] == CREATED
+            assert _of(heard, container)[-1] == DELETED
+            stopped = next(event for event in heard if event.container_id == container and event.container_event_type == STOPPED)
+            assert stopped.pod_sandbox_status.metadata == config.metadata
+            (status,) = stopped.containers_statuses
+            assert (status.id, status.state, status.exit_code) == (container, cri.CONTAINER_EXITED, 3)
+            assert all(event.created_at > 0 for event in heard)
+
+
+def test_a_subscription_goes_on_over_the_death_of_monitor_svc(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    config = pod_config("death", log_directory=tmp_path)
+    with cri_client.pod(config) as pod, listening(cri_client) as heard:
+        _until_listening(cri_client, heard)
+        container = cri_client.run(pod, container_config(world.image, ["sh", "-c", "read x; exit 4"], stdin=True), config)
+        old = node.service_pid("monitor-svc")
+        node.kill("monitor-svc")
+        node.wait_for_new("monitor-svc", old)
+        cri_client.stop(container)
+        until(lambda: STOPPED in _of(heard, container) or None)
+        assert sorted(_of(heard, container)) == [CREATED, STARTED, STOPPED]
+
+
+def test_a_gateway_that_goes_ends_its_subscriptions_at_once(own_node: Node, world: World) -> None:
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        stream = client.runtime.GetContainerEvents(cri.GetEventsRequest())
+        with client.pod(pod_config("one")):
+            pass
+        next(stream)
+        own_node.supervisor("stop", "cri-gateway")
+        with refused(grpc.StatusCode.UNAVAILABLE):
+            for _ in stream:
+                pass
+        own_node.supervisor("start", "cri-gateway")
