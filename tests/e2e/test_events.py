@@ -1,6 +1,7 @@
 """GetContainerEvents: everybody who listens hears all, with the statuses of the pod and its containers."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from expect import refused, until
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
+from crisplab import clone
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
@@ -37,7 +39,7 @@ def listening(client: Cri) -> Iterator[list[cri.ContainerEventResponse]]:
     try:
         yield heard
     finally:
-        call.cancel()
+        call.cancel()  # type: ignore[no-untyped-call]
         assert ended.wait(20)
 
 
@@ -62,14 +64,13 @@ def test_two_subscribers_hear_the_whole_life_of_a_pod_with_statuses(cri_client: 
         config = pod_config("life", log_directory=tmp_path)
         pod = cri_client.run_pod(config)
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", "exit 3"]), config)
-        for heard in (one, two):
-            until(lambda heard=heard: STOPPED in _of(heard, container) or None)
+        until(lambda: all(STOPPED in _of(heard, container) for heard in (one, two)) or None)
         cri_client.remove(container)
         cri_client.stop_pod(pod)
         cri_client.stop_pod(pod)
         cri_client.remove_pod(pod)
+        until(lambda: all(DELETED in _of(heard, pod) for heard in (one, two)) or None)
         for heard in (one, two):
-            until(lambda heard=heard: DELETED in _of(heard, pod) or None)
             assert _of(heard, pod) == [CREATED, STARTED, STOPPED, DELETED]
             assert sorted(_of(heard, container)) == [CREATED, STARTED, STOPPED, DELETED]
             assert _of(heard, container)[0] == CREATED
@@ -100,9 +101,13 @@ def test_a_gateway_that_goes_ends_its_subscriptions_at_once(own_node: Node, worl
         stream = client.runtime.GetContainerEvents(cri.GetEventsRequest())
         with client.pod(pod_config("one")):
             pass
-        next(stream)
+        next(iter(stream))
+        begun = time.monotonic()
         own_node.supervisor("stop", "cri-gateway")
+        assert time.monotonic() - begun < 5 * clone.SLOWNESS, own_node.log("cri-gateway")[-3000:]
         with refused(grpc.StatusCode.UNAVAILABLE):
             for _ in stream:
                 pass
-        own_node.supervisor("start", "cri-gateway")
+        begun = time.monotonic()
+        own_node.supervisor("stop", "monitor-svc")
+        assert time.monotonic() - begun < 5 * clone.SLOWNESS, own_node.log("monitor-svc")[-3000:]

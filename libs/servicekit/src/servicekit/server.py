@@ -42,10 +42,11 @@ _MESSAGE_LIMIT = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """What a service shows to the outside once it is open."""
+    """What a service shows to the outside once it is open. `drain` ends the calls that wait for something to happen, when it is to stop."""
 
     routers: Sequence[APIRouter]
     ready: Readiness
+    drain: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ async def listening(name: str, settings: Settings[S], face: Face) -> AsyncIterat
         yield
     finally:
         path.unlink(missing_ok=True)
+        face.drain()
         server.should_exit = True
         await serving
 

@@ -28,7 +28,7 @@ async def opened(settings: Settings[MonitorSettings]) -> AsyncIterator[Face]:
             raise Unavailable(f"{settings.own.conmon} can't be run; install conmon or set monitor.conmon")
 
     try:
-        yield Face([routes(monitors, store)], ready)
+        yield Face([routes(monitors, store)], ready, monitors.drain)
     finally:
         await monitors.close()
         store.close()

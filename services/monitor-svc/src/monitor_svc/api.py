@@ -97,7 +97,7 @@ def routes(monitors: Monitors, store: Store) -> APIRouter:
 
 
 async def _stream(monitors: Monitors, store: Store, cursor: int) -> AsyncIterator[str]:
-    while True:
+    while not monitors.draining:
         for event in store.events(cursor, _EVENTS_AT_ONCE):
             cursor = event.cursor
             yield f"id: {cursor}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"

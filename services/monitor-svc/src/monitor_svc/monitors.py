@@ -44,6 +44,7 @@ class Monitors:
         self._orphans = Orphans()
         self._burying: asyncio.Task[None] | None = None
         self.changed = asyncio.Condition()
+        self.draining = False
 
     def watch_all(self) -> None:
         """At start: watches every container that had not ended when we did, and clears up after commands that we did not see the end of."""
@@ -132,9 +133,13 @@ class Monitors:
     async def journal(self, after: int, limit: int, wait: float) -> EventList:
         """Events after a cursor; waits for one for up to `wait` seconds."""
         give_up = time.monotonic() + wait
-        while not (found := self._store.journal(after, limit)).events and (left := give_up - time.monotonic()) > 0:
+        while not (found := self._store.journal(after, limit)).events and not self.draining and (left := give_up - time.monotonic()) > 0:
             await self.until_changed(min(left, _LOOK_SECONDS))
         return found
+
+    def drain(self) -> None:
+        """Who waits for events is answered within a second: this service is to stop."""
+        self.draining = True
 
     async def until_changed(self, seconds: float) -> None:
         """Waits until the journal has more, for some time: another replica's changes are not announced."""
