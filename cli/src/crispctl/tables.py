@@ -9,7 +9,7 @@ from rich.table import Table
 from crisp_proto.image import Image
 from crisp_proto.monitor import Event, Process, ProcessState
 from crisp_proto.net import Attachment
-from crisp_proto.runtime import Container, Pod
+from crisp_proto.runtime import Container, Pod, Usages
 from crispctl.node import State
 
 _SHORT = 13  # as crictl cuts ids
@@ -66,6 +66,25 @@ def containers(pods: Iterable[Pod], found: Iterable[Container], processes: Mappi
     return table
 
 
+def top(pods: Iterable[Pod], found: Iterable[Container], before: Usages, now: Usages) -> Table:
+    """What containers use, those that use the processors most first."""
+    names = {pod.id: pod.config.metadata.name for pod in pods}
+    rows = []
+    for container in found:
+        use, earlier = now.containers.get(container.id), before.containers.get(container.id)
+        if use is None or earlier is None:
+            continue
+        elapsed = use.cpu.timestamp - earlier.cpu.timestamp
+        share = (use.cpu.usage - earlier.cpu.usage) / elapsed if elapsed else 0.0
+        rows.append((share, use, container))
+    table = _table("container", "name", "pod", "cpu", "memory", "processes")
+    for share, use, container in sorted(rows, key=lambda row: -row[0]):
+        memory = f"{use.memory.working_set / (1 << 20):.1f} MiB"
+        pod, name = names.get(container.pod_id, "?"), container.config.metadata.name
+        table.add_row(container.id[:_SHORT], name, pod, f"{share:.1%}", memory, str(use.processes))
+    return table
+
+
 def images(found: Iterable[Image]) -> Table:
     """Images by name."""
     table = _table("image", "id", "size")
@@ -77,10 +96,15 @@ def images(found: Iterable[Image]) -> Table:
 def events(found: Iterable[Event]) -> Table:
     """Events, oldest first."""
     table = _table("cursor", "time", "event", "container", "pod")
-    for event in found:
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(event.at / 1e9))
-        table.add_row(str(event.cursor), at, event.kind, event.container_id[:_SHORT], event.pod_id[:_SHORT])
+    for one in found:
+        table.add_row(*event(one))
     return table
+
+
+def event(one: Event) -> tuple[str, ...]:
+    """The columns of an event."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.at / 1e9))
+    return str(one.cursor), at, one.kind, one.container_id[:_SHORT], one.pod_id[:_SHORT]
 
 
 def _state(container: Container, process: Process | None) -> str:

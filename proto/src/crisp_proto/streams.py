@@ -67,6 +67,14 @@ class AttachRequest(Contract):
     stderr: bool = True
 
 
+class LogRequest(Contract):
+    """The first message to /v1/monitors/{id}/log, which is answered with lines as they are in the log."""
+
+    follow: bool = False
+    tail: int | None = Field(None, ge=0, description="Only the last lines, this many")
+    since: str = Field("", description="Only lines from this time on (ISO 8601 with an offset)")
+
+
 class DialRequest(Contract):
     """The first message to /v1/dial: a TCP port on the loopback interface of a pod, or of the node if pod_id is empty."""
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, WebSocket
 from fastapi.responses import StreamingResponse
 
 from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Note, Process, ProcessList, StopRequest
-from crisp_proto.streams import AttachRequest, ExecStreamRequest, Session, SessionToken
+from crisp_proto.streams import AttachRequest, ExecStreamRequest, LogRequest, Session, SessionToken
 from monitor_svc import sessions
 from monitor_svc.monitors import Monitors
 from monitor_svc.store import Store
@@ -55,6 +55,11 @@ def routes(monitors: Monitors, store: Store) -> APIRouter:
     async def attach(id: str, socket: WebSocket) -> None:
         """Joins the client's streams to the container's."""
         await served_channels.serve(socket, AttachRequest, partial(monitors.attach, id))
+
+    @router.websocket("/monitors/{id}/log")
+    async def log(id: str, socket: WebSocket) -> None:
+        """The container's log, and if wanted what follows."""
+        await served_channels.serve(socket, LogRequest, partial(monitors.log, id))
 
     @router.post("/sessions", status_code=201)
     async def create_session(session: Session) -> SessionToken:

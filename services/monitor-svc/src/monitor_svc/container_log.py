@@ -53,6 +53,24 @@ class Follower:
         if at_end and self._files:
             os.lseek(self._files[-1], 0, os.SEEK_END)
 
+    def skip_to_last(self, count: int) -> None:
+        """Goes on from the last `count` lines of what is there."""
+        for fd in self._files:
+            place = os.lseek(fd, 0, os.SEEK_END)
+            newlines = 0
+            while place and newlines <= count:
+                start = max(0, place - _PIECE)
+                piece = os.pread(fd, place - start, start)
+                found = piece.count(b"\n")
+                if newlines + found > count:
+                    cut = len(piece)
+                    for _ in range(count + 1 - newlines):
+                        cut = piece.rindex(b"\n", 0, cut)
+                    os.lseek(fd, start + cut + 1, os.SEEK_SET)
+                    return
+                newlines, place = newlines + found, start
+            os.lseek(fd, 0, os.SEEK_SET)
+
     @property
     def behind(self) -> int:
         """Bytes that are written and not read yet."""

@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Note, Process, StopRequest
-from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, failed
-from monitor_svc import attach, commands, exec_stream, exec_sync, processes, signals
+from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, LogRequest, failed
+from monitor_svc import attach, commands, exec_stream, exec_sync, log_stream, processes, signals
 from monitor_svc.conmon import Conmon, Exit
 from monitor_svc.orphans import Orphans
 from monitor_svc.settings import MonitorSettings
@@ -224,6 +225,22 @@ class Monitors:
 
     async def attach(self, container_id: str, request: AttachRequest, channels: Channels) -> None:
         """Joins the client's streams to the container's."""
+        async with self._end_of(container_id) as ended:
+            await _told(
+                channels,
+                lambda: attach.run(
+                    self._alive(container_id).request, request, self._conmon, ended, self._settings.attach_backlog, channels
+                ),
+            )
+
+    async def log(self, container_id: str, request: LogRequest, channels: Channels) -> None:
+        """Sends the container's log."""
+        async with self._end_of(container_id) as ended:
+            await _told(channels, lambda: log_stream.run(Path(self._known(container_id).request.log_path), request, ended, channels))
+
+    @asynccontextmanager
+    async def _end_of(self, container_id: str) -> AsyncIterator[asyncio.Event]:
+        """An event that is set once the container has ended."""
         ended = asyncio.Event()
 
         async def wait() -> None:
@@ -232,12 +249,7 @@ class Monitors:
 
         waiting = asyncio.create_task(wait())
         try:
-            await _told(
-                channels,
-                lambda: attach.run(
-                    self._alive(container_id).request, request, self._conmon, ended, self._settings.attach_backlog, channels
-                ),
-            )
+            yield ended
         finally:
             waiting.cancel()
 
