@@ -96,22 +96,23 @@ def test_make_up_leaves_a_node_running_and_make_down_ends_it() -> None:
 def test_events_are_streamed_as_they_happen(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     """Server-sent events from a cursor on; a reader that comes back with its last cursor misses nothing."""
     config = pod_config("events", log_directory=tmp_path)
-    last = max((event["cursor"] for event in get(node, "monitor-svc", "/v1/events?limit=500").json()["events"]), default=0)
-    seen: list[tuple[str, str]] = []
+    last = get(node, "monitor-svc", "/v1/events?limit=0").json()["last"]
+    seen: list[str] = []
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image), config)
-        for wanted in ("created", "stopped", "deleted"):
+        for wanted in ("started", "stopped", "deleted"):
             if wanted == "stopped":
                 cri_client.stop(container)
             if wanted == "deleted":
                 cri_client.remove(container)
-            transport = httpx.HTTPTransport(uds=str(node.run / "monitor-svc/0.sock"))
-            path = f"http://monitor-svc/v1/events/stream?after={last}"
-            with httpx.Client(transport=transport, timeout=20) as client, client.stream("GET", path) as stream:
-                event = next(json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: "))
-            last = event["cursor"]
-            seen.append((event["kind"], event["container_id"]))
-    assert seen == [("created", container), ("stopped", container), ("deleted", container)]
+            while not seen or seen[-1] != wanted:
+                transport = httpx.HTTPTransport(uds=str(node.run / "monitor-svc/0.sock"))
+                path = f"http://monitor-svc/v1/events/stream?after={last}"
+                with httpx.Client(transport=transport, timeout=20) as client, client.stream("GET", path) as stream:
+                    event = next(json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: "))
+                last = event["cursor"]
+                seen += [event["kind"]] if event["container_id"] == container else []
+    assert seen == ["created", "started", "stopped", "deleted"]
 
 
 @pytest.mark.timeout(180 * clone.SLOWNESS)
