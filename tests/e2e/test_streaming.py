@@ -172,6 +172,16 @@ def test_who_hangs_up_ends_the_command_and_its_children(box: Box) -> None:
     until(lambda: "sleep 4321" not in box.client.exec(box.sleeper, "ps").stdout.decode() or None)
 
 
+def test_commands_of_a_killed_service_are_ended_by_the_next(box: Box, node: Node) -> None:
+    with websocket(box.exec("sh", "-c", "echo on; sleep 4322", stdin=True), V4) as client:
+        assert _piece(client.recv(timeout=SECONDS)) == b"on\n"
+        old = node.service_pid("monitor-svc")
+        node.kill("monitor-svc")
+        assert "went away" in json.loads(channels(client)[3])["message"]
+        node.wait_for_new("monitor-svc", old)
+    until(lambda: "sleep 4322" not in box.client.exec(box.sleeper, "ps").stdout.decode() or None)
+
+
 def test_stopping_a_container_ends_what_is_executed_in_it(box: Box) -> None:
     other = box.run("other", "sleep", "600")
     with websocket(box.exec("sh", "-c", "echo on; sleep 600", container=other), V4) as client:

@@ -1,6 +1,7 @@
 """Commands run in a container by the OCI runtime's exec: with the container's user, groups, environment, folder, capabilities and limits."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -180,10 +181,14 @@ def _called(container_id: str, monitor: MonitorRequest, command: Sequence[str], 
 
 
 def sweep(scratch: Path) -> None:
-    """At start: removes what a killed predecessor's commands left. A folder is named after the pid of the service that made it."""
+    """At start: ends a killed predecessor's commands, whose clients are gone. A folder is named after the pid of the service that made it."""
     for folder in scratch.iterdir():
         maker = folder.name.partition("-")[0]
         if maker == str(os.getpid()) or not os.path.exists(f"/proc/{maker}"):
+            with contextlib.suppress(OSError, ValueError):
+                pid, written = int((folder / "pid").read_text()), (folder / "pid").stat().st_mtime
+                if 0 < processes.started_at(pid) <= written + 1:  # one that began later only has the same pid
+                    processes.kill_tree(pid)
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -82,9 +82,8 @@ async def over_spdy(net: NetService, session: Session, connection: spdy.Connecti
     async def forward(data: spdy.Stream, error: spdy.Stream, port: int) -> None:
         try:
             fault = ""
-            with contextlib.suppress(
-                OSError
-            ):  # a client resets the data stream when its own connection ends; it still waits for the error stream
+            # A client resets the data stream when its own connection ends, and still waits for the error stream.
+            with contextlib.suppress(OSError):
                 fault = await _joined(net, session, port, _pieces(data.read), data.write, data.close)
             with contextlib.suppress(OSError):
                 await data.close()
@@ -111,11 +110,12 @@ async def over_websocket(net: NetService, session: Session, socket: WebSocket, p
         return
     channels = WebSocketChannels(socket, base64=protocol == _BASE64)
     queues: list[asyncio.Queue[bytes]] = [asyncio.Queue(_QUEUED) for _ in session.ports]
+    over: set[int] = set()
 
     async def receive() -> None:
         while (message := await channels.receive()) is not None:
             number, data = message
-            if number % 2 == 0 and number // 2 < len(queues) and data:
+            if number % 2 == 0 and number // 2 < len(queues) and data and number // 2 not in over:
                 await queues[number // 2].put(data)
 
     async def forward(number: int, port: int) -> None:
@@ -126,6 +126,9 @@ async def over_websocket(net: NetService, session: Session, socket: WebSocket, p
             await channels.send(2 * number, data)
 
         fault = await _joined(net, session, port, _pieces(queues[number].get), write, None)
+        over.add(number)
+        while not queues[number].empty():  # whoever waits to put something there must not hold the other ports up
+            queues[number].get_nowait()
         if fault:
             await channels.send(2 * number + 1, fault.encode())
 
