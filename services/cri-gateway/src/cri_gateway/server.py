@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from google.protobuf import message_factory
 
-from cri_gateway import streams
+from cri_gateway import stream_lists
 from cri_gateway.checkpoints import Checkpoints
 from cri_gateway.containers import Containers
 from cri_gateway.events import Events
@@ -44,7 +44,7 @@ def runtime_answers(services: Services, notes: Notes, stream_url: str, closing: 
     sessions = Sessions(services, stream_url)
     events = Events(services, pods, closing)
     checkpoints = Checkpoints(services, pods, containers)
-    lists: dict[str, streams.List] = {
+    lists: dict[str, stream_lists.List] = {
         "ListPodSandbox": pods.list,
         "ListContainers": containers.list,
         "ListContainerStats": stats.containers,
@@ -53,7 +53,7 @@ def runtime_answers(services: Services, notes: Notes, stream_url: str, closing: 
     }
     return {
         **lists,
-        **streams.of(lists),
+        **stream_lists.of(lists),
         "Version": node.version,
         "Status": node.status,
         "RuntimeConfig": node.runtime_config,
@@ -89,7 +89,7 @@ def image_answers(services: Services) -> dict[str, Answer]:
     images = Images(services)
     return {
         "ListImages": images.list,
-        **streams.of({"ListImages": images.list}),
+        **stream_lists.of({"ListImages": images.list}),
         "ImageStatus": images.status,
         "PullImage": images.pull,
         "RemoveImage": images.remove,
