@@ -5,7 +5,6 @@ python tests/conformance/conformance.py [--handler NAME] [--focus REGEXP] [--job
 
 import argparse
 import dataclasses
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import report
 import wanted
 
-from crisplab import clone, registry, scratch
+from crisplab import clone, golang, registry, scratch
 from crisplab.node import Node
 
 GO = Path(__file__).parent / "go"
@@ -40,6 +39,7 @@ def main() -> int:
     with scratch.folder("conformance") as folder, registry.running(folder / "registry") as address:
         if has_go:
             print("building our test programs, crictl and critest", flush=True)
+            golang.program("crictl")
             for program in ("webserver", "whoami"):
                 _go("build", "-o", str(built / program), f"./{program}", CGO_ENABLED="0")
         digest = wanted.push_all(address, built)
@@ -94,7 +94,6 @@ def _build_tools(built: Path, digest: str) -> None:
     (built / "go.mod").write_text((GO / "go.mod").read_text() + f"\nreplace {_TOOLS} => {copy}\n")
     shutil.copy(GO / "go.sum", built / "go.sum")
     modified = f"-modfile={built / 'go.mod'}"
-    _go("build", modified, "-o", str(built / "crictl"), f"{_TOOLS}/cmd/crictl")
     _go("build", modified, "-o", str(built / "ginkgo"), "github.com/onsi/ginkgo/v2/ginkgo")
     _go("test", "-c", modified, "-o", str(built / "critest.test"), f"{_TOOLS}/cmd/critest")
 
@@ -149,12 +148,7 @@ def _ginkgo(node: Node, built: Path, folder: Path, handler: str, choice: list[st
 
 
 def _go(*arguments: str, **environment: str) -> str:
-    finished = subprocess.run(
-        ["go", *arguments], cwd=GO, env={**os.environ, "GOFLAGS": "-mod=mod", **environment}, capture_output=True, text=True, check=False
-    )
-    if finished.returncode != 0:
-        raise SystemExit(f"conformance: go {' '.join(arguments)} failed:\n{finished.stderr[-3000:]}")
-    return finished.stdout
+    return golang.go(*arguments, module=GO, **environment)
 
 
 if __name__ == "__main__":

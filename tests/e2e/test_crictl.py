@@ -1,0 +1,337 @@
+"""Every command of crictl against a node, as an operator types it; those with --output in json, yaml and as a table."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from expect import until
+from world import PAGE, World
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab import clone, golang
+from crisplab.cri import Cri
+from crisplab.node import Node, uses_systemd
+
+pytestmark = pytest.mark.xdist_group("crictl")
+LINES = "for i in 1 2 3; do echo line $i; done; echo trouble >&2; exec sleep 600"
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """crictl."""
+    try:
+        return golang.program("crictl")
+    except golang.NoGo as error:
+        pytest.skip(str(error))
+
+
+@dataclass(frozen=True)
+class Desk:
+    """crictl on a node that has a pod with a web server and a talker."""
+
+    command: list[str]
+    client: Cri
+    folder: Path
+    image: str
+    pod: str
+    web: str
+    talker: str
+
+    def run(self, *words: str, stdin: str = "", code: int = 0) -> str:
+        """Standard output of a crictl that must end with this code."""
+        done = subprocess.run(
+            [*self.command, *words], input=stdin, capture_output=True, text=True, check=False, timeout=60 * clone.SLOWNESS
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    def json(self, *words: str) -> Any:
+        """The same as JSON."""
+        return json.loads(self.run(words[0], "--output", "json", *words[1:]))
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        """A crictl that goes on."""
+        return subprocess.Popen([*self.command, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def file(self, name: str, document: dict[str, Any]) -> str:
+        """A configuration."""
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps(document))
+        return str(path)
+
+    def pod_file(self, name: str) -> str:
+        """A pod's configuration."""
+        metadata = {"name": name, "namespace": "crictl", "uid": name, "attempt": 0}
+        labels = {"app": name}
+        return self.file(f"pod-{name}", {"metadata": metadata, "labels": labels, "log_directory": str(self.folder)})
+
+    def container_file(self, name: str, *command: str, **more: Any) -> str:
+        """A container's configuration."""
+        document = {"metadata": {"name": name}, "image": {"image": self.image}, "command": command, "log_path": f"{name}.log", **more}
+        labels = {"part": name, "io.kubernetes.pod.namespace": "crictl"}  # what `ps --namespace` looks at; kubelet sets it
+        return self.file(f"container-{name}", {**document, "labels": labels})
+
+
+@pytest.fixture
+def desk(program: Path, cri_client: Cri, node: Node, world: World, tmp_path: Path) -> Iterator[Desk]:
+    config = tmp_path / "crictl.yaml"
+    config.write_text(
+        f"runtime-endpoint: unix://{node.socket}\nimage-endpoint: unix://{node.socket}\ntimeout: {int(30 * clone.SLOWNESS)}\n"
+    )
+    command = [*node.enter(), str(program), "--config", str(config)]
+    desk = Desk(command, cri_client, tmp_path, world.image, "", "", "")
+    pod = desk.run("runp", desk.pod_file("desk")).strip()
+    try:
+        made = []
+        for name, words in (("web", ()), ("talker", ("sh", "-c", LINES))):
+            made.append(desk.run("create", pod, desk.container_file(name, *words), desk.pod_file("desk")).strip())
+            assert desk.run("start", made[-1]).strip() == made[-1]
+        until(lambda: ((tmp_path / "talker.log").exists() and "trouble" in (tmp_path / "talker.log").read_text()) or None)
+        yield Desk(command, cri_client, tmp_path, world.image, pod, *made)
+    finally:
+        desk.run("rmp", "--force", pod)
+
+
+def test_no_command_is_forgotten(program: Path) -> None:
+    listed = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+    commands = re.findall(r"^   ([a-z-]+)", listed.partition("COMMANDS:")[2].partition("GLOBAL")[0], re.M)
+    assert len(commands) > 30
+    tried = set(re.findall(r'"([a-z-]+)[ "]', Path(__file__).read_text()))
+    assert set(commands) <= tried
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["ps -a", "pods", "images", "stats", "statsp", "imagefsinfo", "info", "inspect {web}", "inspectp {pod}", "inspecti {image}", "version"],
+)
+def test_output_in_each_format(desk: Desk, words: str) -> None:
+    command = words.format(web=desk.web, pod=desk.pod, image=desk.image).split()
+    if command[0] in ("info", "imagefsinfo"):
+        formats = ["json", "yaml"]
+    elif command[0] == "version":
+        formats = []
+    else:
+        formats = ["json", "yaml", "table"]
+    assert desk.run(*command)
+    for output in formats:
+        shown = desk.run(command[0], "--output", output, *command[1:])
+        if output == "json":
+            assert json.loads(shown)
+        elif output == "yaml":
+            assert yaml.safe_load(shown)
+        else:
+            assert len(shown.splitlines()) >= 2
+
+
+def test_version_names_the_runtime(desk: Desk) -> None:
+    assert "RuntimeName:  crisp" in desk.run("version")
+
+
+def test_info_says_that_all_is_ready(desk: Desk) -> None:
+    conditions = desk.json("info")["status"]["conditions"]
+    assert {condition["type"]: condition["status"] for condition in conditions}.items() >= {
+        "RuntimeReady": True,
+        "NetworkReady": True,
+    }.items()
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ("", {"web", "talker"}),
+        ("--state running", {"web", "talker"}),
+        ("--state exited", set()),
+        ("--name ^we", {"web"}),
+        ("--label part=talker", {"talker"}),
+        ("--pod {pod}", {"web", "talker"}),
+        ("--id {web}", {"web"}),
+        ("--namespace crictl", {"web", "talker"}),
+        ("--image {image}", {"web", "talker"}),
+        ("--latest", {"talker"}),
+        ("--last 1", {"talker"}),
+    ],
+)
+def test_ps_filters(desk: Desk, options: str, found: set[str]) -> None:
+    words = options.format(pod=desk.pod, web=desk.web[:12], image=desk.image).split()
+    assert {container["metadata"]["name"] for container in desk.json("ps", *words)["containers"]} == found
+
+
+def test_ps_quiet_shows_ids_alone(desk: Desk) -> None:
+    assert set(desk.run("ps", "-q").split()) >= {desk.web, desk.talker}
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [("--name ^desk$", 1), ("--namespace crictl", 1), ("--label app=desk", 1), ("--label app=x", 0), ("--id {pod}", 1)],
+)
+def test_pods_filters(desk: Desk, options: str, count: int) -> None:
+    assert len(desk.json("pods", *options.format(pod=desk.pod[:12]).split())["items"]) == count
+
+
+def test_pods_by_state(desk: Desk) -> None:
+    assert desk.run("stopp", desk.pod)
+    assert [pod["id"] for pod in desk.json("pods", "--state", "notready", "--name", "desk")["items"]] == [desk.pod]
+
+
+def test_images_by_name_with_digests(desk: Desk) -> None:
+    (image,) = desk.json("images", desk.image)["images"]
+    assert desk.image in image["repoTags"]
+    assert "sha256:" in desk.run("images", "--digests", "--no-trunc", desk.image)
+
+
+def test_pull_and_rmi(desk: Desk, world: World) -> None:
+    world.busybox.push(world.registry, "test/crictl", "1")
+    reference = f"{world.registry}/test/crictl:1"
+    assert "up to date" in desk.run("pull", reference)
+    assert reference in desk.run("rmi", reference)
+    assert desk.json("images", reference)["images"] in (None, [])
+
+
+def test_inspect_has_the_pid_and_inspectp_the_address(desk: Desk) -> None:
+    assert int(desk.json("inspect", desk.web)["info"]["pid"]) > 1
+    address = desk.json("inspectp", desk.pod)["status"]["network"]["ip"]
+    assert httpx.get(f"http://{address}/", trust_env=False).text == PAGE
+
+
+def test_inspecti_has_the_configuration(desk: Desk) -> None:
+    assert desk.image in desk.json("inspecti", desk.image)["status"]["repoTags"]
+
+
+def test_imagefsinfo_has_bytes(desk: Desk) -> None:
+    assert int(desk.json("imagefsinfo")["status"]["imageFilesystems"][0]["usedBytes"]["value"]) > 0
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_exec_by_each_transport(desk: Desk, transport: str) -> None:
+    assert desk.run("exec", "--transport", transport, "-i", desk.web, "cat", stdin="hello\n") == "hello\n"
+    assert desk.run("exec", "--transport", transport, desk.web, "sh", "-c", "echo on; exit 3", code=1) == "on\n"
+
+
+def test_exec_sync_ends_by_its_timeout(desk: Desk) -> None:
+    assert desk.run("exec", "-s", desk.web, "echo", "on").strip() == "on"
+    desk.run("exec", "-s", "--timeout", "1", desk.web, "sleep", "60", code=1)
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_attach_by_each_transport(desk: Desk, transport: str) -> None:
+    configuration = desk.container_file("cat", "cat", stdin=True, stdin_once=True)
+    cat = desk.run("create", desk.pod, configuration, desk.pod_file("desk")).strip()
+    desk.run("start", cat)
+    with desk.start("attach", "--transport", transport, "-i", cat) as attached:
+        assert attached.communicate("last words\n", timeout=30 * clone.SLOWNESS)[0] == "last words\n"
+    until(lambda: desk.client.status(cat).state == cri.CONTAINER_EXITED or None)
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_port_forward_by_each_transport(desk: Desk, transport: str) -> None:
+    with desk.start("port-forward", "--transport", transport, desk.pod, "0:80") as forwarding:
+        try:
+            assert forwarding.stdout is not None
+            line = forwarding.stdout.readline()
+            port = line.split(" -> ")[0].rsplit(":", 1)[1]
+            for _ in range(3):
+                assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text == PAGE
+        finally:
+            forwarding.send_signal(signal.SIGINT)
+
+
+def test_logs_with_tail_and_stream_and_after_rotation(desk: Desk) -> None:
+    assert desk.run("logs", desk.talker).splitlines() == ["line 1", "line 2", "line 3"]
+    assert desk.run("logs", "--tail", "2", desk.talker).splitlines() == ["line 3"]  # the last but one is on standard error
+    assert "T" in desk.run("logs", "--timestamps", "--stream", "stdout", desk.talker).split()[0]
+    (desk.folder / "talker.log").rename(desk.folder / "talker.log.1")
+    desk.run("logs", "--reopen", desk.talker)
+    assert (desk.folder / "talker.log").exists()
+
+
+def test_stats_have_cpu_and_memory(desk: Desk) -> None:
+    (found,) = desk.json("stats", "--id", desk.web)["stats"]
+    assert int(found["memory"]["workingSetBytes"]["value"]) > 0
+    (pod,) = desk.json("statsp", "--id", desk.pod)["stats"]
+    assert pod["linux"]["network"]["defaultInterface"]["name"] == "eth0"
+
+
+def test_metrics_have_descriptors(desk: Desk) -> None:
+    described = {entry["name"] for entry in json.loads(desk.run("metricdescs"))["descriptors"]}
+    shown = {
+        metric["name"]
+        for pod in json.loads(desk.run("metricsp"))["podMetrics"]
+        for container in pod["containerMetrics"]
+        for metric in container["metrics"]
+    }
+    assert "container_memory_working_set_bytes" in shown
+    assert shown <= described
+
+
+def test_update_changes_a_limit(desk: Desk) -> None:
+    desk.run("update", "--memory", str(64 << 20), desk.web)
+    assert desk.client.status(desk.web).resources.linux.memory_limit_in_bytes == 64 << 20
+
+
+def test_stop_and_rm(desk: Desk) -> None:
+    desk.run("rm", desk.talker, code=1)
+    assert desk.run("stop", "--timeout", "0", desk.talker).strip() == desk.talker
+    assert desk.run("rm", desk.talker).strip() == desk.talker
+    assert desk.json("ps", "-a", "--id", desk.talker)["containers"] in (None, [])
+
+
+def test_run_makes_a_pod_and_a_container(desk: Desk) -> None:
+    container = desk.run("run", desk.container_file("quick", "sleep", "60"), desk.pod_file("quick")).strip()
+    assert desk.client.status(container).state == cri.CONTAINER_RUNNING
+    pod = desk.json("pods", "--name", "quick")["items"][0]["id"]
+    desk.run("stopp", pod)
+    assert desk.run("rmp", pod)
+
+
+def test_runtime_config_names_the_cgroup_driver(desk: Desk) -> None:
+    assert desk.run("runtime-config").split()[-1] == ("SYSTEMD" if uses_systemd() else "CGROUPFS")
+
+
+def test_update_runtime_config_takes_a_pod_cidr(desk: Desk) -> None:
+    assert desk.run("update-runtime-config", "--pod-cidr", "") is not None
+
+
+def test_events_show_what_happens(desk: Desk) -> None:
+    with desk.start("events") as events:
+        try:
+            output = events.stdout
+            assert output is not None
+            os.set_blocking(output.fileno(), False)
+            shown = ""
+
+            def happens() -> bool | None:
+                nonlocal shown
+                desk.run("rm", desk.run("create", desk.pod, desk.container_file("brief"), desk.pod_file("desk")).strip())
+                shown += output.read() or ""
+                return "CONTAINER_DELETED_EVENT" in shown or None
+
+            until(happens)  # crictl does not say when it has begun to listen
+            assert re.search(r'"name": +"brief"', shown)
+        finally:
+            events.terminate()
+
+
+def test_checkpoint_says_what_is_missing_or_writes_the_archive(desk: Desk) -> None:
+    archive = desk.folder / "web.tar"
+    done = subprocess.run(
+        [*desk.command, "checkpoint", f"--export={archive}", desk.web],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120 * clone.SLOWNESS,
+    )
+    assert archive.exists() if done.returncode == 0 else "Unimplemented" in done.stderr, done.stderr
+
+
+def test_config_and_completion_need_no_node(desk: Desk) -> None:
+    assert desk.run("config", "--get", "runtime-endpoint").strip().startswith("unix://")
+    assert "crictl" in desk.run("completion", "bash")
