@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import cluster as clusters
 import pytest
 from traces import started, traces, wait_until_clean
 from world import PAGE, World
 
-from crisplab import images, registry, scratch
+from crisplab import golang, images, registry, scratch
 from crisplab.cri import Cri
+from crisplab.kubelet import Kubelet
 from crisplab.node import Node
 
 
@@ -59,3 +61,31 @@ def own_node(world: World, tmp_path: Path) -> Iterator[Node]:
             names = node.names
             node.destroy()
         assert node.leftovers(names) == []
+
+
+@pytest.fixture(scope="session")
+def kubernetes() -> None:
+    """kubelet and the rest, built; that takes minutes where nothing is built yet."""
+    try:
+        for name in ("kubelet", "kubectl", "kube-apiserver", "etcd"):
+            golang.program(name)
+    except golang.NoGo as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def cluster(kubernetes: None, world: World) -> Iterator[clusters.Cluster]:
+    """A node whose kubelet belongs to an API server. One for all tests, which name their pods themselves."""
+    with scratch.folder("kubelet") as folder, clusters.running(folder, world) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def alone(kubernetes: None, world: World) -> Iterator[Kubelet]:
+    """A kubelet without an API server, not started yet, on a node of its own: it runs what is in its folder of manifests."""
+    with scratch.folder("alone") as folder, started(Node(folder / "node"), world.image) as node:
+        kubelet = Kubelet(node, folder / "kubelet", clusters.SETTINGS)
+        try:
+            yield kubelet
+        finally:
+            kubelet.end()

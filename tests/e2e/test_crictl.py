@@ -102,7 +102,7 @@ def desk(program: Path, cri_client: Cri, node: Node, world: World, tmp_path: Pat
 
 
 def test_no_command_is_forgotten(program: Path) -> None:
-    listed = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run([str(program), "help"], capture_output=True, text=True, check=True).stdout
     commands = re.findall(r"^   ([a-z-]+)", listed.partition("COMMANDS:")[2].partition("GLOBAL")[0], re.M)
     assert len(commands) > 30
     tried = set(re.findall(r'"([a-z-]+)[ "]', Path(__file__).read_text()))

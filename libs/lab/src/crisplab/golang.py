@@ -16,6 +16,7 @@ from crisplab import clone
 BUILT = clone.ROOT / ".cache/go"
 _CONFORMANCE = clone.ROOT / "tests/conformance/go"
 _KUBELET = clone.ROOT / "tests/e2e/kubelet/go"
+_VERSION = "k8s.io/component-base/version"  # Kubernetes' programs don't know theirs but by the linker
 _PROGRAMS = {
     "crictl": (_CONFORMANCE, "sigs.k8s.io/cri-tools/cmd/crictl"),
     "kubelet": (_KUBELET, "k8s.io/kubernetes/cmd/kubelet"),
@@ -39,7 +40,7 @@ def program(name: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test workers may want it at once
         if not (built.exists() and mark.exists() and mark.read_text() == digest):
             beside = built.with_suffix(".new")
-            go("build", "-trimpath", "-ldflags=-s -w", "-o", str(beside), package, module=module)
+            go("build", "-trimpath", f"-ldflags=-s -w -X {_VERSION}.gitVersion=v1.36.0", "-o", str(beside), package, module=module)
             beside.rename(built)
             mark.write_text(digest)
     return built

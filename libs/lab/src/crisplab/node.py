@@ -146,8 +146,8 @@ class Node:
         subprocess.run(["ip", "link", "delete", names.bridge], capture_output=True, check=False)
         if uses_systemd():
             subprocess.run(["systemctl", "stop", names.cgroup_parent], capture_output=True, check=False)
-        for folder in _cgroup_folders(names.cgroup):
-            _remove_cgroup(folder)
+        for folder in cgroup_folders(names.cgroup):
+            remove_cgroup(folder)
         for mount in _mounts_below(self.root):
             subprocess.run(["umount", "--lazy", mount], check=False)
         shutil.rmtree(self.root, ignore_errors=True)
@@ -184,7 +184,7 @@ class Node:
     def helper_pids(self) -> list[int]:
         """The pids of all conmons and pause processes: what runs beside the containers' own programs."""
         found: set[int] = set()
-        for folder in _cgroup_folders(self.names.cgroup):
+        for folder in cgroup_folders(self.names.cgroup):
             for pattern in ("*/helpers", "*/*-conmon-*.scope", "*/*-pause-*.scope"):
                 for file in folder.glob(f"{pattern}/cgroup.procs"):
                     found.update(int(pid) for pid in file.read_text().split())
@@ -306,7 +306,7 @@ def leftovers_of(names: Names) -> list[str]:
         found.append(f"bridge {names.bridge}")
     if subprocess.run(["nft", "list", "table", "inet", names.table], capture_output=True, check=False).returncode == 0:
         found.append(f"nftables table inet {names.table}")
-    return found + [f"cgroup {folder}" for folder in _cgroup_folders(names.cgroup)]
+    return found + [f"cgroup {folder}" for folder in cgroup_folders(names.cgroup)]
 
 
 def _free_subnet(tag: str) -> str:
@@ -330,14 +330,16 @@ def _mounts_below(root: Path) -> list[str]:
     return [target for line in lines if (target := line.split()[1]).startswith(f"{root}/")][::-1]
 
 
-def _cgroup_folders(path: str) -> Iterator[Path]:
+def cgroup_folders(path: str) -> Iterator[Path]:
+    """The folders that a cgroup has: one for each hierarchy."""
     base = Path("/sys/fs/cgroup")
     for folder in (base, *base.iterdir()):
         if (here := folder / path.lstrip("/")).is_dir():
             yield here
 
 
-def _remove_cgroup(folder: Path) -> None:
+def remove_cgroup(folder: Path) -> None:
+    """Removes a cgroup that has no processes any more, with all below it."""
     deadline = time.monotonic() + 10
     while folder.exists() and time.monotonic() < deadline:
         for here, _, _ in os.walk(folder, topdown=False):
@@ -349,7 +351,7 @@ def _remove_cgroup(folder: Path) -> None:
 def _processes_of(root: Path, cgroup: str) -> list[int]:
     """Processes that were started with a path below root (services, conmons, pauses) or live in the node's cgroups."""
     found: set[int] = set()
-    for folder in _cgroup_folders(cgroup):
+    for folder in cgroup_folders(cgroup):
         for here, _, _ in os.walk(folder):
             with contextlib.suppress(OSError):
                 found.update(int(pid) for pid in Path(here, "cgroup.procs").read_text().split())

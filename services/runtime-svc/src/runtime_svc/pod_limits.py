@@ -1,6 +1,8 @@
 """What a pod as a whole may use: its own resources and what its sandbox takes on top (CRI LinuxPodSandboxConfig.resources, overhead)."""
 
+import errno
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crisp_proto.config import LinuxContainerResources
@@ -107,4 +109,16 @@ def _write(cgroups: Cgroups, cgroup: str, files: "Iterator[tuple[str, str, str]]
         try:
             (folder / name).write_text(value)
         except OSError as error:
+            if error.errno == errno.EINVAL and name == "cpu.cfs_quota_us" and _is_limited(folder.parent):
+                (folder / name).write_text("-1")
+                continue
             raise FailedPrecondition(f"the pod's {name} = {value!r}: {error.strerror} ({folder})", field="linux.resources") from error
+
+
+def _is_limited(folder: Path) -> bool:
+    """Whether who made our cgroup's parent limits its processors there (cgroup v1).
+
+    No cgroup may have more than its parent then, nor less than a child. kubelet tells us of a resize before it changes the pod's cgroup
+    and the containers: in between the one limit that fits all is the parent's.
+    """
+    return int((folder / "cpu.cfs_quota_us").read_text()) > 0

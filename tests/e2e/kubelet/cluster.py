@@ -1,0 +1,215 @@
+"""What tests say to an API server, a kubelet and kubectl, and the pods they make."""
+
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from expect import until
+from traces import started
+from world import World
+
+from crisplab import clone, control_plane, golang
+from crisplab.certificates import Authority
+from crisplab.control_plane import ControlPlane
+from crisplab.kubelet import Kubelet
+from crisplab.node import Node
+
+Object = dict[str, Any]
+
+# Statistics from CRI alone; and what makes tests short.
+SETTINGS = {
+    "featureGates": {"PodAndContainerStatsFromCRI": True},
+    "containerLogMaxSize": "256Ki",
+    "containerLogMaxFiles": 5,
+    "containerLogMonitorInterval": "3s",
+    "crashLoopBackOff": {"maxContainerRestartPeriod": "2s"},
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A node of crisp with its kubelet, of an API server."""
+
+    plane: ControlPlane
+    kubelet: Kubelet
+    node: Node
+    image: str
+    api: httpx.Client
+
+    # Pods
+
+    @contextmanager
+    def pod(self, spec: Object, **metadata: Any) -> Iterator[str]:
+        """A pod's name for as long as the block runs; afterwards it is gone from the API server, which kubelet lets go when all has ended."""
+        name = self.create(spec, **metadata)
+        try:
+            yield name
+        finally:
+            self.delete(name)
+
+    def create(self, spec: Object, **metadata: Any) -> str:
+        """A new pod on our node. `containers` may leave out their image: it is the one with a web server."""
+        name = metadata.pop("name", f"pod-{uuid.uuid4().hex[:8]}")
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            container.setdefault("image", self.image)
+        spec = {"nodeName": self.kubelet.name, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, **spec}
+        body = {"metadata": {"name": name, **metadata}, "spec": spec}
+        self.said(self.api.post("/api/v1/namespaces/default/pods", json=body))
+        return str(name)
+
+    def delete(self, name: str) -> None:
+        """Deletes a pod, and waits until kubelet has ended it."""
+        self.api.delete(f"/api/v1/namespaces/default/pods/{name}")
+        until(lambda: self.api.get(f"/api/v1/namespaces/default/pods/{name}").status_code == 404 or None, seconds=60)
+
+    def get(self, name: str) -> Object:
+        """A pod as the API server has it."""
+        return self.said(self.api.get(f"/api/v1/namespaces/default/pods/{name}"))
+
+    def patch(self, name: str, change: Object, subresource: str = "") -> Object:
+        """Changes a pod (a strategic merge patch)."""
+        path = f"/api/v1/namespaces/default/pods/{name}{subresource and '/' + subresource}"
+        return self.said(self.api.patch(path, json=change, headers={"content-type": "application/strategic-merge-patch+json"}))
+
+    def put(self, kind: str, name: str, **fields: Any) -> None:
+        """A ConfigMap, Secret or the like, anew."""
+        path = f"/api/v1/namespaces/default/{kind}"
+        body = {"metadata": {"name": name}, **fields}
+        if self.api.put(f"{path}/{name}", json=body).status_code == 404:
+            self.said(self.api.post(path, json=body))
+
+    @staticmethod
+    def said(answer: httpx.Response) -> Object:
+        """A good answer's object; AssertionError with a bad one's text."""
+        assert answer.is_success, f"{answer.status_code}: {answer.text}"
+        found: Object = answer.json()
+        return found
+
+    # Waiting
+
+    def wait(self, name: str, wanted: Callable[[Object], Any], seconds: float = 60) -> Object:
+        """The pod once it is as wanted; fails with its last status."""
+        last: Object = {}
+
+        def ask() -> Object | None:
+            nonlocal last
+            last = self.get(name)
+            return last if wanted(last.get("status", {})) else None
+
+        try:
+            return until(ask, seconds=seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; last: {json.dumps(last.get('status'), indent=1)[:4000]}") from error
+
+    def ready(self, name: str) -> Object:
+        """The pod once all its containers are ready."""
+        return self.wait(name, is_ready)
+
+    def ended(self, name: str) -> Object:
+        """The pod once it is Succeeded or Failed."""
+        return self.wait(name, lambda status: status.get("phase") in ("Succeeded", "Failed"))
+
+    def events(self, name: str) -> list[Object]:
+        """The events about a pod."""
+        answer = self.api.get("/api/v1/namespaces/default/events", params={"fieldSelector": f"involvedObject.name={name}"})
+        return list(self.said(answer)["items"])
+
+    def event(self, name: str, reason: str, text: str = "", seconds: float = 60) -> Object:
+        """The first event of this reason whose message has this text."""
+        return until(
+            lambda: next((event for event in self.events(name) if event["reason"] == reason and text in event["message"]), None),
+            seconds=seconds,
+        )
+
+    # kubectl
+
+    def kubectl(self, *words: str, stdin: str = "", code: int = 0, environment: Mapping[str, str] | None = None) -> str:
+        """Standard output of a kubectl that must end with this code."""
+        done = subprocess.run(
+            self.command(*words), input=stdin, capture_output=True, text=True, check=False, timeout=90 * clone.SLOWNESS,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+        assert done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def command(self, *words: str) -> list[str]:
+        """kubectl's command line."""
+        config = self.plane.kubeconfig("admin", "/O=system:masters/CN=admin")
+        return [str(golang.program("kubectl")), "--kubeconfig", str(config), *words]
+
+    def cgroups(self, pod: Object, controller: str) -> Path:
+        """The folder of a pod's cgroup, on version 1 in this controller's hierarchy."""
+        base = Path("/sys/fs/cgroup")
+        if not (base / "cgroup.controllers").exists():
+            base /= controller
+        uid = pod["metadata"]["uid"]
+        found = [
+            path for spelled in (uid, uid.replace("-", "_")) for path in base.glob(f"{self.node.names.cgroup.lstrip('/')}/**/*{spelled}*")
+        ]
+        return min(found, key=lambda path: len(path.parts))
+
+
+@contextmanager
+def running(folder: Path, world: World) -> Iterator[Cluster]:
+    """A cluster in a folder. At the end nothing of its pods may be left on the node."""
+    authority = Authority(folder / "pki")
+    with started(Node(folder / "node"), world.image) as node, control_plane.running(folder / "plane", authority) as plane:
+        kubeconfig = plane.kubeconfig("kubelet", "/O=system:masters/CN=system:node:localhost")
+        kubelet = Kubelet(node, folder / "kubelet", SETTINGS, authority, kubeconfig)
+        with httpx.Client(base_url=plane.url, verify=authority.client_context(), timeout=60 * clone.SLOWNESS, trust_env=False) as api:
+            try:
+                kubelet.start()
+                until(lambda: api.get(f"/api/v1/nodes/{kubelet.name}").is_success or None, seconds=60)
+                yield Cluster(plane, kubelet, node, world.image, api)
+            finally:
+                kubelet.end()
+
+
+def is_ready(status: Object) -> bool:
+    """Whether a pod's status says Ready."""
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", []))
+
+
+def manifest(kubelet: Kubelet, image: str, spec: Object, name: str = "static") -> str:
+    """Has kubelet run a static pod; answers the name that it gets on this node."""
+    for container in spec["containers"]:
+        container.setdefault("image", image)
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
+    beside = kubelet.root / f"{name}.json"
+    beside.write_text(json.dumps(body))
+    beside.rename(kubelet.manifests / f"{name}.json")
+    return f"{name}-{kubelet.name}"
+
+
+def static_pod(kubelet: Kubelet, name: str, wanted: Callable[[Object], Any] | None = None, seconds: float = 60) -> Object:
+    """A static pod, as kubelet's own API has it, once it is as wanted: ready."""
+
+    def ask() -> Object | None:
+        found = next((pod for pod in kubelet.pods() if pod["metadata"]["name"] == name), None)
+        return found if found is not None and (wanted or is_ready)(found["status"]) else None
+
+    return until(ask, seconds=seconds, ignore=httpx.HTTPError)
+
+
+def shell(script: str, name: str = "main", **more: Any) -> Object:
+    """A container that runs a script."""
+    return {"name": name, "command": ["sh", "-c", script], **more}
+
+
+def container_status(status: Object, name: str = "main") -> Object:
+    """One container's part of a pod's status; empty if it has none yet."""
+    every = [*status.get("containerStatuses", []), *status.get("initContainerStatuses", []), *status.get("ephemeralContainerStatuses", [])]
+    return next((found for found in every if found["name"] == name), {})
+
+
+def terminated(status: Object, name: str = "main") -> Object:
+    """How a container ended; empty if it has not."""
+    found: Object = container_status(status, name).get("state", {}).get("terminated", {})
+    return found

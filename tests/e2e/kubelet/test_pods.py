@@ -1,0 +1,153 @@
+"""The life of pods and their containers, as kubelet leads it."""
+
+import time
+
+import pytest
+from cluster import Cluster, Object, container_status, shell, terminated
+from expect import until
+
+pytestmark = pytest.mark.xdist_group("kubelet")
+
+
+def test_init_containers_run_one_after_the_other_then_a_sidecar_and_the_rest(cluster: Cluster) -> None:
+    volume: Object = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    spec = {
+        "volumes": [{"name": "work", "emptyDir": {}}],
+        "initContainers": [
+            shell("echo one >> /work/order", "first", **volume),
+            shell("echo side >> /work/order; exec sleep 600", "side", restartPolicy="Always", **volume),
+            shell("echo two >> /work/order", "second", **volume),
+        ],
+        "containers": [shell("cat /work/order; echo main ends", **volume)],
+        "restartPolicy": "Never",
+    }
+    with cluster.pod(spec) as name:
+        pod = cluster.ended(name)
+        assert pod["status"]["phase"] == "Succeeded"
+        assert cluster.kubectl("logs", name).split() == ["one", "side", "two", "main", "ends"]
+        assert terminated(pod["status"], "side")["reason"] in ("Completed", "Error")  # a sidecar goes after the main container
+
+
+def test_an_init_container_that_fails_ends_a_pod_that_is_never_restarted(cluster: Cluster) -> None:
+    spec = {"initContainers": [shell("exit 7", "first")], "containers": [shell("true")], "restartPolicy": "Never"}
+    with cluster.pod(spec) as name:
+        status = cluster.ended(name)["status"]
+        assert status["phase"] == "Failed"
+        assert terminated(status, "first")["exitCode"] == 7
+        assert "waiting" in container_status(status)["state"]
+
+
+@pytest.mark.parametrize(("policy", "script", "phase"), [("Never", "exit 3", "Failed"), ("OnFailure", "exit 0", "Succeeded")])
+def test_restart_policies_that_end(cluster: Cluster, policy: str, script: str, phase: str) -> None:
+    with cluster.pod({"containers": [shell(script)], "restartPolicy": policy}) as name:
+        status = cluster.ended(name)["status"]
+        assert status["phase"] == phase
+        assert container_status(status)["restartCount"] == 0
+        ended = terminated(status)
+        assert (ended["exitCode"], ended["reason"]) == ((3, "Error") if phase == "Failed" else (0, "Completed"))
+        assert ended["startedAt"] <= ended["finishedAt"]
+        assert ended["containerID"].startswith("crisp://")
+
+
+def test_a_container_that_fails_is_started_again_after_a_back_off(cluster: Cluster) -> None:
+    with cluster.pod({"containers": [shell("echo again; exit 1")], "restartPolicy": "OnFailure"}) as name:
+        pod = cluster.wait(name, lambda status: container_status(status).get("restartCount", 0) >= 2)
+        assert pod["status"]["phase"] == "Running"
+        cluster.event(name, "BackOff", "restarting failed container")
+        until(lambda: cluster.kubectl("logs", "--previous", name).strip() == "again" or None)
+
+
+def test_a_container_that_can_not_be_started_says_why(cluster: Cluster) -> None:
+    with cluster.pod({"containers": [{"name": "main", "command": ["/no/such/program"]}], "restartPolicy": "Never"}) as name:
+        status = cluster.wait(name, lambda status: "message" in container_status(status).get("state", {}).get("waiting", {}))["status"]
+        waiting = container_status(status)["state"]["waiting"]
+        assert waiting["reason"] == "CreateContainerError"
+        assert "/no/such/program" in waiting["message"]
+
+
+def test_a_command_probe_makes_ready_and_a_liveness_probe_restarts(cluster: Cluster) -> None:
+    probe = {"periodSeconds": 1, "failureThreshold": 1}
+    main = shell(
+        "touch /alive; sleep 600",
+        readinessProbe={"exec": {"command": ["test", "-e", "/ready"]}, **probe},
+        livenessProbe={"exec": {"command": ["test", "-e", "/alive"]}, **probe, "initialDelaySeconds": 1},
+        startupProbe={"exec": {"command": ["true"]}, **probe},
+    )
+    with cluster.pod({"containers": [main]}) as name:
+        cluster.wait(name, lambda status: container_status(status).get("started"))
+        assert not container_status(cluster.get(name)["status"])["ready"]
+        cluster.kubectl("exec", name, "--", "touch", "/ready")
+        cluster.ready(name)
+        cluster.kubectl("exec", name, "--", "rm", "/alive")
+        status = cluster.wait(name, lambda status: container_status(status).get("restartCount", 0) >= 1)["status"]
+        assert container_status(status)["lastState"]["terminated"]["exitCode"] in (137, 143)
+        cluster.event(name, "Unhealthy", "Liveness probe failed")
+
+
+@pytest.mark.parametrize("probe", [{"httpGet": {"path": "/", "port": 80}}, {"tcpSocket": {"port": 80}}])
+def test_network_probes(cluster: Cluster, probe: dict[str, object]) -> None:
+    with cluster.pod({"containers": [{"name": "main", "readinessProbe": {**probe, "periodSeconds": 1}}]}) as name:
+        cluster.ready(name)
+    with cluster.pod({"containers": [shell("sleep 600", readinessProbe={**probe, "periodSeconds": 1})]}) as name:
+        cluster.event(name, "Unhealthy", "Readiness probe failed")
+
+
+def test_lifecycle_hooks_run_after_the_start_and_before_the_end(cluster: Cluster) -> None:
+    main = shell(
+        "while ! test -e /started; do sleep 0.1; done; echo main; exec sleep 600",
+        lifecycle={
+            "postStart": {"exec": {"command": ["touch", "/started"]}},
+            "preStop": {"exec": {"command": ["sh", "-c", "echo hook > /proc/1/fd/1; touch /host/stopped"]}},
+        },
+        volumeMounts=[{"name": "host", "mountPath": "/host"}],
+    )
+    folder = cluster.kubelet.root / "hooks"
+    spec = {"containers": [main], "volumes": [{"name": "host", "hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}}]}
+    with cluster.pod(spec) as name:
+        cluster.ready(name)
+        assert cluster.kubectl("logs", name).strip() == "main"
+    assert (folder / "stopped").exists()
+
+
+def test_a_post_start_hook_that_fails_is_told(cluster: Cluster) -> None:
+    hook = {"postStart": {"exec": {"command": ["sh", "-c", "exit 4"]}}}
+    with cluster.pod({"containers": [shell("sleep 600", lifecycle=hook)], "restartPolicy": "Never"}) as name:
+        cluster.event(name, "FailedPostStartHook")
+
+
+def test_the_grace_period_is_given_and_then_over(cluster: Cluster) -> None:
+    gentle = cluster.create({"containers": [shell("trap 'exit 0' TERM; while :; do sleep 0.1; done")], "terminationGracePeriodSeconds": 30})
+    deaf = cluster.create({"containers": [shell("trap '' TERM; while :; do sleep 0.1; done")], "terminationGracePeriodSeconds": 3})
+    for name in (gentle, deaf):
+        cluster.ready(name)
+    begun = time.monotonic()
+    cluster.delete(gentle)
+    assert time.monotonic() - begun < 15
+    begun = time.monotonic()
+    cluster.delete(deaf)
+    assert 3 <= time.monotonic() - begun < 20
+
+
+def test_termination_messages_come_from_the_file_or_the_log(cluster: Cluster) -> None:
+    containers = [
+        shell("echo from the file > /dev/termination-log; exit 1", "file"),
+        shell("echo from the log; exit 1", "log", terminationMessagePolicy="FallbackToLogsOnError"),
+    ]
+    with cluster.pod({"containers": containers, "restartPolicy": "Never"}) as name:
+        status = cluster.ended(name)["status"]
+        assert terminated(status, "file")["message"] == "from the file\n"
+        assert terminated(status, "log")["message"] == "from the log\n"
+
+
+def test_an_ephemeral_container_sees_its_target_s_processes(cluster: Cluster) -> None:
+    with cluster.pod({"containers": [shell("exec sleep 4321")]}) as name:
+        cluster.ready(name)
+        debugger = {
+            "name": "debugger",
+            "image": cluster.image,
+            "command": ["sh", "-c", "cat /proc/1/cmdline"],
+            "targetContainerName": "main",
+        }
+        cluster.patch(name, {"spec": {"ephemeralContainers": [debugger]}}, "ephemeralcontainers")
+        cluster.wait(name, lambda status: terminated(status, "debugger"))
+        assert "4321" in cluster.kubectl("logs", name, "-c", "debugger")

@@ -1,0 +1,94 @@
+"""A kubelet alone with static pods: what survives whose end, events instead of polling, and images that nobody needs."""
+
+import re
+import signal
+
+import httpx
+import pytest
+from cluster import SETTINGS, container_status, manifest, shell, static_pod
+from expect import until
+from world import PAGE, World
+
+from crisplab import images
+from crisplab.cri import Cri
+from crisplab.kubelet import Kubelet
+from crisplab.node import SERVICES
+from crisplab.registry import free_port
+
+pytestmark = pytest.mark.xdist_group("kubelet-alone")
+
+
+def test_a_pod_still_serves_after_the_end_of_each_service_and_of_kubelet(alone: Kubelet, world: World) -> None:
+    port = free_port()
+    probes = {name: {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1} for name in ("readinessProbe", "livenessProbe")}
+    web = {"name": "web", "ports": [{"containerPort": 80, "hostPort": port}], **probes}
+    alone.start()
+    name = manifest(alone, world.image, {"containers": [web, shell("while :; do date; sleep 0.2; done", "clock")]})
+    before = static_pod(alone, name)["status"]
+
+    def page() -> str:
+        return httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text
+
+    assert page() == PAGE
+    for service in SERVICES:
+        alone.node.kill(service)
+        assert page() == PAGE
+        with alone.client() as client:
+            answer = until(lambda: _good(client, f"/run/default/{name}/clock"), ignore=httpx.HTTPError)
+            assert answer == "on\n"
+            assert client.get(f"/containerLogs/default/{name}/clock", params={"tailLines": 1}).text.count("\n") == 1
+    alone.stop(signal.SIGKILL)
+    assert page() == PAGE
+    alone.start()
+    after = static_pod(alone, name)["status"]
+    for container in ("web", "clock"):
+        assert container_status(after, container)["containerID"] == container_status(before, container)["containerID"]
+        assert container_status(after, container)["restartCount"] == 0
+
+
+def _good(client: httpx.Client, path: str) -> str | None:
+    answer = client.post(path, params={"cmd": "echo on"})
+    return answer.text if answer.is_success else None
+
+
+@pytest.mark.parametrize("evented", [False, True])
+def test_an_end_is_seen_by_events_and_by_polling(alone: Kubelet, world: World, evented: bool) -> None:
+    alone.settings = {**SETTINGS, "featureGates": {"EventedPLEG": evented}}
+    alone.start()
+    name = manifest(alone, world.image, {"containers": [shell("exec sleep 600")], "terminationGracePeriodSeconds": 1})
+    first = container_status(static_pod(alone, name)["status"])
+    with Cri(alone.node.socket) as client:
+        client.stop(first["containerID"].removeprefix("crisp://"))
+    after = static_pod(alone, name, lambda status: container_status(status).get("restartCount") == 1)["status"]
+    assert container_status(after)["lastState"]["terminated"]["exitCode"] == 137
+    with alone.client() as client:
+        (count,) = re.findall(r"^kubelet_evented_pleg_connection_success_count (\d+)", client.get("/metrics").text, re.M)
+    assert bool(int(count)) == evented
+
+
+def test_a_changed_or_removed_manifest_is_followed(alone: Kubelet, world: World) -> None:
+    alone.start()
+    name = manifest(alone, world.image, {"containers": [shell("exec sleep 600")], "terminationGracePeriodSeconds": 1})
+    first = static_pod(alone, name)["metadata"]["uid"]
+    manifest(alone, world.image, {"containers": [shell("exec sleep 500")], "terminationGracePeriodSeconds": 1})
+    until(lambda: static_pod(alone, name)["metadata"]["uid"] != first or None)
+    (alone.manifests / "static.json").unlink()
+    until(lambda: not alone.pods() or None)
+    with Cri(alone.node.socket) as client:
+        until(lambda: not client.pods(state={"state": 0}) or None)
+
+
+def test_images_that_nobody_needs_are_collected_when_the_disk_is_full(alone: Kubelet, world: World) -> None:
+    alone.start()
+    name = manifest(alone, world.image, {"containers": [shell("exec sleep 600")]})
+    static_pod(alone, name)
+    images.build([images.busybox_layer().finish()], {"Cmd": ["unneeded"]}).push(world.registry, "test/unneeded", "1")
+    unneeded = f"{world.registry}/test/unneeded:1"
+    with Cri(alone.node.socket) as client:
+        client.pull(unneeded)
+        alone.stop()
+        alone.settings = {**SETTINGS, "evictionHard": {"nodefs.available": "99%", "imagefs.available": "99%"}}
+        alone.start()
+        until(lambda: all(unneeded not in image.repo_tags for image in client.images()) or None, seconds=60)
+        assert any(world.image in image.repo_tags for image in client.images())
+        static_pod(alone, name)
