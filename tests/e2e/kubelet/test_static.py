@@ -87,7 +87,11 @@ def test_images_that_nobody_needs_are_collected_when_the_disk_is_full(alone: Kub
     with Cri(alone.node.socket) as client:
         client.pull(unneeded)
         alone.stop()
-        alone.settings = {**SETTINGS, "evictionHard": {"nodefs.available": "99%", "imagefs.available": "99%"}}
+        alone.settings = {
+            **SETTINGS,
+            "evictionHard": {"nodefs.available": "99%", "imagefs.available": "99%"},
+            "imageMinimumGCAge": "1s",
+        }
         alone.start()
         until(lambda: all(unneeded not in image.repo_tags for image in client.images()) or None, seconds=60)
         assert any(world.image in image.repo_tags for image in client.images())
