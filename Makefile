@@ -9,7 +9,7 @@ SETUP := .venv/.setup
 # How many tests run at once; the heaviest wait for their own services, not for a processor.
 JOBS ?= 3
 
-.PHONY: root help setup lab lock openapi check lint types unit e2e test demo up down conformance bench test-vm fresh clean
+.PHONY: root help setup lab lock openapi check lint types unit e2e test demo up kubelet down test-kubelet conformance bench test-vm fresh clean
 
 help: ## print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -29,8 +29,14 @@ check: setup ## the fast path: lint, types and the tests that need no node
 up: root setup lab ## start a node and leave it running for crictl and kubelet
 	@$(PY) -m crisplab.dev up
 
+kubelet: root setup lab ## build kubelet and kubectl and start kubelet with static pods on `make up`'s node
+	@$(PY) -m crisplab.dev kubelet
+
 down: setup ## end the node that `make up` started, with all that is on it
 	@$(PY) -m crisplab.dev down
+
+test-kubelet: root setup lab ## only the tests through kubelet, kubectl and an API server
+	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests/e2e/kubelet
 
 conformance: root setup lab ## build crictl and critest, run critest, write docs/conformance.md (CONFORMANCE="--handler runc" for another runtime)
 	@$(PY) tests/conformance/conformance.py $(CONFORMANCE)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cluster import manifest, shell, static_pod
 from expect import until
 from traces import get, traces, wait_until_clean
 from world import PAGE, World
 
 from crisplab import clone, scratch
 from crisplab.cri import Cri, container_config, pod_config
+from crisplab.kubelet import Kubelet
 from crisplab.node import Node
 
 
@@ -76,7 +78,7 @@ def test_two_nodes_at_once_do_not_meet(node: Node, world: World, tmp_path: Path)
         wait_until_clean(node, before)
 
 
-def test_make_up_leaves_a_node_running_and_make_down_ends_it() -> None:
+def test_make_up_leaves_a_node_make_kubelet_runs_static_pods_on_it_and_make_down_ends_both(kubernetes: None, world: World) -> None:
     root = clone.scratch("up")
     if root.exists():
         pytest.skip(f"this checkout's own node is up in {root}; `make down` first")
@@ -87,6 +89,15 @@ def test_make_up_leaves_a_node_running_and_make_down_ends_it() -> None:
         assert "crictl --runtime-endpoint" in shown
         assert crispctl(Node(root / "node"), "status").returncode == 0
         assert subprocess.run([*dev, "up"], capture_output=True, text=True, check=True).stdout == shown
+        shown = subprocess.run([*dev, "kubelet"], capture_output=True, text=True, check=True).stdout
+        kubelet = Kubelet(Node(root / "node"), root / "kubelet")
+        name = manifest(kubelet, world.image, {"containers": [shell("echo on; exec sleep 600")]})
+        static_pod(kubelet, name)
+        (asked,) = (line.split() for line in shown.splitlines() if line.endswith("/pods") and "curl" in line)
+        assert name in subprocess.run([*asked, "--silent"], capture_output=True, text=True, check=True).stdout
+        (line,) = (line.split() for line in shown.splitlines() if line.endswith(" pods") and "nsenter" in line)
+        assert name in subprocess.run(line, capture_output=True, text=True, check=True).stdout
+        assert subprocess.run([*dev, "kubelet"], capture_output=True, text=True, check=True).stdout == shown
     finally:
         ended = subprocess.run([*dev, "down"], capture_output=True, text=True, check=False)
     assert "nothing of it is left" in ended.stdout

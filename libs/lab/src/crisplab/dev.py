@@ -1,32 +1,50 @@
-"""`make up` and `make down`: a node that stays, for crictl, kubelet and curl."""
+"""`make up`, `make kubelet` and `make down`: a node that stays, for crictl, curl and a kubelet with static pods."""
 
 import argparse
 import sys
+from pathlib import Path
 
-from crisplab import clone
-from crisplab.node import SERVICES, Node
+from crisplab import clone, golang
+from crisplab.kubelet import Kubelet
+from crisplab.node import SERVICES, Node, uses_systemd
 
 
 def main() -> int:
-    """`up` starts the node, or shows the one that runs; `down` ends it with all that is on it."""
+    """`up` starts the node, or shows the one that runs; `kubelet` does that and starts kubelet on it; `down` ends all that is on it."""
     parser = argparse.ArgumentParser(prog="crisplab.dev", description=__doc__)
-    parser.add_argument("command", choices=["up", "down"])
+    parser.add_argument("command", choices=["up", "kubelet", "down"])
     command = parser.parse_args().command
     root = clone.scratch("up")
     node = Node(root / "node")
     if command == "down":
-        return _down(node)
+        return _down(node, root / "kubelet")
     root.mkdir(mode=0o755, exist_ok=True)
+    if command == "up":
+        node.start()
+        print(_lines(node))
+        return 0
+    try:
+        print("building kubelet, kubectl and crictl, if they are not built yet: a few minutes", flush=True)
+        for name in ("kubelet", "kubectl", "crictl"):
+            golang.program(name)
+    except golang.NoGo as error:
+        print(error, file=sys.stderr)
+        return 1
     node.start()
-    print(_lines(node))
+    kubelet = Kubelet(node, root / "kubelet")
+    if kubelet.pid() == 0:
+        kubelet.start()
+    print(_kubelet_lines(kubelet))
     return 0
 
 
-def _down(node: Node) -> int:
+def _down(node: Node, kubelet: Path) -> int:
     if not node.root.exists():
         print("no node of this checkout is up")
         return 0
     names = node.names
+    if kubelet.exists() and node.pid() is not None:
+        Kubelet(node, kubelet).end()
     node.destroy()
     left = node.leftovers(names)
     clone.remove(node.root.parent)
@@ -41,10 +59,10 @@ def _lines(node: Node) -> str:
 
 crictl, in the node's mount namespace (its mounts are its own):
   {enter} crictl --runtime-endpoint unix://{node.socket} --image-endpoint unix://{node.socket} pods
-kubelet (KubeletConfiguration):
+kubelet (`make kubelet` starts one; for your own, KubeletConfiguration):
   containerRuntimeEndpoint: unix://{node.socket}
   imageServiceEndpoint: unix://{node.socket}
-  cgroupDriver: cgroupfs
+  cgroupDriver: {"systemd" if uses_systemd() else "cgroupfs"}
   and started by: {enter} kubelet --config …
 crispctl:
   {sys.executable.rpartition("/")[0]}/crispctl --run-dir {node.run} status
@@ -53,6 +71,23 @@ curl:
 sockets:
 {sockets}
 `make down` ends it."""
+
+
+def _kubelet_lines(kubelet: Kubelet) -> str:
+    client = kubelet.authority.issue("client", "/O=system:masters/CN=crisp-lab")
+    curl = f"curl --cacert {kubelet.authority.certificate} --cert {client.certificate} --key {client.key}"
+    crictl = f"{golang.BUILT / 'crictl'} --runtime-endpoint unix://{kubelet.node.socket} --image-endpoint unix://{kubelet.node.socket}"
+    return f"""kubelet runs; its settings are in {kubelet.root}/kubelet.yaml, its log in {kubelet.root}/kubelet.log
+static pods: put a manifest into
+  {kubelet.manifests}
+its API is at {kubelet.url}, for who has a certificate:
+  {curl} {kubelet.url}/pods
+  {curl} -X POST "{kubelet.url}/run/NAMESPACE/POD/CONTAINER?cmd=date"
+what it has made:
+  {" ".join(kubelet.node.enter())} {crictl} pods
+pods' logs: {kubelet.logs}
+kubectl, for your cluster: {golang.BUILT / "kubectl"}
+`make down` ends both."""
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ It runs in the node's mount namespace, and sees folders of its own where its pat
 changes for the whole machine are hidden from it there by files of its own.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -65,7 +64,7 @@ class Kubelet:
     @property
     def url(self) -> str:
         """The address of its API, which wants the certificate `client`."""
-        return f"https://127.0.0.1:{json.loads((self.root / 'ports.json').read_text())['api']}"
+        return f"https://127.0.0.1:{self._port}"
 
     @property
     def logs(self) -> Path:
@@ -162,6 +161,14 @@ class Kubelet:
         """Its log so far."""
         return (self.root / "kubelet.log").read_text(errors="replace")
 
+    @property
+    def _port(self) -> int:
+        """Chosen once, then kept in the root."""
+        file = self.root / "port"
+        if not file.exists():
+            file.write_text(str(free_port()))
+        return int(file.read_text())
+
     def _configure(self) -> None:
         for folder in ("manifests", "lib", "log/pods", "tunables"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -169,9 +176,6 @@ class Kubelet:
             file = self.root / "tunables" / tunable
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text((Path("/proc/sys") / tunable).read_text())
-        ports = self.root / "ports.json"
-        if not ports.exists():
-            ports.write_text(json.dumps({"api": free_port()}))
         serving = self.authority.issue("kubelet", f"/O=system:nodes/CN=system:node:{self.name}")
         _make_cgroup(self.node.names.cgroup)
         configuration: dict[str, Any] = {
@@ -181,7 +185,7 @@ class Kubelet:
             "imageServiceEndpoint": f"unix://{self.node.socket}",
             "staticPodPath": str(self.manifests),
             "address": "127.0.0.1",
-            "port": json.loads(ports.read_text())["api"],
+            "port": self._port,
             "healthzPort": 0,
             "tlsCertFile": str(serving.certificate),
             "tlsPrivateKeyFile": str(serving.key),
