@@ -9,7 +9,7 @@ SETUP := .venv/.setup
 # How many tests run at once; the heaviest wait for their own services, not for a processor.
 JOBS ?= 3
 
-.PHONY: root help setup lab lock openapi check lint types unit e2e test demo up kubelet down test-kubelet conformance bench test-vm fresh clean
+.PHONY: root help setup lab lock openapi check lint types unit e2e test demo up kubelet down test-kubelet soak conformance bench test-vm fresh clean
 
 help: ## print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -37,6 +37,9 @@ down: setup ## end the node that `make up` started, with all that is on it
 
 test-kubelet: root setup lab ## only the tests through kubelet, kubectl and an API server
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests/e2e/kubelet
+
+soak: root setup lab ## fifty containers log for ten minutes over rotation and SIGKILL of every service, and every line is counted
+	@CRISP_SOAK_CONTAINERS=50 CRISP_SOAK_SECONDS=600 $(PY) -m pytest -q -s tests/e2e/test_logs.py -k no_line_is_lost
 
 conformance: root setup lab ## build crictl and critest, run critest, write docs/conformance.md (CONFORMANCE="--handler runc" for another runtime)
 	@$(PY) tests/conformance/conformance.py $(CONFORMANCE)

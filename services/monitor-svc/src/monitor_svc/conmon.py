@@ -183,13 +183,19 @@ class Conmon:
         """Gives the container's terminal a size."""
         self._control(request, b"1 %d %d\n" % (size.height, size.width))
 
-    async def reopen_log(self, request: MonitorRequest) -> None:
-        """Has conmon open the log file anew, after somebody renamed it. Raises DeadlineExceeded."""
+    async def reopen_log(self, request: MonitorRequest, conmon: ProcessRef) -> None:
+        """Has conmon open the log file anew, after somebody renamed it. Raises DeadlineExceeded.
+
+        conmon renames a new file over the log's path, whatever is there: an order that is given twice would lose the lines in between.
+        So there is none while conmon writes to the file at that path.
+        """
         log = Path(request.log_path)
+        if processes.has_open(conmon, log):
+            return
         self._control(request, _REOPEN_LOG)
         try:
             async with asyncio.timeout(_REOPEN_SECONDS):
-                while not log.exists():  # noqa: ASYNC110 — conmon says it in no other way
+                while not processes.has_open(conmon, log):  # noqa: ASYNC110 — conmon says it in no other way
                     await asyncio.sleep(0.005)
         except TimeoutError as error:
             raise DeadlineExceeded(f"conmon did not open {log} anew within {_REOPEN_SECONDS} s") from error

@@ -259,7 +259,7 @@ class Monitors:
         if not monitor.alive:
             raise FailedPrecondition(f"container {container_id} is not running: its log is complete")
         if monitor.request.log_path:
-            await self._conmon.reopen_log(monitor.request)
+            await self._conmon.reopen_log(monitor.request, monitor.conmon)
 
     def get(self, container_id: str) -> Process:
         """A container's process. Raises NotFound."""

@@ -80,6 +80,18 @@ def send_signal(process: ProcessRef, number: int) -> bool:
     return True
 
 
+def has_open(process: ProcessRef, file: Path) -> bool:
+    """Whether a process has open what is at this path now."""
+    with contextlib.suppress(OSError):
+        wanted = file.stat()
+        for entry in os.scandir(f"/proc/{process.pid}/fd"):
+            with contextlib.suppress(OSError):
+                found = entry.stat()
+                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return process.alive()
+    return False
+
+
 def is_frozen(process: ProcessRef) -> bool:
     """Whether its cgroup is frozen, as by `crun pause` (cgroups(7): v1 freezer.state; v2 cgroup.events)."""
     try:

@@ -1,0 +1,164 @@
+"""Log files: each line is there once, in order and whole, whatever is written and whoever is killed meanwhile.
+
+CRISP_SOAK_CONTAINERS and CRISP_SOAK_SECONDS make the first test longer (`make soak`).
+"""
+
+import itertools
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+from crashes import retried
+from expect import until
+from world import World
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab import clone
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import SERVICES, Node
+
+CONTAINERS = int(os.environ.get("CRISP_SOAK_CONTAINERS", "8"))
+SECONDS = float(os.environ.get("CRISP_SOAK_SECONDS", "10"))
+# Half a megabyte of lines at once, 8 MB a second by all together, which the readers below keep up with; when the file is there, a last line.
+_WRITER = f"""
+BEGIN {{
+  for (i = 0;; i++) {{
+    print i, "{"x" * 110}"
+    if (i % 4096) continue
+    if ((getline x < "/stop/now") > 0) break
+    close("/stop/now")
+    system("sleep {CONTAINERS / 16:.2f}")
+  }}
+  print "end"
+}}"""
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads a log in pieces as it is rotated, and knows which line comes next."""
+
+    log: Path
+    next: int = 0
+    ended: bool = False
+    rotations: int = 0
+    _pending: bytearray = field(default_factory=bytearray)
+
+    def rotate(self, client: Cri, container: str) -> None:
+        """As kubelet does it: the file is renamed, the runtime opens a new one; then nobody writes the old one any more."""
+        self.rotations += 1
+        old = self.log.with_name(f"{self.log.name}.{self.rotations}")
+        self.log.rename(old)
+        request = cri.ReopenContainerLogRequest(container_id=container)
+        retried(lambda: client.runtime.ReopenContainerLog(request, timeout=client.timeout))
+        self.read(old)
+
+    def read(self, file: Path) -> None:
+        """Checks all lines of a file, and removes it."""
+        for raw in file.read_bytes().splitlines():
+            _, stream, tag, text = raw.split(b" ", 3)
+            assert stream == b"stdout"
+            self._pending += text
+            if tag == b"F":
+                self._line(bytes(self._pending))
+                self._pending.clear()
+        file.unlink()
+
+    def _line(self, line: bytes) -> None:
+        assert not self.ended, f"{self.log}: {line[:80]!r} after the end"
+        if line == b"end":
+            self.ended = True
+            return
+        number, _, rest = line.partition(b" ")
+        assert int(number) == self.next, f"{self.log}: line {number!r} where {self.next} was due"
+        assert len(rest) == 110
+        self.next += 1
+
+
+@pytest.mark.timeout((SECONDS * 3 + 240) * clone.SLOWNESS)
+def test_no_line_is_lost_or_doubled_over_rotation_and_killed_services(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    stop.mkdir()
+    config = pod_config("soak", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        readers = {}
+        for number in range(CONTAINERS):
+            name = f"writer-{number}"
+            mounts = [cri.Mount(host_path=str(stop), container_path="/stop")]
+            configuration = container_config(world.image, ["awk", _WRITER], name, mounts=mounts)
+            readers[cri_client.run(pod, configuration, config)] = Reader(tmp_path / f"{name}.log")
+        victims = itertools.cycle(SERVICES)
+        deadline = time.monotonic() + SECONDS
+        with ThreadPoolExecutor(4) as pool:
+            while time.monotonic() < deadline:
+                killing = pool.submit(node.kill, next(victims))
+                list(pool.map(lambda item: item[1].rotate(cri_client, item[0]), readers.items()))
+                killing.result()
+        (stop / "now").write_text("stop\n")
+        for container, reader in readers.items():
+            assert until(partial(_exited, cri_client, container), seconds=120).exit_code == 0
+            reader.read(reader.log)
+            assert reader.ended
+            assert reader.rotations > 0
+            assert reader.next > 0
+        print(f"{sum(reader.next for reader in readers.values())} lines, {sum(reader.rotations for reader in readers.values())} rotations")
+
+
+def test_opening_a_log_anew_that_nobody_renamed_keeps_its_lines(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    """As kubelet does when its first try was not answered."""
+    config = pod_config("again", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(
+            pod,
+            container_config(world.image, ["sh", "-c", "echo before; while ! test -e /go; do sleep 0.1; done; echo after; exec sleep 600"]),
+            config,
+        )
+        log = tmp_path / "main.log"
+        until(lambda: (log.exists() and "before" in log.read_text()) or None)
+        for _ in range(2):
+            cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
+        cri_client.exec(container, "touch", "/go")
+        until(lambda: "after" in log.read_text() or None)
+        assert "before" in log.read_text()
+
+
+def test_a_line_of_ten_megabytes_comes_in_pieces(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    lines = _log_of(cri_client, world, tmp_path, "head -c 10000000 /dev/zero | tr '\\0' y; echo; echo after")
+    assert [tag for _, tag, _ in lines[-2:]] == [b"F", b"F"]
+    assert {tag for _, tag, _ in lines[:-2]} == {b"P"}
+    assert b"".join(text for _, _, text in lines[:-1]) == b"y" * 10_000_000
+    assert max(len(text) for _, _, text in lines) <= 16384
+    assert lines[-1][2] == b"after"
+
+
+def test_output_that_is_no_text_comes_as_it_was(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    script = "head -c 300000 /dev/urandom > /out/raw; cat /out/raw"
+    lines = _log_of(cri_client, world, tmp_path, script, mounts=[cri.Mount(host_path=str(tmp_path), container_path="/out")])
+    shown = b"".join(text + (b"\n" if tag == b"F" else b"") for _, tag, text in lines)
+    assert shown == (tmp_path / "raw").read_bytes()
+
+
+def test_the_two_streams_of_a_container_are_told_apart(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    lines = _log_of(cri_client, world, tmp_path, "for i in $(seq 500); do echo out $i; echo err $i >&2; done")
+    for stream, word in ((b"stdout", "out"), (b"stderr", "err")):
+        assert [text.decode() for found, _, text in lines if found == stream] == [f"{word} {number}" for number in range(1, 501)]
+
+
+def _log_of(
+    client: Cri, world: World, folder: Path, script: str, mounts: list[cri.Mount] | None = None
+) -> list[tuple[bytes, bytes, bytes]]:
+    """Stream, tag and text of each line that a script's log has in the end."""
+    config = pod_config("logs", log_directory=folder)
+    with client.pod(config) as pod:
+        container = client.run(pod, container_config(world.image, ["sh", "-c", script], mounts=mounts or []), config)
+        assert until(lambda: _exited(client, container), seconds=60).exit_code == 0
+        raw = (folder / "main.log").read_bytes()
+    return [(stream, tag, text) for _, stream, tag, text in (line.split(b" ", 3) for line in raw.split(b"\n")[:-1])]
+
+
+def _exited(client: Cri, container: str) -> cri.ContainerStatus | None:
+    status = retried(lambda: client.status(container))
+    return status if status.state == cri.CONTAINER_EXITED else None
