@@ -5,6 +5,7 @@ CRISP_SOAK_CONTAINERS and CRISP_SOAK_SECONDS make the first test longer (`make s
 
 import itertools
 import os
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -123,6 +124,33 @@ def test_opening_a_log_anew_that_nobody_renamed_keeps_its_lines(cri_client: Cri,
         cri_client.exec(container, "touch", "/go")
         until(lambda: "after" in log.read_text() or None)
         assert "before" in log.read_text()
+
+
+def test_a_full_disk_does_not_hold_a_container_up_and_its_log_goes_on_when_there_is_room(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
+    """What finds no room is lost; what is there stays."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    log = Path(f"/proc/{node.pid()}/root{folder}/main.log")
+    script = f"i=0; while [ $i -lt 40000 ]; do echo $i {'x' * 60}; i=$((i+1)); done; touch /done; while ! test -e /go; do sleep 0.1; done; echo later; exec sleep 600"
+    config = pod_config("full", log_directory=folder)
+    subprocess.run([*node.enter(), "mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=True)
+    try:
+        with cri_client.pod(config) as pod:
+            container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
+            until(lambda: cri_client.exec(container, "test", "-e", "/done").exit_code == 0 or None, seconds=60)
+            pieces = (line.split(b" ", 3) for line in log.read_bytes().splitlines()[:-1])
+            text = b"".join(piece + (b"\n" if tag == b"F" else b"") for _, _, tag, piece in pieces)
+            numbers = [int(line.split()[0]) for line in text.splitlines()[:-1]]
+            assert numbers == list(range(len(numbers)))
+            assert 5000 < len(numbers) < 40000
+            log.unlink()
+            cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
+            cri_client.exec(container, "touch", "/go")
+            until(lambda: b"stdout F later\n" in log.read_bytes() or None)
+    finally:
+        subprocess.run([*node.enter(), "umount", str(folder)], check=True)
 
 
 def test_a_line_of_ten_megabytes_comes_in_pieces(cri_client: Cri, world: World, tmp_path: Path) -> None:
