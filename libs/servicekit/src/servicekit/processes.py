@@ -66,6 +66,7 @@ def start(
     stdout: int = subprocess.DEVNULL,
     stderr: int = subprocess.DEVNULL,
     env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
     pass_fds: Sequence[int] = (),
     start_new_session: bool = False,
 ) -> Child:
@@ -73,7 +74,7 @@ def start(
     try:
         return Child(
             subprocess.Popen(
-                argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=pass_fds, start_new_session=start_new_session
+                argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=pass_fds, start_new_session=start_new_session
             )
         )
     except OSError as error:
@@ -85,6 +86,7 @@ def start_in_cgroups(
     cgroups: Sequence[str],
     *,
     env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
     pass_fds: Sequence[int] = (),
     start_new_session: bool = False,
 ) -> Child:
@@ -100,7 +102,7 @@ def start_in_cgroups(
         if version1:
             for folder in cgroups:
                 _write(f"{folder}/tasks", "0")
-        child = start(argv, env=env, pass_fds=pass_fds, start_new_session=start_new_session)
+        child = start(argv, env=env, cwd=cwd, pass_fds=pass_fds, start_new_session=start_new_session)
         if not version1:
             for folder in cgroups:
                 _write(f"{folder}/cgroup.procs", str(child.pid))

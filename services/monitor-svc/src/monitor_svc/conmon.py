@@ -81,6 +81,7 @@ class Conmon:
                         "_OCI_STARTPIPE": str(start_read),
                         "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
                     },
+                    cwd=str(folder),  # at an OOM it makes a file there, besides the one in persist-dir
                     pass_fds=(sync_write, start_read),
                     start_new_session=True,
                 )
