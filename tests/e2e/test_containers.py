@@ -169,7 +169,7 @@ def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
     )
 
 
-def test_running_out_of_memory_is_told(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_running_out_of_memory_is_told(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     linux = cri.LinuxContainerConfig(
         resources=cri.LinuxContainerResources(memory_limit_in_bytes=24 << 20, memory_swap_limit_in_bytes=24 << 20)
     )
@@ -180,6 +180,7 @@ def test_running_out_of_memory_is_told(cri_client: Cri, world: World, tmp_path: 
         )
         status = until(lambda: found if (found := cri_client.status(container)).state == cri.CONTAINER_EXITED else None)
         assert (status.exit_code, status.reason) == (137, "OOMKilled")
+    assert not Path(f"/proc/{node.service_pid('monitor-svc')}/cwd/oom").exists()  # conmon makes one where it is started
 
 
 def test_mounts(cri_client: Cri, world: World, tmp_path: Path) -> None:

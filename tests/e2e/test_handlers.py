@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import grpc
+import pytest
 from expect import error_of
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
-from crisplab.node import Node
+from crisplab.node import Node, cgroup_folders, remove_cgroup, uses_systemd
 
 SLEEP = ["sleep", "600"]
 
@@ -84,3 +85,34 @@ def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: 
         assert pod_memory(node, pod) == 288 << 20
     code, _ = error_of(lambda: cri_client.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id="f" * 64)))
     assert code == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.skipif(uses_systemd(), reason="systemd's slices are systemd's; the parent here is a cgroup of our own")
+def test_a_pod_may_be_told_of_more_processor_than_its_parent_has_yet(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    """kubelet says so at a resize, before it gives the pod's cgroup more; on version 1 the kernel refuses a child more than its parent."""
+    parent = f"{node.names.cgroup}/resized"
+    config = pod_config("resized", log_directory=tmp_path)
+    config.linux.cgroup_parent = parent
+    config.linux.resources.MergeFrom(cri.LinuxContainerResources(cpu_period=100_000, cpu_quota=20_000))
+    try:
+        with cri_client.pod(config) as pod:
+            limit_processor(parent, 20_000)
+            more = cri.LinuxContainerResources(cpu_period=100_000, cpu_quota=30_000)
+            cri_client.runtime.UpdatePodSandboxResources(
+                cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=more), timeout=20
+            )
+            limit_processor(parent, 30_000)
+            linux = cri.LinuxContainerConfig(resources=more)
+            container = cri_client.run(pod, container_config(world.image, SLEEP, linux=linux), config)
+            assert cri_client.status(container).resources.linux.cpu_quota == 30_000
+    finally:
+        for folder in cgroup_folders(parent):
+            remove_cgroup(folder)
+
+
+def limit_processor(cgroup: str, quota: int) -> None:
+    """Gives a cgroup so many of each 100,000 microseconds."""
+    for folder in cgroup_folders(cgroup):
+        for name, value in (("cpu.max", f"{quota} 100000"), ("cpu.cfs_quota_us", str(quota))):
+            if (folder / name).exists():
+                (folder / name).write_text(value)
