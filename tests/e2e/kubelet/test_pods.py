@@ -10,15 +10,15 @@ pytestmark = pytest.mark.xdist_group("kubelet")
 
 
 def test_init_containers_run_one_after_the_other_then_a_sidecar_and_the_rest(cluster: Cluster) -> None:
-    volume: Object = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    volume: Object = {"volumeMounts": [{"name": "work", "mountPath": "/common"}]}
     spec = {
         "volumes": [{"name": "work", "emptyDir": {}}],
         "initContainers": [
-            shell("echo one >> /work/order", "first", **volume),
-            shell("echo side >> /work/order; exec sleep 600", "side", restartPolicy="Always", **volume),
-            shell("echo two >> /work/order", "second", **volume),
+            shell("echo one >> /common/order", "first", **volume),
+            shell("echo side >> /common/order; exec sleep 600", "side", restartPolicy="Always", **volume),
+            shell("echo two >> /common/order", "second", **volume),
         ],
-        "containers": [shell("cat /work/order; echo main ends", **volume)],
+        "containers": [shell("cat /common/order; echo main ends", **volume)],
         "restartPolicy": "Never",
     }
     with cluster.pod(spec) as name:

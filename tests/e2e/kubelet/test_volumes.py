@@ -7,12 +7,12 @@ pytestmark = pytest.mark.xdist_group("kubelet")
 
 
 def test_empty_dirs_are_shared_by_containers_and_survive_a_restart(cluster: Cluster) -> None:
-    mount = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    mount = {"volumeMounts": [{"name": "work", "mountPath": "/common"}]}
     spec = {
         "volumes": [{"name": "work", "emptyDir": {}}],
         "containers": [
-            shell("test -e /work/restarted && exec sleep 600; touch /work/restarted; exit 1", "writer", **mount),
-            shell("while ! test -e /work/restarted; do sleep 0.1; done; echo seen; exec sleep 600", "reader", **mount),
+            shell("test -e /common/restarted && exec sleep 600; touch /common/restarted; exit 1", "writer", **mount),
+            shell("while ! test -e /common/restarted; do sleep 0.1; done; echo seen; exec sleep 600", "reader", **mount),
         ],
     }
     with cluster.pod(spec) as name:
@@ -23,7 +23,7 @@ def test_empty_dirs_are_shared_by_containers_and_survive_a_restart(cluster: Clus
 def test_an_empty_dir_in_memory_is_a_tmpfs_of_its_size(cluster: Cluster) -> None:
     spec = {
         "volumes": [{"name": "work", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}}],
-        "containers": [shell("grep ' /work ' /proc/mounts; exec sleep 600", volumeMounts=[{"name": "work", "mountPath": "/work"}])],
+        "containers": [shell("grep ' /common ' /proc/mounts; exec sleep 600", volumeMounts=[{"name": "work", "mountPath": "/common"}])],
     }
     with cluster.pod(spec) as name:
         cluster.ready(name)
@@ -104,7 +104,9 @@ def test_an_fs_group_owns_the_volume_and_is_a_group_of_the_process(cluster: Clus
         "securityContext": {"fsGroup": 4321, "runAsUser": 1000, "runAsGroup": 2000, "supplementalGroups": [3000]},
         "volumes": [{"name": "work", "emptyDir": {}}],
         "containers": [
-            shell("stat -c %g /work; id -u; id -G; touch /work/x; exec sleep 600", volumeMounts=[{"name": "work", "mountPath": "/work"}])
+            shell(
+                "stat -c %g /common; id -u; id -G; touch /common/x; exec sleep 600", volumeMounts=[{"name": "work", "mountPath": "/common"}]
+            )
         ],
     }
     with cluster.pod(spec) as name:

@@ -1,4 +1,4 @@
-"""Programs that are built with Go from a module of ours, which says of which upstream's they are: crictl, kubelet, kubectl and others.
+"""`make programs`: programs that are built with Go from a module of ours, which says of which upstream's they are: crictl, kubelet, kubectl and others.
 
 .cache/go/<program>       the program
 .cache/go/<program>.of    the digest of the module that it was built from: another one builds it anew
@@ -30,6 +30,17 @@ class NoGo(Exception):
     """There is no Go on this machine; the message says what to do."""
 
 
+def main() -> int:
+    """Builds them all, before tests with their time limits want them; where there is no Go, says what is left out."""
+    for name in _PROGRAMS:
+        try:
+            program(name)
+        except NoGo as error:
+            print(f"{error}. Without it the tests of crictl and of kubelet are skipped.")
+            return 0
+    return 0
+
+
 def program(name: str) -> Path:
     """Where a program is, built if it is not there yet: kubelet takes minutes. Raises NoGo, or RuntimeError with the compiler's words."""
     module, package = _PROGRAMS[name]
@@ -40,6 +51,7 @@ def program(name: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test workers may want it at once
         if not (built.exists() and mark.exists() and mark.read_text() == digest):
             beside = built.with_suffix(".new")
+            print(f"building {name}, once", flush=True)
             go("build", "-trimpath", f"-ldflags=-s -w -X {_VERSION}.gitVersion=v1.36.0", "-o", str(beside), package, module=module)
             beside.rename(built)
             mark.write_text(digest)
@@ -61,3 +73,7 @@ def go(*arguments: str, module: Path, **environment: str) -> str:
     if finished.returncode != 0:
         raise RuntimeError(f"go {' '.join(arguments)} failed:\n{finished.stderr[-3000:]}")
     return finished.stdout
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
