@@ -9,7 +9,7 @@ SETUP := .venv/.setup
 # How many tests run at once; the heaviest wait for their own services, not for a processor.
 JOBS ?= 3
 
-.PHONY: root help setup lab lock openapi check lint types unit e2e test demo up kubelet down test-kubelet soak conformance bench test-vm fresh clean
+.PHONY: root help setup lab programs lock openapi check lint types unit e2e test demo up kubelet down test-kubelet soak conformance bench test-vm fresh clean
 
 help: ## print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -20,7 +20,10 @@ root:
 demo: root setup lab ## start the five services and run a real pod end to end, then take all down
 	@$(PY) -m crisplab.demo
 
-test: root setup lab ## all tests, with the real crun, conmon, CNI plugins and registry
+programs: setup ## build crictl, kubelet, kubectl, an API server and etcd with Go, where it is there: minutes, once
+	@$(PY) -m crisplab.golang
+
+test: root setup lab programs ## all tests, with the real crun, conmon, CNI plugins and registry
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup
 
 check: setup ## the fast path: lint, types and the tests that need no node
@@ -35,7 +38,7 @@ kubelet: root setup lab ## build kubelet and kubectl and start kubelet with stat
 down: setup ## end the node that `make up` started, with all that is on it
 	@$(PY) -m crisplab.dev down
 
-test-kubelet: root setup lab ## only the tests through kubelet, kubectl and an API server
+test-kubelet: root setup lab programs ## only the tests through kubelet, kubectl and an API server
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests/e2e/kubelet
 
 soak: root setup lab ## fifty containers log for ten minutes over rotation and SIGKILL of every service, and every line is counted
@@ -64,7 +67,7 @@ types: setup ## mypy --strict
 unit: setup ## the tests beside each package
 	@$(PY) -m pytest -q -n $(JOBS) proto libs services cli
 
-e2e: root setup lab ## the tests of the whole
+e2e: root setup lab programs ## the tests of the whole
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests/e2e
 
 openapi: setup ## export each service's OpenAPI document to proto/openapi/

@@ -24,7 +24,6 @@ def main() -> int:
         print(_lines(node))
         return 0
     try:
-        print("building kubelet, kubectl and crictl, if they are not built yet: a few minutes", flush=True)
         for name in ("kubelet", "kubectl", "crictl"):
             golang.program(name)
     except golang.NoGo as error:
