@@ -140,9 +140,8 @@ def test_a_full_disk_does_not_hold_a_container_up_and_its_log_goes_on_when_there
         with cri_client.pod(config) as pod:
             container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
             until(lambda: cri_client.exec(container, "test", "-e", "/done").exit_code == 0 or None, seconds=60)
-            pieces = (line.split(b" ", 3) for line in log.read_bytes().splitlines()[:-1])
-            text = b"".join(piece + (b"\n" if tag == b"F" else b"") for _, _, tag, piece in pieces)
-            numbers = [int(line.split()[0]) for line in text.splitlines()[:-1]]
+            written = _written(_entries(log.read_bytes()))
+            numbers = [int(line.split()[0]) for line in written.splitlines()[:-1]]
             assert numbers == list(range(len(numbers)))
             assert 5000 < len(numbers) < 40000
             log.unlink()
@@ -165,8 +164,7 @@ def test_a_line_of_ten_megabytes_comes_in_pieces(cri_client: Cri, world: World, 
 def test_output_that_is_no_text_comes_as_it_was(cri_client: Cri, world: World, tmp_path: Path) -> None:
     script = "head -c 300000 /dev/urandom > /out/raw; cat /out/raw"
     lines = _log_of(cri_client, world, tmp_path, script, mounts=[cri.Mount(host_path=str(tmp_path), container_path="/out")])
-    shown = b"".join(text + (b"\n" if tag == b"F" else b"") for _, tag, text in lines)
-    assert shown == (tmp_path / "raw").read_bytes()
+    assert _written(lines) == (tmp_path / "raw").read_bytes()
 
 
 def test_the_two_streams_of_a_container_are_told_apart(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -183,8 +181,17 @@ def _log_of(
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, ["sh", "-c", script], mounts=mounts or []), config)
         assert until(lambda: _exited(client, container), seconds=60).exit_code == 0
-        raw = (folder / "main.log").read_bytes()
-    return [(stream, tag, text) for _, stream, tag, text in (line.split(b" ", 3) for line in raw.split(b"\n")[:-1])]
+        return _entries((folder / "main.log").read_bytes())
+
+
+def _entries(log: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """Stream, tag and text of each whole line of a log file."""
+    return [(stream, tag, text) for _, stream, tag, text in (line.split(b" ", 3) for line in log.split(b"\n")[:-1])]
+
+
+def _written(entries: list[tuple[bytes, bytes, bytes]]) -> bytes:
+    """What the container wrote: pieces (P) put together."""
+    return b"".join(text + (b"\n" if tag == b"F" else b"") for _, tag, text in entries)
 
 
 def _exited(client: Cri, container: str) -> cri.ContainerStatus | None:

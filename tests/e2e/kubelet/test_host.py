@@ -36,8 +36,8 @@ def test_a_pod_with_the_host_s_processes_sees_kubelet(cluster: Cluster) -> None:
 
 
 def test_containers_that_share_processes_see_and_signal_each_other(cluster: Cluster) -> None:
-    containers = [shell("exec sleep 4321", "one"), shell("while ! pgrep -f 'sleep 4321'; do sleep 0.1; done; exec sleep 600", "two")]
-    containers[1] = shell("while ! grep -l 4321 /proc/[0-9]*/cmdline | grep -v self; do sleep 0.1; done; exec sleep 600", "two")
+    looking = "while ! grep -l 4321 /proc/[0-9]*/cmdline | grep -v self; do sleep 0.1; done; exec sleep 600"
+    containers = [shell("exec sleep 4321", "one"), shell(looking, "two")]
     with cluster.pod({"shareProcessNamespace": True, "containers": containers}) as name:
         cluster.ready(name)
         assert cluster.kubectl("exec", name, "-c", "one", "--", "cat", "/proc/1/comm").strip() in ("catatonit", "pause")
