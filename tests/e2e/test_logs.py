@@ -5,7 +5,6 @@ CRISP_SOAK_CONTAINERS and CRISP_SOAK_SECONDS make the first test longer (`make s
 
 import itertools
 import os
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from crashes import retried
 from expect import until
+from log_lines import entries, written
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -126,32 +126,6 @@ def test_opening_a_log_anew_that_nobody_renamed_keeps_its_lines(cri_client: Cri,
         assert "before" in log.read_text()
 
 
-def test_a_full_disk_does_not_hold_a_container_up_and_its_log_goes_on_when_there_is_room(
-    cri_client: Cri, node: Node, world: World, tmp_path: Path
-) -> None:
-    """What finds no room is lost; what is there stays."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    log = Path(f"/proc/{node.pid()}/root{folder}/main.log")
-    script = f"i=0; while [ $i -lt 40000 ]; do echo $i {'x' * 60}; i=$((i+1)); done; touch /done; while ! test -e /go; do sleep 0.1; done; echo later; exec sleep 600"
-    config = pod_config("full", log_directory=folder)
-    subprocess.run([*node.enter(), "mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], check=True)
-    try:
-        with cri_client.pod(config) as pod:
-            container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
-            until(lambda: cri_client.exec(container, "test", "-e", "/done").exit_code == 0 or None, seconds=60)
-            written = _written(_entries(log.read_bytes()))
-            numbers = [int(line.split()[0]) for line in written.splitlines()[:-1]]
-            assert numbers == list(range(len(numbers)))
-            assert 5000 < len(numbers) < 40000
-            log.unlink()
-            cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
-            cri_client.exec(container, "touch", "/go")
-            until(lambda: b"stdout F later\n" in log.read_bytes() or None)
-    finally:
-        subprocess.run([*node.enter(), "umount", str(folder)], check=True)
-
-
 def test_a_line_of_ten_megabytes_comes_in_pieces(cri_client: Cri, world: World, tmp_path: Path) -> None:
     lines = _log_of(cri_client, world, tmp_path, "head -c 10000000 /dev/zero | tr '\\0' y; echo; echo after")
     assert [tag for _, tag, _ in lines[-2:]] == [b"F", b"F"]
@@ -164,7 +138,7 @@ def test_a_line_of_ten_megabytes_comes_in_pieces(cri_client: Cri, world: World, 
 def test_output_that_is_no_text_comes_as_it_was(cri_client: Cri, world: World, tmp_path: Path) -> None:
     script = "head -c 300000 /dev/urandom > /out/raw; cat /out/raw"
     lines = _log_of(cri_client, world, tmp_path, script, mounts=[cri.Mount(host_path=str(tmp_path), container_path="/out")])
-    assert _written(lines) == (tmp_path / "raw").read_bytes()
+    assert written(lines) == (tmp_path / "raw").read_bytes()
 
 
 def test_the_two_streams_of_a_container_are_told_apart(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -181,17 +155,7 @@ def _log_of(
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, ["sh", "-c", script], mounts=mounts or []), config)
         assert until(lambda: _exited(client, container), seconds=60).exit_code == 0
-        return _entries((folder / "main.log").read_bytes())
-
-
-def _entries(log: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """Stream, tag and text of each whole line of a log file."""
-    return [(stream, tag, text) for _, stream, tag, text in (line.split(b" ", 3) for line in log.split(b"\n")[:-1])]
-
-
-def _written(entries: list[tuple[bytes, bytes, bytes]]) -> bytes:
-    """What the container wrote: pieces (P) put together."""
-    return b"".join(text + (b"\n" if tag == b"F" else b"") for _, tag, text in entries)
+        return entries((folder / "main.log").read_bytes())
 
 
 def _exited(client: Cri, container: str) -> cri.ContainerStatus | None:

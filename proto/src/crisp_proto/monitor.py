@@ -80,12 +80,14 @@ class ExecResult(Contract):
 
 
 class EventKind(StrEnum):
-    """What happened to a container."""
+    """What happened to a container; the last two are no events of CRI's."""
 
     CREATED = "created"
     STARTED = "started"
     STOPPED = "stopped"
     DELETED = "deleted"
+    LOG_LOST = "log-lost"
+    LOG_RESUMED = "log-resumed"
 
 
 class Event(Contract):

@@ -41,7 +41,8 @@ class Events:
                 raise FailedPrecondition("this subscriber is so far behind that the journal has dropped events; list, and subscribe again")
             for event in found:
                 cursor = event.cursor
-                yield await self._response(event)
+                if event.kind in _TYPES:
+                    yield await self._response(event)
         raise Unavailable("the gateway is going; subscribe again")
 
     async def _next(self, cursor: int) -> list[Event]:

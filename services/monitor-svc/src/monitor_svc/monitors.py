@@ -17,6 +17,7 @@ from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorReque
 from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, LogRequest, failed
 from monitor_svc import attach, commands, exec_stream, exec_sync, log_stream, processes, signals
 from monitor_svc.conmon import Conmon, Exit
+from monitor_svc.log_disks import LogDisks
 from monitor_svc.orphans import Orphans
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import UNKNOWN_EXIT, Monitor, Store
@@ -43,14 +44,15 @@ class Monitors:
         self._turns = Turns()
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._orphans = Orphans()
-        self._burying: asyncio.Task[None] | None = None
+        self._disks = LogDisks(store, settings, self._announce)
+        self._chores: list[asyncio.Task[None]] = []
         self.changed = asyncio.Condition()
         self.draining = False
 
     def watch_all(self) -> None:
         """At start: watches every container that had not ended when we did, and clears up after commands that we did not see the end of."""
         commands.sweep(self._scratch)
-        self._burying = asyncio.create_task(self._orphans.bury_all())
+        self._chores = [asyncio.create_task(self._orphans.bury_all()), asyncio.create_task(self._disks.watch())]
         for container_id in self._store.end_other_boots():
             _log.info("container-exited", container=container_id, code=UNKNOWN_EXIT, reason="NodeRebooted")
         for container_id in self._store.alive_ids():
@@ -58,11 +60,11 @@ class Monitors:
 
     async def close(self) -> None:
         """Ends the watches; containers and conmons go on."""
-        if self._burying is not None:
-            self._burying.cancel()
-        for watch in self._watches.values():
-            watch.cancel()
-        await asyncio.gather(*self._watches.values(), return_exceptions=True)
+        ending = [*self._chores, *self._watches.values()]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        self._disks.close()
 
     # Creation
 
@@ -105,7 +107,9 @@ class Monitors:
         monitor = self._store.monitor(container_id)
         if monitor is None:
             return
+        self._disks.add(monitor)
         await processes.ended(monitor.conmon)
+        self._disks.remove(container_id)
         exit = self._conmon.exit_of(container_id)
         if exit is None:
             # conmon itself was killed: the container may go on, but nobody will hear its exit code.
@@ -159,6 +163,7 @@ class Monitors:
         """
         monitor = self._known(container_id)
         number = signals.number(request.signal or monitor.request.stop_signal)
+        self._disks.remove(container_id)
         if monitor.alive and request.grace > 0:
             processes.send_signal(monitor.process, number)
             with contextlib.suppress(TimeoutError):
@@ -259,6 +264,7 @@ class Monitors:
         if not monitor.alive:
             raise FailedPrecondition(f"container {container_id} is not running: its log is complete")
         if monitor.request.log_path:
+            self._disks.release(container_id)
             await self._conmon.reopen_log(monitor.request, monitor.conmon)
 
     def get(self, container_id: str) -> Process:

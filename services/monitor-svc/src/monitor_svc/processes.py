@@ -37,6 +37,13 @@ def start_time(pid: int) -> int:
     return 0 if fields[0] in "ZX" else int(fields[19])
 
 
+def is_stopped(process: ProcessRef) -> bool:
+    """Whether SIGSTOP holds it (proc_pid_stat(5), state T)."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T" and process.alive()
+    return False
+
+
 def started_at(pid: int) -> float:
     """When a process started, in seconds since the epoch; 0 if there is none or it is a zombie."""
     ticks = start_time(pid)

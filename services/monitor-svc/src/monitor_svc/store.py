@@ -195,10 +195,17 @@ class Store:
             row = db.execute("DELETE FROM sessions WHERE token = ? RETURNING session, expires", (token,)).fetchone()
         return Session.model_validate_json(row["session"]) if row is not None and row["expires"] >= time.time() else None
 
+    def record(self, kind: EventKind, container_id: str, pod_id: str) -> None:
+        """Writes an event down."""
+        self._db.run("INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)", kind, container_id, pod_id, time.time_ns())
+
     def note(self, note: Note) -> bool:
         """Writes an event down, unless the container's last one says it already: notes may come twice, and what is deleted may be deleted again."""
         with self._db.write() as db:
-            last = db.execute("SELECT kind FROM events WHERE container = ? ORDER BY cursor DESC LIMIT 1", (note.container_id,)).fetchone()
+            last = db.execute(
+                "SELECT kind FROM events WHERE container = ? AND kind NOT IN (?, ?) ORDER BY cursor DESC LIMIT 1",
+                (note.container_id, EventKind.LOG_LOST, EventKind.LOG_RESUMED),
+            ).fetchone()
             if last is not None and (last["kind"] == note.kind or (last["kind"] == EventKind.DELETED and note.kind == EventKind.STOPPED)):
                 return False
             db.execute(

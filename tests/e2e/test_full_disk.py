@@ -1,0 +1,158 @@
+"""A full disk under the logs: containers go on, or wait for room; the operator is told (docs/operations.md)."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from expect import until
+from log_lines import entries, written
+from traces import get
+from world import World
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import Node
+
+LINES = 400_000
+# Some 44 MB of log in a few seconds, more than the disk has room for; then a word when it is told to.
+SCRIPT = f"""awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) printf "%06d {"x" * 60}\\n", i }}'; touch /done; while ! test -e /go; do sleep 0.1; done; echo later; exec sleep 600"""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A small disk for a pod's logs, in the node's mount namespace; with MiB of room."""
+
+    node: Node
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        return Path(f"/proc/{self.node.pid()}/root{self.folder}/main.log")
+
+    def grow(self, mebibytes: int) -> None:
+        subprocess.run([*self.node.enter(), "mount", "-o", f"remount,size={mebibytes}m", str(self.folder)], check=True)
+
+    def numbers(self) -> list[int]:
+        """The numbers of the lines that are there; the last may be a part, or the word, and does not count."""
+        return [int(line[:6]) for line in written(entries(self.log.read_bytes())).splitlines()[:-1]]
+
+
+@contextmanager
+def a_disk(node: Node, folder: Path, mebibytes: int) -> Iterator[Disk]:
+    folder.mkdir()
+    subprocess.run([*node.enter(), "mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "none", str(folder)], check=True)
+    try:
+        yield Disk(node, folder)
+    finally:
+        subprocess.run([*node.enter(), "umount", str(folder)], check=True)
+
+
+def metric(node: Node, name: str) -> float:
+    lines = get(node, "monitor-svc", "/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+
+def kinds(node: Node, container: str) -> list[str]:
+    """What the journal has about a container."""
+    found = get(node, "monitor-svc", "/v1/events?limit=500").json()["events"]
+    return [event["kind"] for event in found if event["container_id"] == container]
+
+
+def is_held(node: Node) -> bool:
+    return metric(node, "crisp_log_held_containers") == 1
+
+
+def is_done(client: Cri, container: str) -> bool:
+    return client.exec(container, "test", "-e", "/done").exit_code == 0
+
+
+@pytest.fixture
+def holding(own_node: Node, world: World) -> Iterator[tuple[Node, Cri]]:
+    """A node whose containers wait for room."""
+    own_node.settings = {"monitor": {"full_log_disk": "hold", "log_hold_timeout": 600}}
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        yield own_node, client
+
+
+def test_a_container_goes_on_and_what_found_no_room_is_told(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    config = pod_config("full", log_directory=tmp_path / "small")
+    lost = metric(node, "crisp_log_lost_bytes_total")
+    with a_disk(node, tmp_path / "small", 1) as disk, cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
+        until(lambda: is_done(cri_client, container) or None, seconds=60)
+        numbers = disk.numbers()
+        assert numbers == list(range(1, len(numbers) + 1))  # what is there is whole and in order
+        assert 5000 < len(numbers) < LINES
+        until(lambda: kinds(node, container)[-1] == "log-lost" or None)
+        assert LINES * 67 * 0.5 < metric(node, "crisp_log_lost_bytes_total") - lost <= LINES * 67
+        assert metric(node, "crisp_log_disks_short") == 1
+
+        disk.log.unlink()
+        cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
+        cri_client.exec(container, "touch", "/go")
+        until(lambda: b"stdout F later\n" in disk.log.read_bytes() or None)
+        until(lambda: kinds(node, container)[-1] == "log-resumed" or None)
+        assert metric(node, "crisp_log_disks_short") == 0
+
+
+def test_held_a_container_waits_and_nothing_is_lost(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
+    node, client = holding
+    config = pod_config("held", log_directory=tmp_path / "small")
+    with a_disk(node, tmp_path / "small", 16) as disk, client.pod(config) as pod:
+        container = client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
+        until(lambda: is_held(node) or None, seconds=60)
+        assert not is_done(client, container)  # and it answers meanwhile
+        node.kill("monitor-svc")
+        until(lambda: is_held(node) or None)  # the next monitor-svc holds it in its turn
+        disk.grow(200)
+        until(lambda: is_done(client, container) or None, seconds=60)
+        client.exec(container, "touch", "/go")
+        until(lambda: b"stdout F later\n" in disk.log.read_bytes() or None)
+        assert disk.numbers() == list(range(1, LINES + 1))
+        assert kinds(node, container) == ["created", "started"]
+        assert metric(node, "crisp_log_lost_bytes_total") == 0
+
+
+def test_held_a_container_can_be_stopped(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
+    node, client = holding
+    config = pod_config("held", log_directory=tmp_path / "small")
+    with a_disk(node, tmp_path / "small", 16), client.pod(config) as pod:
+        container = client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
+        until(lambda: is_held(node) or None, seconds=60)
+        client.runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=0), timeout=20)
+        assert client.status(container).exit_code == 137
+
+
+def test_held_a_container_that_ends_is_seen_to_end(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
+    node, client = holding
+    config = pod_config("held", log_directory=tmp_path / "small")
+    with a_disk(node, tmp_path / "small", 16), client.pod(config) as pod:
+        container = client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
+        until(lambda: is_held(node) or None, seconds=60)
+        os.kill(get(node, "monitor-svc", f"/v1/monitors/{container}").json()["pid"], signal.SIGKILL)
+        until(lambda: client.status(container).state == cri.CONTAINER_EXITED or None, seconds=20)
+
+
+def test_after_the_time_limit_it_goes_on(own_node: Node, world: World, tmp_path: Path) -> None:
+    own_node.settings = {"monitor": {"full_log_disk": "hold", "log_hold_timeout": 1}}
+    own_node.start()
+    config = pod_config("held", log_directory=tmp_path / "small")
+    with Cri(own_node.socket) as client, a_disk(own_node, tmp_path / "small", 16), client.pod(config) as pod:
+        client.pull(world.image)
+        container = client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
+        until(lambda: is_done(client, container) or None, seconds=60)
+        until(lambda: kinds(own_node, container)[-1] == "log-lost" or None)
+        assert not is_held(own_node)
+
+
+def test_a_setting_that_is_none_is_refused(own_node: Node) -> None:
+    own_node.settings = {"monitor": {"full_log_disk": "wait"}}
+    with pytest.raises(Exception, match="full_log_disk"):
+        own_node.start()
