@@ -20,7 +20,7 @@ root:
 demo: root setup lab ## start the five services and run a real pod end to end, then take all down
 	@$(PY) -m crisplab.demo
 
-programs: setup ## build crictl, kubelet, kubectl, an API server and etcd with Go, where it is there: minutes, once
+programs: setup ## build crictl, kubelet, kubectl, an API server and etcd with Go, which is fetched if need be: minutes, once
 	@$(PY) -m crisplab.golang
 
 test: root setup lab programs ## all tests, with the real crun, conmon, CNI plugins and registry

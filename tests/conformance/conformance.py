@@ -30,12 +30,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=4, help="specs at once")
     options = parser.parse_args()
     built = clone.ROOT / ".cache/conformance"
-    has_go = shutil.which("go") is not None
-    if not has_go and not (built / "critest.test").exists():
-        print(
-            "conformance: there is no Go here, so critest can't be built; install Go 1.26 or newer (go.dev) and try again. Nothing was tested."
-        )
-        return 0
+    try:
+        has_go = bool(golang.command())
+    except golang.NoGo as error:
+        has_go = False
+        if not (built / "critest.test").exists():
+            print(f"conformance: {error}. Nothing was tested.")
+            return 0
     with scratch.folder("conformance") as folder, registry.running(folder / "registry") as address:
         if has_go:
             print("building our test programs, crictl and critest", flush=True)

@@ -2,13 +2,20 @@
 
 .cache/go/<program>       the program
 .cache/go/<program>.of    the digest of the module that it was built from: another one builds it anew
+.cache/go/toolchain       Go itself, where this machine has none that is new enough
+
+Since 1.21 Go can be had as a Go module, and Debian 12's Go 1.19, unpacked beside the checkout, is new enough to download one.
 """
 
 import fcntl
+import functools
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from crisplab import clone
@@ -26,12 +33,18 @@ _PROGRAMS = {
 }
 
 
+_TOOLCHAIN = "golang.org/toolchain@v0.0.1-go1.26.8.linux-amd64"
+_TOOLCHAIN_SUM = "h1:ZOmGe1OnfREDMIdb1Qi4G9JSuDPBLGExZMQ4nis1RXM="  # as in a go.sum
+_DEBIANS = "golang-1.19-go"
+_FETCHES_ITS_SUCCESSORS = (1, 21)  # what go.mod asks for
+
+
 class NoGo(Exception):
-    """There is no Go on this machine; the message says what to do."""
+    """There is no Go on this machine and none can be had; the message says what to do."""
 
 
 def main() -> int:
-    """Builds them all, before tests with their time limits want them; where there is no Go, says what is left out."""
+    """Builds them all, before tests with their time limits want them; where no Go can be had, says what is left out."""
     for name in _PROGRAMS:
         try:
             program(name)
@@ -60,10 +73,8 @@ def program(name: str) -> Path:
 
 def go(*arguments: str, module: Path, **environment: str) -> str:
     """What the go command prints, run in a module's folder. Raises NoGo, or RuntimeError with its words."""
-    if shutil.which("go") is None:
-        raise NoGo("there is no Go here to build upstream's programs with; install Go 1.26 or newer (go.dev) and try again")
     finished = subprocess.run(
-        ["go", *arguments],
+        [command(), *arguments],
         cwd=module,
         env={**os.environ, "GOFLAGS": "-mod=mod", **environment},
         capture_output=True,
@@ -73,6 +84,50 @@ def go(*arguments: str, module: Path, **environment: str) -> str:
     if finished.returncode != 0:
         raise RuntimeError(f"go {' '.join(arguments)} failed:\n{finished.stderr[-3000:]}")
     return finished.stdout
+
+
+@functools.cache
+def command() -> str:
+    """The go command: this machine's, or the one that was fetched for this checkout, now if need be (70 MB). Raises NoGo."""
+    found = shutil.which("go")
+    if found is not None:
+        version = re.search(r"go(\d+)\.(\d+)", subprocess.run([found, "version"], capture_output=True, text=True, check=False).stdout)
+        if version is not None and tuple(map(int, version.groups())) >= _FETCHES_ITS_SUCCESSORS:
+            return found
+    toolchain = BUILT / "toolchain"
+    BUILT.mkdir(parents=True, exist_ok=True)
+    with open(BUILT / "toolchain.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not toolchain.exists():
+            try:
+                _fetch(toolchain)
+            except (OSError, subprocess.CalledProcessError) as error:
+                words = (error.stderr or error.stdout) if isinstance(error, subprocess.CalledProcessError) else str(error)
+                raise NoGo(
+                    "there is no Go here to build upstream's programs with, and fetching one failed"
+                    f" ({' '.join((words or '').split())[-300:]}); install Go 1.26 or newer (go.dev) and try again"
+                ) from error
+    return str(toolchain / "bin/go")
+
+
+def _fetch(toolchain: Path) -> None:
+    print("fetching Go, once", flush=True)
+    debian = clone.ROOT / ".cache/debian"
+    subprocess.run([str(clone.ROOT / "deploy/unpack-debian-packages"), str(debian), _DEBIANS], check=True, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory(dir=BUILT) as folder:
+        old = debian / "usr/lib/go-1.19"
+        environment = {**os.environ, "GOROOT": str(old), "GOMODCACHE": folder, "GOFLAGS": "-modcacherw"}
+        fetching = [str(old / "bin/go"), "mod", "download", "-json", _TOOLCHAIN]
+        answer = json.loads(subprocess.run(fetching, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout)
+        if answer["Sum"] != _TOOLCHAIN_SUM:
+            raise OSError(f"{_TOOLCHAIN} is {answer['Sum']}, and {_TOOLCHAIN_SUM} was expected")
+        # What a module's archive can't carry, as Go 1.21 and newer do it for themselves: nested modules' go.mod, and modes.
+        module = Path(answer["Dir"])
+        for file in module.rglob("_go.mod"):
+            file.rename(file.with_name("go.mod"))
+        for file in [*(module / "bin").iterdir(), *(module / "pkg/tool").rglob("*")]:
+            file.chmod(0o755)
+        module.rename(toolchain)
 
 
 if __name__ == "__main__":
