@@ -50,7 +50,7 @@ conformance: root setup lab ## build crictl and critest, run critest, write docs
 bench: root setup lab ## measure what bench/budgets.toml lists (BENCH="--containerd" adds a peer)
 	@$(PY) bench/bench.py $(BENCH)
 
-test-vm: root setup lab ## tests/e2e in a Debian 12 VM with systemd and cgroup version 2 (VM="--drivers systemd -- …" for a part)
+test-vm: root setup lab programs ## tests/e2e in a Debian 12 VM with systemd and cgroup version 2 (VM="--drivers systemd -- …" for a part)
 	@$(PY) tests/vm/vm.py $(VM)
 
 fresh: root lab ## try `make demo` and `make test` in a bare Debian 12 tree

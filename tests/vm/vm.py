@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from crisplab import base_image, clone
+from crisplab import base_image, clone, golang
 
 HERE = Path(__file__).parent
 CACHE = clone.ROOT / ".cache/vm"
@@ -125,6 +125,13 @@ def _install(tree: Path) -> None:
         if (built / program).exists():
             (source / ".cache/conformance").mkdir(exist_ok=True)
             shutil.copy(built / program, source / ".cache/conformance" / program)
+    programs = source / ".cache/go"
+    programs.mkdir()
+    with contextlib.suppress(golang.NoGo):  # then the machine's tests say so
+        for name in golang.PROGRAMS:
+            golang.program(name)
+            for file in (name, f"{name}.of"):
+                shutil.copy(golang.BUILT / file, programs / file)
     (tree / "etc/hostname").write_text("crisp-vm\n")
     (tree / "etc/hosts").write_text("127.0.0.1 localhost crisp-vm\n::1 localhost\n")
     (tree / "etc/fstab").write_text("/dev/vda / ext4 noatime 0 1\n")

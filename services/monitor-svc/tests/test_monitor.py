@@ -13,9 +13,12 @@ from crisp_proto.monitor import EventKind, MonitorRequest, ProcessState
 from crisp_proto.streams import Session, SessionKind
 from monitor_svc import commands, exec_sync, processes, sessions, signals
 from monitor_svc import store as store_module
-from monitor_svc.conmon import Created, Exit
+from monitor_svc.conmon import Conmon, Created, Exit
+from monitor_svc.monitors import Monitors
 from monitor_svc.processes import ProcessRef
+from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import Store
+from servicekit.database import Database
 from servicekit.errors import InvalidArgument, NotFound, ResourceExhausted
 
 REQUEST = MonitorRequest(pod_id="pod", name="main", bundle="/b", runtime=["crun"])
@@ -131,6 +134,40 @@ def test_what_ran_when_the_machine_went_down_has_ended(tmp_path: Path, monkeypat
     assert (process.state, process.reason, process.exit_code) == (ProcessState.EXITED, "NodeRebooted", 255)
     assert process.finished_at > 0
     assert after.events(0, 10)[-1].kind is EventKind.STOPPED
+
+
+async def test_exits_are_known_after_an_upgrade_over_which_they_came(tmp_path: Path) -> None:
+    """The database as the first version made it, with a container that had ended and one that ended while no monitor-svc ran."""
+    first = Database(tmp_path / "m.db", store_module._MIGRATIONS[:1])
+    conmon = subprocess.Popen(["true"])
+    columns = "id, pod, request, state, conmon, conmon_start, exit_code, oom, finished, reason, begun"
+    request = REQUEST.model_dump_json(include={"pod_id", "name", "bundle", "runtime"})
+    for row in (
+        ("ended", "pod", request, "exited", 1, 1, 137, 1, 1_700_000_000_123_456_789, "OOMKilled", 1.0),
+        ("meanwhile", "pod", request, "alive", conmon.pid, processes.start_time(conmon.pid), 0, 0, 0, "", 1.0),
+    ):
+        first.run(f"INSERT INTO monitors ({columns}) VALUES ({', '.join('?' * len(row))})", *row)
+    first.close()
+    conmon.wait()
+    (tmp_path / "run/exits").mkdir(parents=True)
+    (tmp_path / "run/exits/meanwhile").write_text("42")
+    os.utime(tmp_path / "run/exits/meanwhile", ns=(1_700_000_001_000_000_007,) * 2)
+
+    store = Store(tmp_path / "m.db", 10)
+    monitors = Monitors(store, Conmon(Path("/usr/bin/conmon"), tmp_path / "run", 10), MonitorSettings(), tmp_path / "run")
+    monitors.watch_all()
+    async with asyncio.timeout(10):
+        while monitors.get("meanwhile").state is ProcessState.ALIVE:
+            await asyncio.sleep(0.01)
+    await monitors.close()
+    facts = {
+        process.id: (process.state, process.exit_code, process.oom_killed, process.finished_at, process.reason)
+        for process in monitors.all()
+    }
+    assert facts == {
+        "ended": (ProcessState.EXITED, 137, True, 1_700_000_000_123_456_789, "OOMKilled"),
+        "meanwhile": (ProcessState.EXITED, 42, False, 1_700_000_001_000_000_007, "Error"),
+    }
 
 
 def test_a_request_that_cannot_be_read_does_not_hide_its_process(tmp_path: Path) -> None:

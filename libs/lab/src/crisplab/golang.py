@@ -24,7 +24,7 @@ BUILT = clone.ROOT / ".cache/go"
 _CONFORMANCE = clone.ROOT / "tests/conformance/go"
 _KUBELET = clone.ROOT / "tests/e2e/kubelet/go"
 _VERSION = "k8s.io/component-base/version"  # Kubernetes' programs don't know theirs but by the linker
-_PROGRAMS = {
+PROGRAMS = {
     "crictl": (_CONFORMANCE, "sigs.k8s.io/cri-tools/cmd/crictl"),
     "kubelet": (_KUBELET, "k8s.io/kubernetes/cmd/kubelet"),
     "kubectl": (_KUBELET, "k8s.io/kubernetes/cmd/kubectl"),
@@ -45,7 +45,7 @@ class NoGo(Exception):
 
 def main() -> int:
     """Builds them all, before tests with their time limits want them; where no Go can be had, says what is left out."""
-    for name in _PROGRAMS:
+    for name in PROGRAMS:
         try:
             program(name)
         except NoGo as error:
@@ -56,7 +56,7 @@ def main() -> int:
 
 def program(name: str) -> Path:
     """Where a program is, built if it is not there yet: kubelet takes minutes. Raises NoGo, or RuntimeError with the compiler's words."""
-    module, package = _PROGRAMS[name]
+    module, package = PROGRAMS[name]
     built, mark = BUILT / name, BUILT / f"{name}.of"
     digest = hashlib.sha256(b"".join((module / file).read_bytes() for file in ("go.mod", "go.sum"))).hexdigest()
     BUILT.mkdir(parents=True, exist_ok=True)

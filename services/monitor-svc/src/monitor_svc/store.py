@@ -146,7 +146,8 @@ class Store:
 
     def end_other_boots(self) -> list[str]:
         """Records the end of what ran when the machine went down; answers its ids."""
-        rows = self._db.rows("SELECT id FROM monitors WHERE state = ? AND boot != ?", ProcessState.ALIVE, self._boot)
+        # A row of before there was this column says nothing: its processes' start times are what tells.
+        rows = self._db.rows("SELECT id FROM monitors WHERE state = ? AND boot NOT IN ('', ?)", ProcessState.ALIVE, self._boot)
         for row in rows:
             self.exited(
                 row["id"],
