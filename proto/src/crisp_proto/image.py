@@ -75,6 +75,7 @@ class RootfsRequest(Contract):
     image: str = Field(description="Reference, id or unique id prefix; or the path of a checkpoint")
     user_namespace: UserNamespaceOwner | None = None
     volumes: dict[int, ImageVolume] = {}
+    label: str = Field("", pattern=r"^[\w.:,-]*$", description="SELinux label of everything in it")
 
 
 class Rootfs(Contract):

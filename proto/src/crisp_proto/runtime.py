@@ -23,6 +23,12 @@ class PodRequest(Contract):
     handler: str = ""
 
 
+class FileLabel(Contract):
+    """An SELinux label, as system_u:object_r:container_file_t:s0:c1,c2; empty for none."""
+
+    label: str
+
+
 class Pod(Contract):
     """A pod. created_at is ns since the epoch."""
 

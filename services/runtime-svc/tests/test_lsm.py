@@ -6,6 +6,7 @@ import pytest
 
 from crisp_proto.config import LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, ProfileType, SecurityProfile, SELinuxOption
 from runtime_svc import lsm
+from servicekit import selinux
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
 PLAIN = LinuxContainerSecurityContext()
@@ -45,23 +46,33 @@ def test_without_apparmor_a_named_profile_is_an_error_and_the_default_is_none(mo
 
 
 def test_selinux_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lsm, "has_selinux", lambda: True)
+    monkeypatch.setattr(selinux, "enabled", lambda: True)
     monkeypatch.setattr(lsm, "_default_labels", lambda: ("system_u:system_r:container_t:s0", "system_u:object_r:container_file_t:s0"))
-    process, file = lsm.selinux(PLAIN, None, "pod")
+    process, file = lsm.selinux_labels(PLAIN, None, "pod")
     assert process.startswith("system_u:system_r:container_t:s0:c")
     assert file == process.replace("system_r:container_t", "object_r:container_file_t")
-    assert lsm.selinux(PLAIN, None, "pod") == (process, file)
-    assert lsm.selinux(PLAIN, None, "other") != (process, file)
+    assert lsm.selinux_labels(PLAIN, None, "pod") == (process, file)
+    assert lsm.selinux_labels(PLAIN, None, "other") != (process, file)
     asked = SELinuxOption(type="my_t", level="s0:c1,c2")
     for security, pod in ((LinuxContainerSecurityContext(selinux_options=asked), None), (PLAIN, asked)):
-        assert lsm.selinux(security, pod, "pod") == ("system_u:system_r:my_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2")
-    assert lsm.selinux(LinuxContainerSecurityContext(privileged=True), None, "pod") == ("", "")
+        assert lsm.selinux_labels(security, pod, "pod") == (
+            "system_u:system_r:my_t:s0:c1,c2",
+            "system_u:object_r:container_file_t:s0:c1,c2",
+        )
+    assert lsm.selinux_labels(LinuxContainerSecurityContext(privileged=True), None, "pod") == ("", "")
     on_node = LinuxContainerSecurityContext(namespace_options=NamespaceOption(pid=NamespaceMode.NODE))
-    assert lsm.selinux(on_node, None, "pod") == ("", "")
+    assert lsm.selinux_labels(on_node, None, "pod") == ("", "")
+
+
+@pytest.mark.parametrize("part", ["user", "role", "type", "level"])
+def test_a_label_can_carry_no_mount_option(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selinux, "enabled", lambda: True)
+    with pytest.raises(InvalidArgument, match="no label has"):
+        lsm.pod_label(SELinuxOption(**{part: 's0",lowerdir="/'}), "pod")
 
 
 def test_without_selinux_a_label_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lsm, "has_selinux", lambda: False)
-    assert lsm.selinux(PLAIN, SELinuxOption(), "pod") == ("", "")
+    monkeypatch.setattr(selinux, "enabled", lambda: False)
+    assert lsm.selinux_labels(PLAIN, SELinuxOption(), "pod") == ("", "")
     with pytest.raises(FailedPrecondition, match="no SELinux"):
-        lsm.selinux(PLAIN, SELinuxOption(level="s0"), "pod")
+        lsm.selinux_labels(PLAIN, SELinuxOption(level="s0"), "pod")

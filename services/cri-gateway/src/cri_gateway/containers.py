@@ -16,6 +16,7 @@ from crisp_proto.image import ImageVolume, Rootfs, RootfsRequest, UserNamespaceO
 from crisp_proto.monitor import EventKind, ExecRequest, MonitorRequest, Process, ProcessState
 from crisp_proto.net import Attachment
 from crisp_proto.runtime import Container, ContainerRequest, RestoreResult, UpdateRequest
+from servicekit import selinux
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument, NotFound
 from servicekit.tasks import Turns, all_of, every
@@ -82,7 +83,9 @@ class Containers:
             for number, mount in enumerate(config.mounts)
             if mount.image is not None and mount.image.image
         }
-        return await self._services.image.mount(container_id, RootfsRequest(image=image, user_namespace=owner, volumes=volumes))
+        label = await self._services.runtime.file_label(pod_id, config.linux.security_context) if selinux.enabled() else ""
+        request = RootfsRequest(image=image, user_namespace=owner, volumes=volumes, label=label)
+        return await self._services.image.mount(container_id, request)
 
     async def _target(self, pod_id: str, config: ContainerConfig) -> int:
         """The process of the container whose PID namespace is wanted (NamespaceMode TARGET); 0 if none is."""

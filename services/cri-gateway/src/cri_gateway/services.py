@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from crisp_proto.checkpoint import Checkpoint, CheckpointRequest, PodCheckpoint, PodCheckpointRequest
+from crisp_proto.config import LinuxContainerSecurityContext
 from crisp_proto.image import (
     ChangesRequest,
     FilesystemInfo,
@@ -24,6 +25,7 @@ from crisp_proto.runtime import (
     Container,
     ContainerList,
     ContainerRequest,
+    FileLabel,
     Pod,
     PodList,
     PodRequest,
@@ -92,6 +94,9 @@ class RuntimeService:
 
     async def pod(self, pod_id: str) -> Pod:
         return await self.client.call("GET", f"/v1/pods/{pod_id}", Pod)
+
+    async def file_label(self, pod_id: str, security: LinuxContainerSecurityContext) -> str:
+        return (await self.client.call("POST", f"/v1/pods/{pod_id}/file-label", FileLabel, security)).label
 
     async def create_pod(self, pod_id: str, request: PodRequest) -> Pod:
         return await self.client.call("PUT", f"/v1/pods/{pod_id}", Pod, request, deadline=_CREATE)

@@ -21,8 +21,8 @@ class Stack:
         return f"lowerdir={':'.join(str(number) for number in reversed(self.layers))}"
 
 
-async def mount(stack: Stack, upper: Path, work: Path, target: Path) -> None:
-    """Mounts the layers with `upper` on top. Raises OSError."""
+async def mount(stack: Stack, upper: Path, work: Path, target: Path, label: str) -> None:
+    """Mounts the layers with `upper` on top; with a label, that is SELinux's for all that is in it (mount(8), context=). Raises OSError."""
     options = [
         stack.lowerdir(),
         f"upperdir={upper}",
@@ -31,19 +31,21 @@ async def mount(stack: Stack, upper: Path, work: Path, target: Path) -> None:
         # busy disk, for everybody). Linux 5.10.
         "volatile",
     ]
-    await _mount(stack.folder, target, 0, options)
+    await _mount(stack.folder, target, 0, options, label)
 
 
-async def mount_readonly(stack: Stack, target: Path) -> None:
+async def mount_readonly(stack: Stack, target: Path, label: str) -> None:
     """Mounts the layers alone, two at least. Raises OSError."""
-    await _mount(stack.folder, target, syscalls.MS_RDONLY | syscalls.MS_NODEV | syscalls.MS_NOSUID, [stack.lowerdir()])
+    await _mount(stack.folder, target, syscalls.MS_RDONLY | syscalls.MS_NODEV | syscalls.MS_NOSUID, [stack.lowerdir()], label)
 
 
-async def _mount(folder: Path, target: Path, flags: int, options: Sequence[str]) -> None:
+async def _mount(folder: Path, target: Path, flags: int, options: Sequence[str], label: str) -> None:
+    context = [f'context="{label}"'] if label else []  # in quotes, for it has commas
+
     def in_folder() -> None:
         syscalls.unshare(syscalls.CLONE_FS)  # a working directory of this thread's own
         os.chdir(folder)
-        syscalls.mount("overlay", target, "overlay", flags, ",".join(options))
+        syscalls.mount("overlay", target, "overlay", flags, ",".join([*options, *context]))
 
     await syscalls.in_own_thread(in_folder)
 

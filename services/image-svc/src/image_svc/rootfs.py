@@ -66,7 +66,9 @@ class RootfsMounts:
         try:
             await self._mount_layers(rootfs, request)
             sub_paths = {number: volume.sub_path for number, volume in request.volumes.items()}
-            rootfs = rootfs.model_copy(update={"volumes": await self._mount_volumes(rootfs_id, sub_paths, request.user_namespace)})
+            rootfs = rootfs.model_copy(
+                update={"volumes": await self._mount_volumes(rootfs_id, sub_paths, request.user_namespace, request.label)}
+            )
         except (OSError, CrispError) as error:
             if known is None:  # else a container may be running in it, and only this repetition of its request is wrong
                 await self._remove(rootfs_id)
@@ -94,14 +96,16 @@ class RootfsMounts:
         if is_archive(request.image):
             await asyncio.to_thread(changes.unpack, Path(request.image), own / "upper")
         with self._owned(rootfs.id, self._store.layers_of_rootfs(rootfs.id) or [0], owner) as stack:
-            await overlay.mount(stack, own / "upper", own / "work", target)
+            await overlay.mount(stack, own / "upper", own / "work", target, request.label)
 
     def _owned(self, rootfs_id: str, layers: Sequence[int], owner: UserNamespaceOwner | None) -> AbstractContextManager[Stack]:
         """The layers as their owner's user namespace sees them, while they are being mounted."""
         stack = Stack(self._layers, layers)
         return nullcontext(stack) if owner is None else overlay.idmapped(stack, Path(owner.path), self._idmapped / rootfs_id)
 
-    async def _mount_volumes(self, rootfs_id: str, sub_paths: Mapping[int, str], owner: UserNamespaceOwner | None) -> dict[int, str]:
+    async def _mount_volumes(
+        self, rootfs_id: str, sub_paths: Mapping[int, str], owner: UserNamespaceOwner | None, label: str
+    ) -> dict[int, str]:
         """Mounts the images of the volumes; answers the wanted folder of each. Raises InvalidArgument for one that is not in the image."""
         found = {}
         for number, sub_path in sub_paths.items():
@@ -110,7 +114,7 @@ class RootfsMounts:
                 target.mkdir(parents=True, exist_ok=True)
                 layers = [0, *self._store.layers_of_rootfs(rootfs_id, volume=number)]  # two at least
                 with self._owned(rootfs_id, layers, owner) as stack:
-                    await overlay.mount_readonly(stack, target)
+                    await overlay.mount_readonly(stack, target, label)
             wanted = resolve_in_root(target, sub_path)
             if not wanted.exists():
                 raise InvalidArgument(

@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable
 from fastapi import APIRouter
 
 from crisp_proto.checkpoint import Checkpoint, CheckpointRequest, PodCheckpoint, PodCheckpointRequest
+from crisp_proto.config import LinuxContainerSecurityContext
 from crisp_proto.runtime import (
     Accounts,
     Container,
     ContainerList,
     ContainerRequest,
+    FileLabel,
     Pod,
     PodList,
     PodRequest,
@@ -47,6 +49,11 @@ def routes(
     async def get_pod(id: str) -> Pod:
         """A pod."""
         return pods.get(id)
+
+    @router.post("/pods/{id}/file-label")
+    async def file_label(id: str, security: LinuxContainerSecurityContext) -> FileLabel:
+        """The SELinux label of the files of a container that has this security context: its root filesystem is mounted with it."""
+        return FileLabel(label=pods.file_label(id, security))
 
     @router.post("/pods/{id}/stop", status_code=204)
     async def stop_pod(id: str) -> None:

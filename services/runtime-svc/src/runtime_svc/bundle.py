@@ -75,7 +75,7 @@ def build(
     id_mappings.check_container(security.namespace_options, pod.config)
     edits = devices_by_name.edits(cdi.requested((device.name for device in config.CDI_devices), config.annotations))
     user = users.resolve(security, image.user, rootfs)
-    process_label, file_label = lsm.selinux(security, pod_security.selinux_options, pod_id)
+    process_label, file_label = lsm.selinux_labels(security, pod_security.selinux_options, pod_id)
     own_users = pod.config.own_user_namespace
     host_ipc = security.namespace_options.ipc is NamespaceMode.NODE
     device_plan = devices.plan(config.devices, privileged=security.privileged, all_devices=not pod.handler.privileged_without_host_devices)

@@ -5,13 +5,14 @@ Sources: apparmor.d(5); CRI SecurityProfile and SELinuxOption; OCI runtime spec,
 
 import hashlib
 import os
+import re
 import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from crisp_proto.config import LinuxContainerSecurityContext, NamespaceMode, ProfileType, SecurityProfile, SELinuxOption
-from servicekit import logs
+from servicekit import logs, selinux
 from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument
 from servicekit.processes import run
 
@@ -19,8 +20,7 @@ Document = dict[str, Any]
 DEFAULT_PROFILE = "crisp-default"
 _APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
 _PROFILES = Path("/sys/kernel/security/apparmor/profiles")
-_SELINUX = Path("/sys/fs/selinux/enforce")
-_LABEL = "security.selinux"
+_PART = re.compile(r"[\w.:,-]*")
 _SECURITY = "linux.security_context"
 _CATEGORIES = 1024
 _log = logs.get()
@@ -30,12 +30,6 @@ _log = logs.get()
 def has_apparmor() -> bool:
     """Whether the kernel enforces AppArmor profiles."""
     return _APPARMOR.exists() and _APPARMOR.read_text().startswith("Y")
-
-
-@cache
-def has_selinux() -> bool:
-    """Whether the kernel has SELinux with a policy."""
-    return _SELINUX.exists()
 
 
 async def load_default_profile() -> None:
@@ -99,16 +93,25 @@ def _loaded(profile: str, remedy: str) -> str:
 # SELinux
 
 
-def selinux(security: LinuxContainerSecurityContext, pod_options: SELinuxOption | None, pod_id: str) -> tuple[str, str]:
+def pod_label(pod_options: SELinuxOption | None, pod_id: str) -> str:
+    """The label of the files that all of a pod's containers see; empty for none."""
+    return selinux_labels(LinuxContainerSecurityContext(), pod_options, pod_id)[1]
+
+
+def selinux_labels(security: LinuxContainerSecurityContext, pod_options: SELinuxOption | None, pod_id: str) -> tuple[str, str]:
     """The label of a container's process and of its files; empty for none. Each pod has a pair of categories of its own."""
     asked = security.selinux_options or pod_options
     wanted = asked is not None and any((asked.user, asked.role, asked.type, asked.level))
-    if not has_selinux():
+    if not selinux.enabled():
         if wanted:
             raise FailedPrecondition(
                 f"{_SECURITY}.selinux_options: the kernel of this node has no SELinux", field=f"{_SECURITY}.selinux_options"
             )
         return "", ""
+    if asked is not None and not all(_PART.fullmatch(part) for part in (asked.user, asked.role, asked.type, asked.level)):
+        raise InvalidArgument(
+            f"{_SECURITY}.selinux_options = {asked!r}: a part has a character that no label has", field=f"{_SECURITY}.selinux_options"
+        )
     options = security.namespace_options
     if (security.privileged or NamespaceMode.NODE in (options.pid, options.ipc)) and not wanted:
         return "", ""
@@ -118,17 +121,6 @@ def selinux(security: LinuxContainerSecurityContext, pod_options: SELinuxOption 
     names = (asked.user, asked.role, asked.type) if asked is not None else ("", "", "")
     label = ":".join([*(name or default for name, default in zip(names, parts, strict=False)), level])
     return label, ":".join([*file.split(":", 3)[:3], level])
-
-
-def relabel(path: str, label: str) -> None:
-    """Gives a file or a whole tree the label of a container's files (CRI Mount.selinux_relabel)."""
-    os.setxattr(path, _LABEL, label.encode(), follow_symlinks=False)
-    for here, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            try:
-                os.setxattr(os.path.join(here, name), _LABEL, label.encode(), follow_symlinks=False)
-            except FileNotFoundError:
-                continue
 
 
 @cache

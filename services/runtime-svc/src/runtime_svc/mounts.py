@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from crisp_proto.config import Mount, MountPropagation
-from runtime_svc import id_mappings, lsm
+from runtime_svc import id_mappings
 from runtime_svc.features import Features
+from servicekit import selinux
 from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from servicekit.rootpath import resolve_in_root
 
@@ -139,8 +140,17 @@ def _mount(at: str, mount: Mount, context: MountContext, volume: str) -> Documen
             )
         document |= {"uidMappings": id_mappings.to_oci(mount.uidMappings), "gidMappings": id_mappings.to_oci(mount.gidMappings)}
     if mount.selinux_relabel and context.label:
-        lsm.relabel(source, context.label)
+        _relabel(at, source, context.label)
     return document
+
+
+def _relabel(at: str, source: str, label: str) -> None:
+    try:
+        selinux.relabel(source, label)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{at}.selinux_relabel: {source} can't get the label {label}: {error.strerror}", field=f"{at}.selinux_relabel"
+        ) from error
 
 
 def _recursive(at: str, mount: Mount, features: Features) -> list[str]:

@@ -4,9 +4,9 @@ import asyncio
 import time
 from pathlib import Path
 
-from crisp_proto.config import LinuxContainerResources, PodSandboxConfig
+from crisp_proto.config import LinuxContainerResources, LinuxContainerSecurityContext, PodSandboxConfig
 from crisp_proto.runtime import Pod, PodRequest, PodState
-from runtime_svc import id_mappings, pod_limits, sysctls
+from runtime_svc import id_mappings, lsm, pod_limits, sysctls
 from runtime_svc.cgroup_drivers import CgroupDriver
 from runtime_svc.cgroups import Cgroups, ComingMoves
 from runtime_svc.handlers import Handlers
@@ -92,6 +92,8 @@ class Pods:
             crashpoint("pod-cgroup-made")
             files, helpers = self.files(pod_id), self._driver.helpers(pod.cgroup)
             await files.create(request.config, self._settings.pause, helpers, self._settings.shm_size)
+            if label := lsm.pod_label(request.config.linux.security_context.selinux_options, pod_id):
+                files.relabel(label)
             if (pause := files.pause_process()) is not None:
                 await self._driver.adopt(pod.cgroup, f"pause-{pod_id}", pause)
         except BaseException:
@@ -102,6 +104,10 @@ class Pods:
         self._store.complete_pod(pod_id)
         _log.info("pod-created", pod=pod_id, name=request.config.metadata.name, namespace=request.config.metadata.namespace)
         return pod
+
+    def file_label(self, pod_id: str, security: LinuxContainerSecurityContext) -> str:
+        """The SELinux label of the files of a container of this pod; empty for none. Raises NotFound."""
+        return lsm.selinux_labels(security, self.get(pod_id).config.linux.security_context.selinux_options, pod_id)[1]
 
     async def stop(self, pod_id: str) -> None:
         """NOTREADY: its namespaces and pause process go, its record stays. Fine if there is no such pod."""
