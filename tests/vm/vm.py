@@ -3,7 +3,7 @@
 The machine has no network: packages and wheels are put into its disk. It boots under QEMU (without KVM, so 5 to 15 times slower than
 this machine), runs tests/vm/inside, says how that ended on its serial line, and powers off.
 
-python tests/vm/vm.py [--drivers systemd,cgroupfs] [--minutes N] [-- PYTEST ARGUMENTS]
+python tests/vm/vm.py [--drivers systemd,cgroupfs] [--selinux] [--minutes N] [-- PYTEST ARGUMENTS]
 """
 
 import argparse
@@ -26,12 +26,14 @@ HERE = Path(__file__).parent
 CACHE = clone.ROOT / ".cache/vm"
 # Besides what a node needs: what makes it a machine, what crisp uses where it is there, and what tests/e2e and critest (sudo) want.
 _PACKAGES = "systemd-sysv dbus udev linux-image-cloud-amd64 kmod e2fsprogs apparmor criu busybox curl iptables procps sudo".split()
+_SELINUX = ["selinux-policy-default", "selinux-utils", "policycoreutils"]
 _DONE = re.compile(r"^crisp-vm: exit (\d+)", re.M)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drivers", default="systemd,cgroupfs", help="cgroup drivers to run tests/e2e with, one after the other")
+    parser.add_argument("--selinux", action="store_true", help="SELinux with Debian's policy, permissive at first, in place of AppArmor")
     parser.add_argument("--minutes", type=float, default=90, help="time until the machine is switched off")
     parser.add_argument("--keep", action="store_true", help="keep the machine's tree and disk in .cache/vm/kept, and say how to boot it")
     parser.add_argument("arguments", nargs="*", help="what pytest gets instead of tests/e2e")
@@ -42,9 +44,12 @@ def main() -> int:
         tree.mkdir()
         started = time.monotonic()
         _say("unpacking Debian")
-        subprocess.run(["tar", "-C", str(tree), "-xf", str(_base())], check=True)
+        subprocess.run(["tar", "-C", str(tree), "-xf", str(_base(_SELINUX if options.selinux else []))], check=True)
         _say("installing crisp as docs/install.md says")
         _install(tree)
+        if options.selinux:
+            _say("labelling its files")
+            _label(tree)
         (tree / "root/vm.env").write_text(f'DRIVERS="{options.drivers.replace(",", " ")}"\nARGUMENTS="{" ".join(options.arguments)}"\n')
         kernel, initrd = sorted((tree / "boot").glob("vmlinuz-*"))[-1], sorted((tree / "boot").glob("initrd.img-*"))[-1]
         for file in (kernel, initrd):
@@ -56,7 +61,7 @@ def main() -> int:
         if not options.keep:
             shutil.rmtree(tree)
         _say(f"booting it ({time.monotonic() - started:.0f} s so far)")
-        code = _boot(folder / kernel.name, folder / initrd.name, disk, options.minutes * 60)
+        code = _boot(folder / kernel.name, folder / initrd.name, disk, options.minutes * 60, "selinux" if options.selinux else "apparmor")
         _say(f"the machine is off after {time.monotonic() - started:.0f} s; its tests ended with {code}")
         return code
 
@@ -73,9 +78,9 @@ def _workplace(keep: bool) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _base() -> Path:
+def _base(more: list[str]) -> Path:
     """A tar of Debian with the packages; made once for each list of packages."""
-    packages = [*_PACKAGES, *base_image.runtime_packages()]
+    packages = [*_PACKAGES, *more, *base_image.runtime_packages()]
     path = CACHE / f"base-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:12]}.tar"
     if not path.exists():
         _say("making a Debian 12 with systemd (once, a minute or two)")
@@ -151,7 +156,16 @@ def _install(tree: Path) -> None:
     shutil.rmtree(tree / "wheels")
 
 
-def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float) -> int:
+def _label(tree: Path) -> None:
+    """Gives each file its label by the policy (setfiles(8)): mkfs takes them along."""
+    (tree / "etc/selinux/config").write_text("SELINUX=permissive\nSELINUXTYPE=default\n")
+    contexts = "/etc/selinux/default/contexts/files/file_contexts"
+    finished = subprocess.run(["chroot", str(tree), "setfiles", "-q", contexts, "/"], capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        raise SystemExit(f"vm: setfiles failed:\n{finished.stderr[-2000:]}")
+
+
+def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str) -> int:
     """Runs the machine until it is off; shows its second serial line; answers what it said at its end."""
     program = shutil.which("qemu-system-x86_64")
     if program is None:
@@ -159,7 +173,7 @@ def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float) -> int:
     console = disk.with_name("console.log")
     command = [
         program, "-accel", "tcg,thread=multi", "-smp", "2", "-m", "3072", "-cpu", "max", "-display", "none", "-monitor", "none", "-nic", "none",
-        "-kernel", str(kernel), "-initrd", str(initrd), "-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 apparmor=1 security=apparmor",
+        "-kernel", str(kernel), "-initrd", str(initrd), "-append", f"root=/dev/vda rw console=ttyS0 quiet panic=-1 {security}=1 security={security}",
         "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe", "-serial", f"file:{console}", "-serial", "stdio",
     ]  # fmt: skip
     said = ""

@@ -47,6 +47,7 @@ def test_without_apparmor_a_named_profile_is_an_error_and_the_default_is_none(mo
 
 def test_selinux_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selinux, "enabled", lambda: True)
+    monkeypatch.setattr(selinux, "knows", lambda label: True)
     monkeypatch.setattr(lsm, "_default_labels", lambda: ("system_u:system_r:container_t:s0", "system_u:object_r:container_file_t:s0"))
     process, file = lsm.selinux_labels(PLAIN, None, "pod")
     assert process.startswith("system_u:system_r:container_t:s0:c")
@@ -64,11 +65,11 @@ def test_selinux_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lsm.selinux_labels(on_node, None, "pod") == ("", "")
 
 
-@pytest.mark.parametrize("part", ["user", "role", "type", "level"])
-def test_a_label_can_carry_no_mount_option(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_that_the_policy_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selinux, "enabled", lambda: True)
-    with pytest.raises(InvalidArgument, match="no label has"):
-        lsm.pod_label(SELinuxOption(**{part: 's0",lowerdir="/'}), "pod")
+    monkeypatch.setattr(selinux, "knows", lambda label: False)
+    with pytest.raises(InvalidArgument, match="my_t"):
+        lsm.selinux_labels(PLAIN, SELinuxOption(type="my_t"), "pod")
 
 
 def test_without_selinux_a_label_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

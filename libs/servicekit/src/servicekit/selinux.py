@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 _ENFORCE = Path("/sys/fs/selinux/enforce")
+_CONTEXT = Path("/sys/fs/selinux/context")
 _LABEL = "security.selinux"
 
 
@@ -14,8 +15,17 @@ def enabled() -> bool:
     return _ENFORCE.exists()
 
 
+def knows(label: str) -> bool:
+    """Whether the policy has a label's user, role, type and level, and they go together."""
+    try:
+        _CONTEXT.write_bytes(label.encode() + b"\0")
+    except OSError:
+        return False
+    return True
+
+
 def relabel(path: str | Path, label: str) -> None:
-    """Gives a file, or a folder with all that is in it, a label. Raises OSError, such as EINVAL for a label that the policy does not know."""
+    """Gives a file, or a folder with all that is in it, a label. Raises OSError, for instance on a file system without labels."""
     os.setxattr(path, _LABEL, label.encode(), follow_symlinks=False)
     for here, folders, files in os.walk(path):
         for name in (*folders, *files):

@@ -5,7 +5,6 @@ Sources: apparmor.d(5); CRI SecurityProfile and SELinuxOption; OCI runtime spec,
 
 import hashlib
 import os
-import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,6 @@ Document = dict[str, Any]
 DEFAULT_PROFILE = "crisp-default"
 _APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
 _PROFILES = Path("/sys/kernel/security/apparmor/profiles")
-_PART = re.compile(r"[\w.:,-]*")
 _SECURITY = "linux.security_context"
 _CATEGORIES = 1024
 _log = logs.get()
@@ -108,10 +106,6 @@ def selinux_labels(security: LinuxContainerSecurityContext, pod_options: SELinux
                 f"{_SECURITY}.selinux_options: the kernel of this node has no SELinux", field=f"{_SECURITY}.selinux_options"
             )
         return "", ""
-    if asked is not None and not all(_PART.fullmatch(part) for part in (asked.user, asked.role, asked.type, asked.level)):
-        raise InvalidArgument(
-            f"{_SECURITY}.selinux_options = {asked!r}: a part has a character that no label has", field=f"{_SECURITY}.selinux_options"
-        )
     options = security.namespace_options
     if (security.privileged or NamespaceMode.NODE in (options.pid, options.ipc)) and not wanted:
         return "", ""
@@ -120,7 +114,14 @@ def selinux_labels(security: LinuxContainerSecurityContext, pod_options: SELinux
     parts = process.split(":", 3)
     names = (asked.user, asked.role, asked.type) if asked is not None else ("", "", "")
     label = ":".join([*(name or default for name, default in zip(names, parts, strict=False)), level])
-    return label, ":".join([*file.split(":", 3)[:3], level])
+    file_label = ":".join([*file.split(":", 3)[:3], level])
+    for found in (label, file_label):
+        if not selinux.knows(found):
+            raise InvalidArgument(
+                f"{_SECURITY}.selinux_options make the label {found}, which this node's policy does not know",
+                field=f"{_SECURITY}.selinux_options",
+            )
+    return label, file_label
 
 
 @cache

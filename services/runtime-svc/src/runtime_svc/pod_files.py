@@ -15,7 +15,6 @@ from pathlib import Path
 from crisp_proto.config import DNSConfig, NamespaceMode, PodSandboxConfig
 from runtime_svc import id_mappings, pause, sysctls
 from servicekit import selinux, syscalls, user_namespaces
-from servicekit.errors import InvalidArgument
 
 _FLAGS = {"uts": syscalls.CLONE_NEWUTS, "ipc": syscalls.CLONE_NEWIPC}
 
@@ -103,14 +102,10 @@ class PodFiles:
             syscalls.enter_namespace(self.namespace(kind), _FLAGS[kind])
 
     def relabel(self, label: str) -> None:
-        """Gives what containers see an SELinux label. Raises InvalidArgument for one that the policy does not know."""
+        """Gives what containers see an SELinux label."""
         for path in (self.shm, *self.mounted_files().values()):
             if path.exists():
-                try:
-                    selinux.relabel(path, label)
-                except OSError as error:
-                    field = "linux.security_context.selinux_options"
-                    raise InvalidArgument(f"{field}: {path} can't get the label {label}: {error.strerror}", field=field) from error
+                selinux.relabel(path, label)
 
     def write_hosts(self, hostname: str, ips: list[str]) -> None:
         """/etc/hosts for containers whose kubelet mounts none of its own."""
