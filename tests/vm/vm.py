@@ -159,8 +159,9 @@ def _install(tree: Path) -> None:
 def _label(tree: Path) -> None:
     """Gives each file its label by the policy (setfiles(8)): mkfs takes them along."""
     (tree / "etc/selinux/config").write_text("SELINUX=permissive\nSELINUXTYPE=default\n")
-    contexts = "/etc/selinux/default/contexts/files/file_contexts"
-    finished = subprocess.run(["chroot", str(tree), "setfiles", "-q", contexts, "/"], capture_output=True, text=True, check=False)
+    label = "mount -t proc proc /proc && setfiles -q -e /proc /etc/selinux/default/contexts/files/file_contexts /"
+    command = ["unshare", "--mount", "chroot", str(tree), "/bin/sh", "-c", label]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         raise SystemExit(f"vm: setfiles failed:\n{finished.stderr[-2000:]}")
 
