@@ -97,7 +97,12 @@ def spdy(url: str, *protocols: str) -> Iterator[Spdy]:
 def websocket(url: str, protocol: str) -> Iterator[ClientConnection]:
     """A WebSocket with this subprotocol."""
     with connect(
-        url.replace("http", "ws", 1), subprotocols=[Subprotocol(protocol)], compression=None, proxy=None, open_timeout=SECONDS
+        url.replace("http", "ws", 1),
+        subprotocols=[Subprotocol(protocol)],
+        compression=None,
+        proxy=None,
+        open_timeout=SECONDS,
+        ping_interval=None,  # a test that does not read for a while would take the answers for missing
     ) as connection:
         assert connection.subprotocol == protocol
         yield connection

@@ -146,6 +146,9 @@ def _answered(name: str, answer: Answer) -> Callable[[Any, grpc.aio.ServicerCont
         except CrispError as error:
             code = error.code
             await rpc.abort(grpc.StatusCode[code], error.message, _trailers(steps))
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
         except Exception as error:
             code = "INTERNAL"
             _log.error("unexpected-error", rpc=name, exc_info=error)

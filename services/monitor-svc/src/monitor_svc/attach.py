@@ -22,7 +22,7 @@ _STDIN_PIECE = 8192  # conmon reads no more at once, and drops the rest of a pac
 _PACKET = 1 << 16
 _STREAMS = {2: b"stdout", 3: b"stderr"}  # the first byte of conmon's packets
 _LOOK_SECONDS = 0.5
-_TOLD_SECONDS = 5
+_TOLD_SECONDS = 300  # what it was sent before is still on its way, at its own pace; all that this costs is the connection
 
 
 class _TooSlow(Exception):
@@ -33,6 +33,19 @@ async def run(
     monitor: MonitorRequest, request: AttachRequest, conmon: Conmon, ended: asyncio.Event, backlog: int, channels: Channels
 ) -> None:
     """Until the client detaches, or the container has ended, which the client is told; one that is `backlog` bytes behind is dropped."""
+    try:
+        await _joined(monitor, request, conmon, ended, backlog, channels)
+    except _TooSlow:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TOLD_SECONDS):
+                await channels.send(
+                    Channel.ERROR, failed(f"detached: the client was more than {backlog} bytes behind the container's output")
+                )
+
+
+async def _joined(
+    monitor: MonitorRequest, request: AttachRequest, conmon: Conmon, ended: asyncio.Event, backlog: int, channels: Channels
+) -> None:
     with contextlib.ExitStack() as stack:
         stdio: socket.socket | None = None
         if (request.stdin and monitor.stdin) or not monitor.log_path:
@@ -47,14 +60,7 @@ async def run(
         else:
             assert stdio is not None
             output = _from_socket(stdio, wanted, backlog, channels)
-        try:
-            await first_of(_input(monitor, stdio if monitor.stdin else None, conmon, channels), output)
-        except _TooSlow:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TOLD_SECONDS):
-                    await channels.send(
-                        Channel.ERROR, failed(f"detached: the client was more than {backlog} bytes behind the container's output")
-                    )
+        await first_of(_input(monitor, stdio if monitor.stdin else None, conmon, channels), output)
 
 
 async def _input(monitor: MonitorRequest, stdio: socket.socket | None, conmon: Conmon, channels: Channels) -> None:
