@@ -157,13 +157,13 @@ def _install(tree: Path) -> None:
 
 
 def _label(tree: Path) -> None:
-    """Gives each file its label by the policy (setfiles(8)): mkfs takes them along."""
+    """Adds to the policy what containers need, and gives each file its label (setfiles(8)): mkfs takes them along."""
     (tree / "etc/selinux/config").write_text("SELINUX=permissive\nSELINUXTYPE=default\n")
-    label = "mount -t proc proc /proc && setfiles -q -e /proc /etc/selinux/default/contexts/files/file_contexts /"
+    label = "mount -t proc proc /proc && semodule -n -i /root/crisp/tests/vm/containers.cil && setfiles -q -e /proc /etc/selinux/default/contexts/files/file_contexts /"
     command = ["unshare", "--mount", "chroot", str(tree), "/bin/sh", "-c", label]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
-        raise SystemExit(f"vm: setfiles failed:\n{finished.stderr[-2000:]}")
+        raise SystemExit(f"vm: the tree could not be labelled:\n{finished.stderr[-2000:]}")
 
 
 def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str) -> int:

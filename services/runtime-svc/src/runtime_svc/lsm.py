@@ -110,6 +110,8 @@ def selinux_labels(security: LinuxContainerSecurityContext, pod_options: SELinux
     if (security.privileged or NamespaceMode.NODE in (options.pid, options.ipc)) and not wanted:
         return "", ""
     process, file = _default_labels()
+    if not wanted and not _policy_has_containers(process):
+        return "", ""
     level = asked.level if asked is not None and asked.level else f"s0:{_categories(pod_id)}"
     parts = process.split(":", 3)
     names = (asked.user, asked.role, asked.type) if asked is not None else ("", "", "")
@@ -122,6 +124,15 @@ def selinux_labels(security: LinuxContainerSecurityContext, pod_options: SELinux
                 field=f"{_SECURITY}.selinux_options",
             )
     return label, file_label
+
+
+@cache
+def _policy_has_containers(label: str) -> bool:
+    """Whether the policy knows the label that containers have by default; where it does not (Debian's), they have none, as with CRI-O's default."""
+    known = selinux.knows(label)
+    if not known:
+        _log.error("selinux-policy-lacks-containers", label=label, remedy="install container-selinux, or a module with these types")
+    return known
 
 
 @cache
