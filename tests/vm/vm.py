@@ -178,17 +178,15 @@ def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str)
         "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe", "-serial", f"file:{console}", "-serial", "stdio",
     ]  # fmt: skip
     said = ""
-    machine = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
+    machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert machine.stdout is not None
     off = threading.Timer(seconds, machine.kill)
     off.start()
     try:
-        for line in machine.stdout:
-            said += line
-            print(line, end="", flush=True)
-            if _DONE.search(line):
+        while piece := os.read(machine.stdout.fileno(), 65536).decode(errors="replace"):
+            said += piece
+            print(piece, end="", flush=True)
+            if _DONE.search(said[-1000:]):
                 break
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired):
