@@ -48,7 +48,6 @@ def test_without_apparmor_a_named_profile_is_an_error_and_the_default_is_none(mo
 def test_selinux_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selinux, "enabled", lambda: True)
     monkeypatch.setattr(selinux, "knows", lambda label: True)
-    monkeypatch.setattr(lsm, "_default_labels", lambda: ("system_u:system_r:container_t:s0", "system_u:object_r:container_file_t:s0"))
     lsm._policy_has_containers.cache_clear()
     process, file = lsm.selinux_labels(PLAIN, None, "pod")
     assert process.startswith("system_u:system_r:container_t:s0:c")

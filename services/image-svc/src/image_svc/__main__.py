@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from image_svc.api import routes
 from image_svc.images import Images
@@ -9,7 +10,7 @@ from image_svc.registries_conf import RegistriesConf
 from image_svc.rootfs import RootfsMounts
 from image_svc.settings import ImageSettings
 from image_svc.store import Store
-from servicekit import server
+from servicekit import selinux, server
 from servicekit.server import Face, Service
 from servicekit.settings import Settings
 
@@ -18,6 +19,8 @@ from servicekit.settings import Settings
 async def opened(settings: Settings[ImageSettings]) -> AsyncIterator[Face]:
     """The service with its database and folders."""
     state, run = settings.node.state_dir / "image-svc", settings.node.run_dir / "image-svc"
+    state.mkdir(parents=True, exist_ok=True)
+    _label(state)
     store = Store(state / "image.db")
     images = Images(store, RegistriesConf(settings.own.registries_conf, settings.own.auth_file), settings.own, state)
     mounts = RootfsMounts(store, images, state, run)
@@ -31,6 +34,16 @@ async def opened(settings: Settings[ImageSettings]) -> AsyncIterator[Face]:
     finally:
         images.close()
         store.close()
+
+
+def _label(state: Path) -> None:
+    """Where the kernel has SELinux, containers must be let at the layers; what comes into the folder later has its label by itself.
+
+    overlayfs shows everything with the container's own label, but a file that is mapped into memory, as each program is, is the layer's.
+    """
+    label = selinux.container_labels()["ro_file"]
+    if selinux.enabled() and selinux.knows(label) and selinux.label_of(state) != label:
+        selinux.relabel(state, label)
 
 
 SERVICE = Service("image-svc", "image", ImageSettings, opened)

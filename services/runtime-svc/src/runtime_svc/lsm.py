@@ -109,7 +109,8 @@ def selinux_labels(security: LinuxContainerSecurityContext, pod_options: SELinux
     options = security.namespace_options
     if (security.privileged or NamespaceMode.NODE in (options.pid, options.ipc)) and not wanted:
         return "", ""
-    process, file = _default_labels()
+    defaults = selinux.container_labels()
+    process, file = defaults["process"], defaults["file"]
     if not wanted and not _policy_has_containers(process):
         return "", ""
     level = asked.level if asked is not None and asked.level else f"s0:{_categories(pod_id)}"
@@ -133,22 +134,6 @@ def _policy_has_containers(label: str) -> bool:
     if not known:
         _log.error("selinux-policy-lacks-containers", label=label, remedy="install container-selinux, or a module with these types")
     return known
-
-
-@cache
-def _default_labels() -> tuple[str, str]:
-    """What the policy has for containers (selinux's contexts/lxc_contexts): of processes and of files."""
-    found = {"process": "system_u:system_r:container_t:s0", "file": "system_u:object_r:container_file_t:s0"}
-    try:
-        config = Path("/etc/selinux/config").read_text().splitlines()
-        policy = next(line.partition("=")[2].strip() for line in config if line.startswith("SELINUXTYPE="))
-        for line in Path(f"/etc/selinux/{policy}/contexts/lxc_contexts").read_text().splitlines():
-            name, equals, value = line.partition("=")
-            if equals:
-                found[name.strip()] = value.strip().strip('"')
-    except (OSError, StopIteration):
-        pass
-    return found["process"], found["file"]
 
 
 def _categories(pod_id: str) -> str:
