@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -168,6 +169,31 @@ async def test_exits_are_known_after_an_upgrade_over_which_they_came(tmp_path: P
         "ended": (ProcessState.EXITED, 137, True, 1_700_000_000_123_456_789, "OOMKilled"),
         "meanwhile": (ProcessState.EXITED, 42, False, 1_700_000_001_000_000_007, "Error"),
     }
+
+
+async def test_an_exit_that_finds_no_room_is_recorded_once_there_is(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m.db", 10)
+    conmon = subprocess.Popen(["sleep", "60"])
+    here = ProcessRef.of(conmon.pid)
+    store.begin("c", REQUEST)
+    store.created("c", Created(here, here))
+    monitors = Monitors(store, Conmon(Path("/usr/bin/conmon"), tmp_path / "run", 10), MonitorSettings(), tmp_path / "run")
+    monitors.watch_all()
+    (tmp_path / "run/exits/c").write_text("7")
+    store._db.run("PRAGMA max_page_count = 1")  # SQLite takes the number of pages that there are
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        while True:
+            store.record(EventKind.STARTED, "c", "pod")
+    conmon.kill()
+    conmon.wait()
+    await asyncio.sleep(0.3)
+    assert monitors.get("c").state is ProcessState.ALIVE
+    store._db.run("PRAGMA max_page_count = 4294967294")
+    async with asyncio.timeout(10):
+        while monitors.get("c").state is ProcessState.ALIVE:
+            await asyncio.sleep(0.01)
+    await monitors.close()
+    assert monitors.get("c").exit_code == 7
 
 
 def test_a_request_that_cannot_be_read_does_not_hide_its_process(tmp_path: Path) -> None:

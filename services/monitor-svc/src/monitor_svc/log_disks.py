@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ class _Disk:
 
     def __init__(self) -> None:
         self.logs: dict[str, _Log] = {}
+        self.folder = ""
         self.short_since: float | None = None
         self.full = False
         self.gave_up = False
@@ -71,6 +73,7 @@ class _Disk:
         for log in self.logs.values():
             with contextlib.suppress(OSError):
                 found = os.statvfs(log.folder)
+                self.folder = log.folder
                 return found.f_bfree * found.f_frsize, found.f_blocks * found.f_frsize
         return None
 
@@ -159,14 +162,14 @@ class LogDisks:
             disk.short_since = time.monotonic()
             for log in disk.logs.values():
                 log.count_lost()  # from here on
-            _log.error("log-disk-short", folder=next(iter(disk.logs.values())).folder, free=free, size=size, holds=self._holds)
+            _log.error("log-disk-short", folder=disk.folder, free=free, size=size, holds=self._holds)
         self._hold(disk, time.monotonic() - disk.short_since)
         return _SHORT_WAIT
 
     def _hold(self, disk: _Disk, since: float) -> None:
         if self._holds and not disk.gave_up and since > self._timeout:
             disk.gave_up = True
-            _log.error("log-hold-timeout", folder=next(iter(disk.logs.values())).folder, seconds=self._timeout)
+            _log.error("log-hold-timeout", folder=disk.folder, seconds=self._timeout)
         for log in disk.logs.values():
             if not self._holds or disk.gave_up or not log.process.alive():
                 _release(log)  # if the container has ended, for its exit code
@@ -179,8 +182,7 @@ class LogDisks:
             LOST.inc(log.count_lost())
             if first and log.lost:
                 _log.error("log-lost", container=log.id, pod=log.pod_id, folder=log.folder)
-                self._store.record(EventKind.LOG_LOST, log.id, log.pod_id)
-                await self._announce()
+                await self._record(EventKind.LOG_LOST, log)
 
     async def _has_room(self, disk: _Disk) -> None:
         disk.short_since, disk.gave_up = None, False
@@ -188,8 +190,14 @@ class LogDisks:
             _release(log)
             if log.lost:
                 _log.info("log-resumed", container=log.id, pod=log.pod_id, lost_bytes=log.lost)
-                self._store.record(EventKind.LOG_RESUMED, log.id, log.pod_id)
+                await self._record(EventKind.LOG_RESUMED, log)
                 log.lost = 0
+
+    async def _record(self, kind: EventKind, log: _Log) -> None:
+        try:
+            self._store.record(kind, log.id, log.pod_id)
+        except sqlite3.OperationalError as error:  # the journal may well be on that disk
+            _log.error("event-not-recorded", kind=kind, container=log.id, error=str(error))
         await self._announce()
 
 

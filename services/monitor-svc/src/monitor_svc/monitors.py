@@ -8,6 +8,7 @@ are started anew from the rows, and an end that came meanwhile is read from what
 import asyncio
 import contextlib
 import signal
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from servicekit.processes import run
 from servicekit.tasks import Turns
 
 _log = logs.get()
+_RECORD_SECONDS = 1  # until an exit that could not be written down is tried again
 _LOOK_SECONDS = 1  # for events that another replica wrote
 
 
@@ -116,9 +118,9 @@ class Monitors:
             _log.error("conmon-lost", container=container_id, pid=monitor.process.pid, still_running=monitor.process.alive())
             await processes.ended(monitor.process)
             exit = Exit(UNKNOWN_EXIT, time.time_ns(), False)
-            self._ended(monitor, exit, "ContainerStatusUnknown", "its monitor (conmon) was killed, so its exit code is not known")
+            await self._ended(monitor, exit, "ContainerStatusUnknown", "its monitor (conmon) was killed, so its exit code is not known")
         else:
-            self._ended(
+            await self._ended(
                 monitor,
                 exit,
                 "OOMKilled" if exit.oom_killed and exit.code == 128 + signal.SIGKILL else "Completed" if exit.code == 0 else "Error",
@@ -126,8 +128,15 @@ class Monitors:
             )
         await self._announce()
 
-    def _ended(self, monitor: Monitor, exit: Exit, reason: str, message: str) -> None:
-        if self._store.exited(monitor.id, exit, reason, message):
+    async def _ended(self, monitor: Monitor, exit: Exit, reason: str, message: str) -> None:
+        while True:
+            try:
+                is_news = self._store.exited(monitor.id, exit, reason, message)
+                break
+            except sqlite3.OperationalError as error:  # the disk is full, say
+                _log.error("exit-not-recorded", container=monitor.id, error=str(error))
+                await asyncio.sleep(_RECORD_SECONDS)
+        if is_news:
             _log.info("container-exited", container=monitor.id, pod=monitor.request.pod_id, code=exit.code, reason=reason)
 
     async def note(self, note: Note) -> None:
