@@ -3,6 +3,7 @@
 CRISP_SOAK_CONTAINERS and CRISP_SOAK_SECONDS make the first test longer (`make soak`).
 """
 
+import fcntl
 import itertools
 import os
 import time
@@ -15,6 +16,7 @@ import pytest
 from crashes import retried
 from expect import until
 from log_lines import entries, written
+from traces import get
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -139,6 +141,18 @@ def test_output_that_is_no_text_comes_as_it_was(cri_client: Cri, world: World, t
     script = "head -c 300000 /dev/urandom > /out/raw; cat /out/raw"
     lines = _log_of(cri_client, world, tmp_path, script, mounts=[cri.Mount(host_path=str(tmp_path), container_path="/out")])
     assert written(lines) == (tmp_path / "raw").read_bytes()
+
+
+def test_a_container_may_be_ahead_of_its_log(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+    """Its pipes hold a megabyte, so that it need not wait for conmon at each 64 KiB (docs/decisions/conmon-writes-the-log.md)."""
+    config = pod_config("wide", log_directory=tmp_path)
+    with cri_client.pod(config) as pod:
+        container = cri_client.run(pod, container_config(world.image, ["sleep", "600"]), config)
+        pid = get(node, "monitor-svc", f"/v1/monitors/{container}").json()["pid"]
+        for stream in (1, 2):
+            fd = os.open(f"/proc/{pid}/fd/{stream}", os.O_WRONLY | os.O_NONBLOCK)
+            assert fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) == 1 << 20
+            os.close(fd)
 
 
 def test_the_two_streams_of_a_container_are_told_apart(cri_client: Cri, world: World, tmp_path: Path) -> None:

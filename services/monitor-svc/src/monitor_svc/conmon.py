@@ -7,6 +7,8 @@
 """
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 10
+_PIPE_BYTES = 1 << 20  # Linux's pipe-max-size
 # The same as runtime-svc dumps with.
 _RESTORE_OPTIONS = [f"--runtime-opt={option}" for option in ("--tcp-established", "--file-locks")]
 
@@ -119,6 +122,8 @@ class Conmon:
             await self.discard(container_id)
             raise Unknown(f"{Path(request.runtime[0]).name} could not create container {request.name}: {_first_fault(message)}")
         conmon_pid = int((folder / "conmon.pid").read_text())
+        if not request.tty:
+            _widen_pipes(pid)
         return Created(ProcessRef.of(conmon_pid), ProcessRef.of(pid))
 
     def _scopes(self) -> "Systemd":
@@ -235,6 +240,17 @@ class Conmon:
                 path.unlink()
             else:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _widen_pipes(pid: int) -> None:
+    """Makes a container's standard streams hold more than Linux gives a pipe, 64 KiB: with that it and conmon wait for each other all the time."""
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):  # a monitor of another kind may give it no pipe, and it is only faster with a wide one
+            fd = os.open(f"/proc/{pid}/fd/{stream}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            finally:
+                os.close(fd)
 
 
 async def _read_line(fd: int) -> bytes:

@@ -1,8 +1,9 @@
 """The disks that containers' logs are on: watched, for conmon drops what finds no room and tells nobody.
 
-A disk is short of room when less than `log_reserve` of it is free. Then, by `full_log_disk`, its containers go on and conmon drops what does
-not fit, or their conmons are held (SIGSTOP): a container that writes then waits at its full pipe, as it would for a slow reader, until there
-is room or `log_hold_timeout` is over. What was dropped is seen in proc_pid_io(5): conmon has read more than it has written.
+A disk is short of room when less than `log_reserve` of it is free, or less than half of a small one. Then, by `full_log_disk`, its containers
+go on and conmon drops what does not fit, or their conmons are held (SIGSTOP): a container that writes then waits at its full pipe, as it
+would for a slow reader, until there is room or `log_hold_timeout` is over. What was dropped is seen in proc_pid_io(5): conmon has read more
+than it has written.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from monitor_svc.store import Monitor, Store
 from servicekit import logs
 
 LOST = Counter(
-    "crisp_log_lost_bytes_total", "Bytes, at least, that containers wrote while their log's disk was full, and that were dropped"
+    "crisp_log_lost_bytes_total", "Bytes, by estimate, that containers wrote while their log's disk was full, and that were dropped"
 )
 SHORT = Gauge("crisp_log_disks_short", "Disks with logs of running containers that are short of room")
 HELD = Gauge("crisp_log_held_containers", "Containers that wait, when they write, for room on their log's disk")
@@ -43,16 +44,22 @@ class _Log:
         self.conmon, self.process = monitor.conmon, monitor.process
         self.held = processes.is_stopped(monitor.conmon)
         self.lost = 0
-        self._read = self._written = -1
+        self._read = self._written = 0
+        self.skip()
+
+    def skip(self) -> None:
+        """Counts from here on: what was written till now had room, and the times in it (45 bytes a line) would hide what is lost."""
+        self.count_lost()
+        self.lost = 0
 
     def count_lost(self) -> int:
-        """Bytes that conmon has read and not written since the last time; 0 the first time."""
+        """Bytes that conmon has read and not written since the last time: what was lost, by estimate."""
         try:
             words = Path(f"/proc/{self.conmon.pid}/io").read_text().split()
         except OSError:
             return 0
         read, written = int(words[1]), int(words[3])
-        lost = 0 if self._read < 0 else max(0, read - self._read - (written - self._written))
+        lost = max(0, read - self._read - (written - self._written))
         self._read, self._written = read, written
         self.lost += lost
         return lost
@@ -150,7 +157,7 @@ class LogDisks:
         if room is None:
             return _LONGEST_WAIT
         free, size = room
-        reserve = min(self._reserve, size // 10)
+        reserve = min(self._reserve, size // 2)
         if disk.full or free < _FULL:
             await self._count_lost(disk)
         disk.full = free < _FULL
@@ -161,7 +168,8 @@ class LogDisks:
         if disk.short_since is None:
             disk.short_since = time.monotonic()
             for log in disk.logs.values():
-                log.count_lost()  # from here on
+                if not disk.full:
+                    log.skip()
             _log.error("log-disk-short", folder=disk.folder, free=free, size=size, holds=self._holds)
         self._hold(disk, time.monotonic() - disk.short_since)
         return _SHORT_WAIT
