@@ -64,8 +64,8 @@ lint: setup ## ruff, import-linter, shell syntax
 types: setup ## mypy --strict
 	@$(BIN)/mypy --no-error-summary $(SOURCES) bench tests && echo "mypy: fine"
 
-unit: setup ## the tests beside each package
-	@$(PY) -m pytest -q -n $(JOBS) proto libs services cli
+unit: setup ## the tests beside each package, and of what the documents promise
+	@$(PY) -m pytest -q -n $(JOBS) proto libs services cli tests/test_docs.py
 
 e2e: root setup lab programs ## the tests of the whole
 	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests/e2e

@@ -61,8 +61,11 @@ def metric(node: Node, name: str) -> float:
 
 def kinds(node: Node, container: str) -> list[str]:
     """What the journal has about a container."""
-    found = get(node, "monitor-svc", "/v1/events?limit=500").json()["events"]
-    return [event["kind"] for event in found if event["container_id"] == container]
+    found, after = [], 0
+    while events := get(node, "monitor-svc", f"/v1/events?limit=500&after={after}").json()["events"]:
+        found += [event["kind"] for event in events if event["container_id"] == container]
+        after = events[-1]["cursor"]
+    return found
 
 
 def is_held(node: Node) -> bool:

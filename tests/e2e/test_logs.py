@@ -1,14 +1,15 @@
 """Log files: each line is there once, in order and whole, whatever is written and whoever is killed meanwhile.
 
-CRISP_SOAK_CONTAINERS and CRISP_SOAK_SECONDS make the first test longer (`make soak`).
+CRISP_SOAK_CONTAINERS, CRISP_SOAK_SECONDS and CRISP_SOAK_SPEED make the first test longer and faster (`make soak`).
 """
 
 import fcntl
 import itertools
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,10 @@ from crisplab.node import SERVICES, Node
 
 CONTAINERS = int(os.environ.get("CRISP_SOAK_CONTAINERS", "8"))
 SECONDS = float(os.environ.get("CRISP_SOAK_SECONDS", "10"))
-# Half a megabyte of lines at once, 8 MB a second by all together, which the readers below keep up with; when the file is there, a last line.
+# By all containers together, in MB a second, half a megabyte at once: what the readers below keep up with. 0 is as fast as they can, which
+# outruns the readers on two cores.
+SPEED = float(os.environ.get("CRISP_SOAK_SPEED", "8"))
+# When the file is there, a last line.
 _WRITER = f"""
 BEGIN {{
   for (i = 0;; i++) {{
@@ -34,10 +38,11 @@ BEGIN {{
     if (i % 4096) continue
     if ((getline x < "/stop/now") > 0) break
     close("/stop/now")
-    system("sleep {CONTAINERS / 16:.2f}")
+    {f'system("sleep {CONTAINERS / SPEED / 2:.2f}")' if SPEED else ""}
   }}
   print "end"
 }}"""
+_ENTRY = re.compile(rb"[^ ]+ stdout (?:F ([^\n]*\n)|P ([^\n]*)\n)")
 
 
 @dataclass(slots=True)
@@ -48,7 +53,7 @@ class Reader:
     next: int = 0
     ended: bool = False
     rotations: int = 0
-    _pending: bytearray = field(default_factory=bytearray)
+    _pending: bytes = b""
 
     def rotate(self, client: Cri, container: str) -> None:
         """As kubelet does it: the file is renamed, the runtime opens a new one; then nobody writes the old one any more."""
@@ -61,24 +66,20 @@ class Reader:
 
     def read(self, file: Path) -> None:
         """Checks all lines of a file, and removes it."""
-        for raw in file.read_bytes().splitlines():
-            _, stream, tag, text = raw.split(b" ", 3)
-            assert stream == b"stdout"
-            self._pending += text
-            if tag == b"F":
-                self._line(bytes(self._pending))
-                self._pending.clear()
+        raw = file.read_bytes()
+        whole, newline, self._pending = (self._pending + _ENTRY.sub(rb"\1\2", raw)).rpartition(b"\n")
+        self._lines(whole + newline)
         file.unlink()
 
-    def _line(self, line: bytes) -> None:
-        assert not self.ended, f"{self.log}: {line[:80]!r} after the end"
-        if line == b"end":
-            self.ended = True
-            return
-        number, _, rest = line.partition(b" ")
-        assert int(number) == self.next, f"{self.log}: line {number!r} where {self.next} was due"
-        assert len(rest) == 110
-        self.next += 1
+    def _lines(self, text: bytes) -> None:
+        assert not (text and self.ended), f"{self.log}: {text[:80]!r} after the end"
+        if text.endswith(b"end\n"):
+            self.ended, text = True, text.removesuffix(b"end\n")
+        count = text.count(b"\n")
+        if text != b"".join(b"%d %b\n" % (number, b"x" * 110) for number in range(self.next, self.next + count)):
+            for number, line in enumerate(text.splitlines(), start=self.next):
+                assert line == b"%d %b" % (number, b"x" * 110), f"{self.log}: {line[:80]!r} where line {number} was due"
+        self.next += count
 
 
 @pytest.mark.timeout((SECONDS * 3 + 240) * clone.SLOWNESS)
