@@ -31,7 +31,8 @@ def main() -> int:
     options = parser.parse_args()
     built = clone.ROOT / ".cache/conformance"
     try:
-        has_go = bool(golang.command())
+        golang.command()
+        has_go = True
     except golang.NoGo as error:
         has_go = False
         if not (built / "critest.test").exists():

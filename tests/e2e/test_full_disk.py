@@ -86,11 +86,26 @@ def holding(own_node: Node, world: World) -> Iterator[tuple[Node, Cri]]:
         yield own_node, client
 
 
+@contextmanager
+def flooding(node: Node, client: Cri, world: World, folder: Path, *, mebibytes: int) -> Iterator[tuple[Disk, str]]:
+    """A disk, and a container that writes more than fits into it."""
+    config = pod_config("flood", log_directory=folder / "small")
+    with a_disk(node, folder / "small", mebibytes) as disk, client.pod(config) as pod:
+        yield disk, client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
+
+
+@contextmanager
+def held(holding: tuple[Node, Cri], world: World, folder: Path) -> Iterator[tuple[Disk, str]]:
+    """The same, once the container waits for room."""
+    node, client = holding
+    with flooding(node, client, world, folder, mebibytes=40) as (disk, container):
+        until(lambda: is_held(node) or None, seconds=60)
+        yield disk, container
+
+
 def test_a_container_goes_on_and_what_found_no_room_is_told(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
-    config = pod_config("full", log_directory=tmp_path / "small")
     lost = metric(node, "crisp_log_lost_bytes_total")
-    with a_disk(node, tmp_path / "small", 1) as disk, cri_client.pod(config) as pod:
-        container = cri_client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
+    with flooding(node, cri_client, world, tmp_path, mebibytes=1) as (disk, container):
         until(lambda: is_done(cri_client, container) or None, seconds=60)
         numbers = disk.numbers()
         assert numbers[:5000] == list(range(1, 5001))
@@ -110,10 +125,7 @@ def test_a_container_goes_on_and_what_found_no_room_is_told(cri_client: Cri, nod
 
 def test_held_a_container_waits_and_nothing_is_lost(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
     node, client = holding
-    config = pod_config("held", log_directory=tmp_path / "small")
-    with a_disk(node, tmp_path / "small", 40) as disk, client.pod(config) as pod:
-        container = client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
-        until(lambda: is_held(node) or None, seconds=60)
+    with held(holding, world, tmp_path) as (disk, container):
         assert not is_done(client, container)  # and it answers meanwhile
         node.kill("monitor-svc")
         until(lambda: is_held(node) or None)  # the next monitor-svc holds it in its turn
@@ -127,21 +139,15 @@ def test_held_a_container_waits_and_nothing_is_lost(holding: tuple[Node, Cri], w
 
 
 def test_held_a_container_can_be_stopped(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
-    node, client = holding
-    config = pod_config("held", log_directory=tmp_path / "small")
-    with a_disk(node, tmp_path / "small", 40), client.pod(config) as pod:
-        container = client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
-        until(lambda: is_held(node) or None, seconds=60)
+    _, client = holding
+    with held(holding, world, tmp_path) as (_, container):
         client.runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=0), timeout=20)
         assert client.status(container).exit_code == 137
 
 
 def test_held_a_container_that_ends_is_seen_to_end(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
     node, client = holding
-    config = pod_config("held", log_directory=tmp_path / "small")
-    with a_disk(node, tmp_path / "small", 40), client.pod(config) as pod:
-        container = client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
-        until(lambda: is_held(node) or None, seconds=60)
+    with held(holding, world, tmp_path) as (_, container):
         os.kill(get(node, "monitor-svc", f"/v1/monitors/{container}").json()["pid"], signal.SIGKILL)
         until(lambda: client.status(container).state == cri.CONTAINER_EXITED or None, seconds=20)
 
@@ -149,13 +155,12 @@ def test_held_a_container_that_ends_is_seen_to_end(holding: tuple[Node, Cri], wo
 def test_after_the_time_limit_it_goes_on(own_node: Node, world: World, tmp_path: Path) -> None:
     own_node.settings = {"monitor": {"full_log_disk": "hold", "log_hold_timeout": 1}}
     own_node.start()
-    config = pod_config("held", log_directory=tmp_path / "small")
-    with Cri(own_node.socket) as client, a_disk(own_node, tmp_path / "small", 40), client.pod(config) as pod:
+    with Cri(own_node.socket) as client:
         client.pull(world.image)
-        container = client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
-        until(lambda: is_done(client, container) or None, seconds=60)
-        until(lambda: kinds(own_node, container)[-1] == "log-lost" or None)
-        assert not is_held(own_node)
+        with flooding(own_node, client, world, tmp_path, mebibytes=40) as (_, container):
+            until(lambda: is_done(client, container) or None, seconds=60)
+            until(lambda: kinds(own_node, container)[-1] == "log-lost" or None)
+            assert not is_held(own_node)
 
 
 def test_a_setting_that_is_none_is_refused(own_node: Node) -> None:

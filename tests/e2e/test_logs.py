@@ -6,7 +6,6 @@ CRISP_SOAK_CONTAINERS, CRISP_SOAK_SECONDS and CRISP_SOAK_SPEED make the first te
 import fcntl
 import itertools
 import os
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,7 +41,6 @@ BEGIN {{
   }}
   print "end"
 }}"""
-_ENTRY = re.compile(rb"[^ ]+ stdout (?:F ([^\n]*\n)|P ([^\n]*)\n)")
 
 
 @dataclass(slots=True)
@@ -67,7 +65,10 @@ class Reader:
     def read(self, file: Path) -> None:
         """Checks all lines of a file, and removes it."""
         raw = file.read_bytes()
-        whole, newline, self._pending = (self._pending + _ENTRY.sub(rb"\1\2", raw)).rpartition(b"\n")
+        assert not raw or raw.endswith(b"\n")
+        lines = entries(raw)
+        assert {stream for stream, _, _ in lines} <= {b"stdout"}
+        whole, newline, self._pending = (self._pending + written(lines)).rpartition(b"\n")
         self._lines(whole + newline)
         file.unlink()
 

@@ -5,7 +5,6 @@ make it enforce for as long as a container tries things, since the policy has no
 """
 
 import contextlib
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from world import World
 from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
+from servicekit.selinux import label_of
 
 ENFORCE = Path("/sys/fs/selinux/enforce")
 pytestmark = pytest.mark.skipif(not ENFORCE.exists(), reason="the kernel of this machine has no SELinux (make test-vm VM=--selinux has)")
@@ -44,14 +44,6 @@ def denials() -> list[str]:
     """What the kernel has refused containers, or in permissive mode would have."""
     said = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in said if "avc:" in line and "container" in line][-40:]
-
-
-def label_of(path: str | Path) -> str:
-    return os.getxattr(path, "security.selinux").rstrip(b"\0").decode()
-
-
-def security(**options: str) -> cri.LinuxContainerSecurityContext:
-    return cri.LinuxContainerSecurityContext(selinux_options=cri.SELinuxOption(**options))
 
 
 def test_process_and_files_have_the_pods_label(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
@@ -118,6 +110,8 @@ def test_a_label_that_the_policy_does_not_know_is_named(cri_client: Cri, world: 
         cri_client.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), timeout=60)
     config.linux.security_context.selinux_options.level = ""
     with cri_client.pod(config) as pod:
-        linux = cri.LinuxContainerConfig(security_context=security(type="no_such_t"))
+        linux = cri.LinuxContainerConfig(
+            security_context=cri.LinuxContainerSecurityContext(selinux_options=cri.SELinuxOption(type="no_such_t"))
+        )
         with refused(grpc.StatusCode.INVALID_ARGUMENT, "no_such_t"):
             cri_client.run(pod, container_config(world.image, ["true"], linux=linux), config)

@@ -149,10 +149,7 @@ def _install(tree: Path) -> None:
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "SYSTEMD_OFFLINE": "1",
     }
-    command = ["unshare", "--mount", "chroot", str(tree), "/bin/bash", "/root/crisp/tests/vm/install"]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        raise SystemExit(f"vm: crisp could not be installed:\n{finished.stdout[-1500:]}{finished.stderr[-2500:]}")
+    _in_tree(tree, "crisp could not be installed", "/bin/bash", "/root/crisp/tests/vm/install", environment=environment)
     shutil.rmtree(tree / "wheels")
 
 
@@ -160,10 +157,15 @@ def _label(tree: Path) -> None:
     """Adds to the policy what containers need, and gives each file its label (setfiles(8)): mkfs takes them along."""
     (tree / "etc/selinux/config").write_text("SELINUX=permissive\nSELINUXTYPE=default\n")
     label = "mount -t proc proc /proc && semodule -n -i /root/crisp/tests/vm/containers.cil && setfiles -q -e /proc /etc/selinux/default/contexts/files/file_contexts /"
-    command = ["unshare", "--mount", "chroot", str(tree), "/bin/sh", "-c", label]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    _in_tree(tree, "the tree could not be labelled", "/bin/sh", "-c", label)
+
+
+def _in_tree(tree: Path, fault: str, *command: str, environment: dict[str, str] | None = None) -> None:
+    """Runs a command with the tree as its root and mounts of its own. Where it fails, that is the end, with its words."""
+    entered = ["unshare", "--mount", "chroot", str(tree), *command]
+    finished = subprocess.run(entered, env=environment, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
-        raise SystemExit(f"vm: the tree could not be labelled:\n{finished.stderr[-2000:]}")
+        raise SystemExit(f"vm: {fault}:\n{finished.stdout[-1500:]}{finished.stderr[-2500:]}")
 
 
 def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str) -> int:

@@ -137,6 +137,19 @@ def test_what_ran_when_the_machine_went_down_has_ended(tmp_path: Path, monkeypat
     assert after.events(0, 10)[-1].kind is EventKind.STOPPED
 
 
+def _watching(store: Store, run: Path) -> Monitors:
+    monitors = Monitors(store, Conmon(Path("/usr/bin/conmon"), run, 10), MonitorSettings(), run)
+    monitors.watch_all()
+    return monitors
+
+
+async def _end_seen(monitors: Monitors, container_id: str) -> None:
+    async with asyncio.timeout(10):
+        while monitors.get(container_id).state is ProcessState.ALIVE:
+            await asyncio.sleep(0.01)
+    await monitors.close()
+
+
 async def test_exits_are_known_after_an_upgrade_over_which_they_came(tmp_path: Path) -> None:
     """The database as the first version made it, with a container that had ended and one that ended while no monitor-svc ran."""
     first = Database(tmp_path / "m.db", store_module._MIGRATIONS[:1])
@@ -155,12 +168,8 @@ async def test_exits_are_known_after_an_upgrade_over_which_they_came(tmp_path: P
     os.utime(tmp_path / "run/exits/meanwhile", ns=(1_700_000_001_000_000_007,) * 2)
 
     store = Store(tmp_path / "m.db", 10)
-    monitors = Monitors(store, Conmon(Path("/usr/bin/conmon"), tmp_path / "run", 10), MonitorSettings(), tmp_path / "run")
-    monitors.watch_all()
-    async with asyncio.timeout(10):
-        while monitors.get("meanwhile").state is ProcessState.ALIVE:
-            await asyncio.sleep(0.01)
-    await monitors.close()
+    monitors = _watching(store, tmp_path / "run")
+    await _end_seen(monitors, "meanwhile")
     facts = {
         process.id: (process.state, process.exit_code, process.oom_killed, process.finished_at, process.reason)
         for process in monitors.all()
@@ -177,8 +186,7 @@ async def test_an_exit_that_finds_no_room_is_recorded_once_there_is(tmp_path: Pa
     here = ProcessRef.of(conmon.pid)
     store.begin("c", REQUEST)
     store.created("c", Created(here, here))
-    monitors = Monitors(store, Conmon(Path("/usr/bin/conmon"), tmp_path / "run", 10), MonitorSettings(), tmp_path / "run")
-    monitors.watch_all()
+    monitors = _watching(store, tmp_path / "run")
     (tmp_path / "run/exits/c").write_text("7")
     store._db.run("PRAGMA max_page_count = 1")  # SQLite takes the number of pages that there are
     with pytest.raises(sqlite3.OperationalError, match="full"):
@@ -189,10 +197,7 @@ async def test_an_exit_that_finds_no_room_is_recorded_once_there_is(tmp_path: Pa
     await asyncio.sleep(0.3)
     assert monitors.get("c").state is ProcessState.ALIVE
     store._db.run("PRAGMA max_page_count = 4294967294")
-    async with asyncio.timeout(10):
-        while monitors.get("c").state is ProcessState.ALIVE:
-            await asyncio.sleep(0.01)
-    await monitors.close()
+    await _end_seen(monitors, "c")
     assert monitors.get("c").exit_code == 7
 
 

@@ -7,6 +7,7 @@
 Since 1.21 Go can be had as a Go module, and Debian 12's Go 1.19, unpacked beside the checkout, is new enough to download one.
 """
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from crisplab import clone
@@ -59,9 +61,7 @@ def program(name: str) -> Path:
     module, package = PROGRAMS[name]
     built, mark = BUILT / name, BUILT / f"{name}.of"
     digest = hashlib.sha256(b"".join((module / file).read_bytes() for file in ("go.mod", "go.sum"))).hexdigest()
-    BUILT.mkdir(parents=True, exist_ok=True)
-    with open(BUILT / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two test workers may want it at once
+    with _alone(name):
         if not (built.exists() and mark.exists() and mark.read_text() == digest):
             beside = built.with_suffix(".new")
             print(f"building {name}, once", flush=True)
@@ -95,9 +95,7 @@ def command() -> str:
         if version is not None and tuple(map(int, version.groups())) >= _FETCHES_ITS_SUCCESSORS:
             return found
     toolchain = BUILT / "toolchain"
-    BUILT.mkdir(parents=True, exist_ok=True)
-    with open(BUILT / "toolchain.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone("toolchain"):
         if not toolchain.exists():
             try:
                 _fetch(toolchain)
@@ -108,6 +106,15 @@ def command() -> str:
                     f" ({' '.join((words or '').split())[-300:]}); install Go 1.26 or newer (go.dev) and try again"
                 ) from error
     return str(toolchain / "bin/go")
+
+
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """One process at a time makes a thing: two test workers may want it at once."""
+    BUILT.mkdir(parents=True, exist_ok=True)
+    with open(BUILT / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _fetch(toolchain: Path) -> None:

@@ -167,8 +167,8 @@ class LogDisks:
             return min(_LONGEST_WAIT, max(_SHORTEST_WAIT, (free - reserve) / _FASTEST))
         if disk.short_since is None:
             disk.short_since = time.monotonic()
-            for log in disk.logs.values():
-                if not disk.full:
+            if not disk.full:
+                for log in disk.logs.values():
                     log.skip()
             _log.error("log-disk-short", folder=disk.folder, free=free, size=size, holds=self._holds)
         self._hold(disk, time.monotonic() - disk.short_since)

@@ -31,7 +31,7 @@ class ProcessRef:
 def start_time(pid: int) -> int:
     """When a process started, in clock ticks; 0 if there is none or it is a zombie."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _stat(pid)
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return 0 if fields[0] in "ZX" else int(fields[19])
@@ -40,7 +40,8 @@ def start_time(pid: int) -> int:
 def is_stopped(process: ProcessRef) -> bool:
     """Whether SIGSTOP holds it (proc_pid_stat(5), state T)."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T" and process.alive()
+        fields = _stat(process.pid)
+        return fields[0] == "T" and int(fields[19]) == process.start_time
     return False
 
 
@@ -143,4 +144,9 @@ def _parents() -> Iterator[tuple[int, int]]:
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                yield int(entry.name), int(Path(f"{entry.path}/stat").read_text().rpartition(")")[2].split()[1])
+                yield int(entry.name), int(_stat(entry.name)[1])
+
+
+def _stat(pid: int | str) -> list[str]:
+    """What the kernel says of a process, from its state on (proc_pid_stat(5)). Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

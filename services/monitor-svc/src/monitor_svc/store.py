@@ -124,10 +124,7 @@ class Store:
         with self._db.write() as db:
             row = db.execute("DELETE FROM monitors WHERE id = ? RETURNING pod, state", (container_id,)).fetchone()
             if row is not None and row["state"] != _CREATING:
-                db.execute(
-                    "INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)",
-                    (EventKind.DELETED, container_id, row["pod"], time.time_ns()),
-                )
+                self.record(EventKind.DELETED, container_id, row["pod"])
             db.execute("DELETE FROM events WHERE cursor <= (SELECT max(cursor) FROM events) - ?", (self._keep_events,))
 
     def monitor(self, container_id: str) -> Monitor | None:
@@ -209,10 +206,7 @@ class Store:
             ).fetchone()
             if last is not None and (last["kind"] == note.kind or (last["kind"] == EventKind.DELETED and note.kind == EventKind.STOPPED)):
                 return False
-            db.execute(
-                "INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)",
-                (note.kind, note.container_id, note.pod_id, time.time_ns()),
-            )
+            self.record(note.kind, note.container_id, note.pod_id)
         return True
 
     def journal(self, after: int, limit: int) -> EventList:
