@@ -322,7 +322,7 @@ def test_attach_over_rotation_misses_nothing(box: Box) -> None:
 
 def test_a_client_that_does_not_read_is_dropped_and_slows_nobody(box: Box, node: Node) -> None:
     """The container writes 64 MB, more than the 16 MiB that a client may be behind, in the time it takes without that client."""
-    flood = "read go; head -c 48000000 /dev/zero | tr '\\0' x | fold -w 119; echo done; sleep 600"
+    flood = "read go; head -c 48000000 /dev/zero | tr '\\0' x | fold -w 119; echo; echo done; sleep 600"
     talker = box.run("flood", "sh", "-c", flood, stdin=True)
     log = box.logs / "flood.log"
     with websocket(box.attach(talker), V4) as lazy:

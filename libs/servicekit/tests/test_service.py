@@ -173,6 +173,27 @@ async def test_a_replica_that_comes_late_is_waited_for(tmp_path: Path, caller: S
         assert (await waiting).text == "late"
 
 
+async def test_patience_begins_when_a_replica_is_missed(tmp_path: Path, caller: ServiceClient) -> None:
+    """A call that waits for news is older than that when the replica that it waits at dies."""
+    caller.patience = 1
+    (tmp_path / "demo").mkdir()
+    path = tmp_path / "demo/mortal.sock"
+
+    async def die(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(1.2)
+        path.unlink()
+        writer.close()
+
+    async with await asyncio.start_unix_server(die, path) as mortal:
+        waiting = asyncio.create_task(caller.call("GET", "/v1/who", Echo))
+        while path.exists():
+            await asyncio.sleep(0.01)
+        mortal.close()
+        await asyncio.sleep(0.1)
+        async with running(tmp_path, "heir"):
+            assert (await waiting).text == "heir"
+
+
 async def test_a_dead_socket_is_passed_over(tmp_path: Path, caller: ServiceClient) -> None:
     async with running(tmp_path, "alive"):
         dead = socket.socket(socket.AF_UNIX)

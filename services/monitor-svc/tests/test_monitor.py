@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crisp_proto.monitor import EventKind, MonitorRequest, ProcessState
+from crisp_proto.monitor import EventKind, MonitorRequest, Note, ProcessState
 from crisp_proto.streams import Session, SessionKind
 from monitor_svc import commands, exec_sync, processes, sessions, signals
 from monitor_svc import store as store_module
@@ -96,6 +96,23 @@ def test_the_journal_has_every_change_and_forgets_the_oldest(tmp_path: Path) -> 
     assert [event.cursor for event in store.events(0, 100)] == [4, 5, 6, 7]
     assert store.events(6, 100)[0].kind is EventKind.DELETED
     assert store.processes("c0") == []
+
+
+def test_a_note_that_comes_twice_or_late_is_written_down_once(tmp_path: Path) -> None:
+    """Its answer may have been lost with the service, and its container have ended before it is sent again."""
+    store = Store(tmp_path / "m.db", keep_events=10)
+    here = ProcessRef.of(os.getpid())
+    started = Note(kind=EventKind.STARTED, container_id="c", pod_id="pod")
+    store.begin("c", REQUEST)
+    store.created("c", Created(here, here))
+    assert store.note(started)
+    assert store.exited("c", Exit(0, 1000, False), "Completed", "")
+    assert not store.note(started)
+    store.remove("c")
+    assert not store.note(Note(kind=EventKind.STOPPED, container_id="c", pod_id="pod"))
+    assert [event.kind for event in store.events(0, 10)] == [
+        EventKind.CREATED, EventKind.STARTED, EventKind.STOPPED, EventKind.DELETED,
+    ]  # fmt: skip
 
 
 def test_an_unfinished_creation_leaves_no_event(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ class ServiceClient:
         if content:
             headers["content-type"] = "application/json"
         headers |= _context_headers()
-        give_up = time.monotonic() + self.patience
+        give_up: float | None = None  # counted from when it is missed: a call that waits for news may have been there for long
         while True:
             replica = self._least_busy()
             if replica is not None:
@@ -199,6 +199,7 @@ class ServiceClient:
                     metrics.CALL_RETRIES.labels(self.service).inc()
                 finally:
                     replica.in_flight -= 1
+            give_up = give_up or time.monotonic() + self.patience
             if time.monotonic() > give_up:
                 raise self._away()
             await asyncio.sleep(_RETRY_PAUSE)

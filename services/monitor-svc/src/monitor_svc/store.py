@@ -198,13 +198,11 @@ class Store:
         self._db.run("INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)", kind, container_id, pod_id, time.time_ns())
 
     def note(self, note: Note) -> bool:
-        """Writes an event down, unless the container's last one says it already: notes may come twice, and what is deleted may be deleted again."""
+        """Writes an event down, unless it is there already or the container is deleted: notes may come twice, and late."""
         with self._db.write() as db:
-            last = db.execute(
-                "SELECT kind FROM events WHERE container = ? AND kind NOT IN (?, ?) ORDER BY cursor DESC LIMIT 1",
-                (note.container_id, EventKind.LOG_LOST, EventKind.LOG_RESUMED),
-            ).fetchone()
-            if last is not None and (last["kind"] == note.kind or (last["kind"] == EventKind.DELETED and note.kind == EventKind.STOPPED)):
+            if db.execute(
+                "SELECT 1 FROM events WHERE container = ? AND kind IN (?, ?) LIMIT 1", (note.container_id, note.kind, EventKind.DELETED)
+            ).fetchone():
                 return False
             self.record(note.kind, note.container_id, note.pod_id)
         return True
