@@ -24,7 +24,7 @@ import yaml
 from crisplab import clone, golang
 from crisplab.certificates import Authority
 from crisplab.cri import Cri
-from crisplab.node import Node, cgroup_folders, remove_cgroup, uses_systemd
+from crisplab.node import Names, Node, cgroup_folders, remove_cgroup, uses_systemd
 from crisplab.registry import free_port
 
 _TUNABLES = (
@@ -177,7 +177,7 @@ class Kubelet:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text((Path("/proc/sys") / tunable).read_text())
         serving = self.authority.issue("kubelet", f"/O=system:nodes/CN=system:node:{self.name}")
-        _make_cgroup(self.node.names.cgroup)
+        _make_cgroup(self.node.names)
         configuration: dict[str, Any] = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
@@ -212,18 +212,32 @@ class Kubelet:
         (self.root / "kubelet.yaml").write_text(yaml.safe_dump(configuration))
 
 
-def _make_cgroup(path: str) -> None:
-    """kubelet wants its cgroupRoot to be there, on version 1 in each hierarchy."""
+def _make_cgroup(names: Names) -> None:
+    """kubelet wants its cgroupRoot to be there, with all controllers, on version 1 in each hierarchy."""
     base = Path("/sys/fs/cgroup")
-    hierarchies = (
-        [base]
-        if (base / "cgroup.controllers").exists()
-        else [entry for entry in base.iterdir() if (entry / "cgroup.procs").exists() and not entry.is_symlink()]
-    )
-    for hierarchy in hierarchies:
-        folder = hierarchy / path.lstrip("/")
+    if (base / "cgroup.controllers").exists():
+        _make_unified_cgroup(base, names)
+        return
+    for hierarchy in base.iterdir():
+        if hierarchy.is_symlink() or not (hierarchy / "cgroup.procs").exists():
+            continue
+        folder = hierarchy / names.cgroup.lstrip("/")
         folder.mkdir(parents=True, exist_ok=True)
         if hierarchy == _V1_CPUSET:
             for name in ("cpuset.cpus", "cpuset.mems"):
                 if not (folder / name).read_text().strip():
                     (folder / name).write_text((hierarchy / name).read_text())
+
+
+def _make_unified_cgroup(base: Path, names: Names) -> None:
+    if uses_systemd():  # a property of each controller that systemd knows, lest it takes that away again (systemd.resource-control(5))
+        properties = [
+            f"AllowedCPUs={(base / 'cpuset.cpus.effective').read_text().strip()}",
+            "CPUWeight=100",
+            *(f"{kind}Accounting=yes" for kind in ("IO", "Memory", "Tasks")),
+        ]
+        for command in (["start", names.cgroup_parent], ["set-property", "--runtime", names.cgroup_parent, *properties]):
+            subprocess.run(["systemctl", *command], check=True)
+    (base / names.cgroup.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    for controller in (base / "cgroup.controllers").read_text().split():
+        (base / "cgroup.subtree_control").write_text(f"+{controller}")
