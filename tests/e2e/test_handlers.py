@@ -110,6 +110,16 @@ def test_a_pod_may_be_told_of_more_processor_than_its_parent_has_yet(cri_client:
             remove_cgroup(folder)
 
 
+@pytest.mark.skipif(not uses_systemd(), reason="slices are systemd's; this node's driver is cgroupfs")
+def test_a_slice_may_be_given_by_its_path(cri_client: Cri, node: Node, tmp_path: Path) -> None:
+    """As kubelet does it; by its name, which crictl's manuals show, is the rest of the tests' way."""
+    prefix = node.names.cgroup_parent.removesuffix(".slice")
+    config = pod_config("sliced", log_directory=tmp_path)
+    config.linux.cgroup_parent = f"/{prefix}.slice/{prefix}-kubepods.slice"
+    with cri_client.pod(config) as pod:
+        assert (Path("/sys/fs/cgroup") / config.linux.cgroup_parent[1:] / f"{prefix}-kubepods-crisp{pod}.slice").is_dir()
+
+
 def limit_processor(cgroup: str, quota: int) -> None:
     """Gives a cgroup so many of each 100,000 microseconds."""
     for folder in cgroup_folders(cgroup):

@@ -6,7 +6,9 @@ import pytest
 
 from crisp_proto.runtime import CgroupUse, CpuUse, MemoryUse
 from runtime_svc import accounts, cgroups
+from runtime_svc.cgroup_drivers import SystemdDriver
 from runtime_svc.cgroups import CgroupsV1, CgroupsV2
+from servicekit.errors import InvalidArgument
 
 FILES = {
     "cpu.stat": "usage_usec 1500\nuser_usec 1000\n",
@@ -91,3 +93,14 @@ def test_version_2_is_accounted_for_by_device_and_event(root: Path) -> None:
     assert account.own is not None
     assert account.own.processes == 0
     assert accounts.read(version_2, "/crisp/none", use, with_processes=True) is None
+
+
+@pytest.mark.parametrize("parent", ["kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"])
+def test_systemds_parent_is_a_slices_name_or_path(parent: str) -> None:
+    assert SystemdDriver(CgroupsV2(), "").pod(parent, "ab") == "/kubepods.slice/kubepods-pod1.slice/kubepods-pod1-crispab.slice"
+
+
+@pytest.mark.parametrize("parent", ["/pods", "pods", "/elsewhere.slice/kubepods-pod1.slice", "kubepods.slice/kubepods-pod1.slice", "/"])
+def test_systemd_puts_a_slice_where_its_name_says(parent: str) -> None:
+    with pytest.raises(InvalidArgument, match="cgroup_parent"):
+        SystemdDriver(CgroupsV2(), "").pod(parent, "ab")

@@ -195,7 +195,10 @@ def static_pod(kubelet: Kubelet, name: str, wanted: Callable[[Object], Any] | No
         found = next((pod for pod in kubelet.pods() if pod["metadata"]["name"] == name), None)
         return found if found is not None and (wanted or is_ready)(found["status"]) else None
 
-    return until(ask, seconds=seconds, ignore=httpx.HTTPError)
+    try:
+        return until(ask, seconds=seconds, ignore=httpx.HTTPError)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; kubelet has {json.dumps(kubelet.pods())[:3000]}; its log ends:\n{kubelet.log()[-6000:]}") from error
 
 
 def shell(script: str, name: str = "main", **more: Any) -> Object:

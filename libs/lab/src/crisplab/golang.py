@@ -56,6 +56,7 @@ def main() -> int:
     return 0
 
 
+@functools.cache
 def program(name: str) -> Path:
     """Where a program is, built if it is not there yet: kubelet takes minutes. Raises NoGo, or RuntimeError with the compiler's words."""
     module, package = PROGRAMS[name]

@@ -142,11 +142,16 @@ class SystemdDriver:
         self._prefix = self._parent.removesuffix(".slice")
 
     def pod(self, parent: str, pod_id: str) -> str:
-        """A slice below the parent."""
+        """A slice below the parent, which crictl gives by its name, and kubelet by its path."""
         parent = parent or self._parent
-        if not parent.endswith(".slice") or "/" in parent:
-            raise InvalidArgument(f"{_FIELD} = {parent!r}: with the systemd driver it is a slice like kubepods-pod1.slice", field=_FIELD)
-        return self._slice_path(f"{parent.removesuffix('.slice')}-crisp{pod_id}.slice")
+        name = _unit(parent)
+        if not name.endswith(".slice") or parent not in (name, self._slice_path(name)):
+            raise InvalidArgument(
+                f"{_FIELD} = {parent!r}: with the systemd driver it is a slice like kubepods-pod1.slice,"
+                " alone or behind those that its name begins with (/kubepods.slice/kubepods-pod1.slice)",
+                field=_FIELD,
+            )
+        return self._slice_path(f"{name.removesuffix('.slice')}-crisp{pod_id}.slice")
 
     async def create(self, pod: str, limits: LinuxContainerResources) -> None:
         """Starts the slice."""
