@@ -4,10 +4,11 @@ import asyncio
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from servicekit import errors, processes
+from servicekit import errors, processes, selinux
 from servicekit.database import Database
 from servicekit.errors import DeadlineExceeded, FailedPrecondition
 from servicekit.rootpath import read_in_root, resolve_in_root
@@ -136,6 +137,31 @@ def test_paths_never_leave_their_root(tmp_path: Path) -> None:
     assert read_in_root(root, "up") == ""
     assert read_in_root(root, "fifo") == ""
     assert read_in_root(root, "loop") == ""
+
+
+def test_a_label_never_leaves_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container replaces a folder by a link to one of the node's while that is labelled."""
+    volume, foreign = tmp_path / "volume", tmp_path / "foreign"
+    for folder in (volume / "folder", foreign):
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    (volume / "link").symlink_to(foreign)
+    label = os.setxattr
+
+    def replace(path: str | Path, *arguments: Any, **options: Any) -> None:
+        label(path, *arguments, **options)
+        if os.path.basename(path) == "folder":
+            (volume / "folder").rename(volume / "was")
+            (volume / "folder").symlink_to(foreign)
+
+    selinux.relabel(volume, "u:r:t:s0")
+    monkeypatch.setattr(os, "setxattr", replace)
+    selinux.relabel(volume, "u:r:t:s1")
+    assert selinux.label_of(volume) == selinux.label_of(volume / "was") == "u:r:t:s1"
+    assert selinux.label_of(volume / "was/file") == "u:r:t:s0"
+    for path in (foreign, foreign / "file"):
+        with pytest.raises(OSError, match="No data available"):
+            os.getxattr(path, "security.selinux")
 
 
 async def test_programs_run_and_are_killed_in_time() -> None:

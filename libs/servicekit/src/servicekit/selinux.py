@@ -50,11 +50,16 @@ def label_of(path: str | Path) -> str:
 
 
 def relabel(path: str | Path, label: str) -> None:
-    """Gives a file, or a folder with all that is in it, a label. Raises OSError, for instance on a file system without labels."""
+    """Gives a file, or a folder with all that is in it, a label. Raises OSError, for instance on a file system without labels.
+
+    A container may be at work in the folder: a link that it puts where a folder was leads nowhere.
+    """
     os.setxattr(path, _LABEL, label.encode(), follow_symlinks=False)
-    for here, folders, files in os.walk(path):
+    if not os.path.isdir(path):
+        return
+    for _, folders, files, here in os.fwalk(path):
         for name in (*folders, *files):
             try:
-                os.setxattr(os.path.join(here, name), _LABEL, label.encode(), follow_symlinks=False)
+                os.setxattr(f"/proc/self/fd/{here}/{name}", _LABEL, label.encode(), follow_symlinks=False)
             except FileNotFoundError:
                 continue
