@@ -1,6 +1,7 @@
 """What a node's administrator configures for containers: handlers, OCI hooks, CDI devices; and limits of whole pods."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import grpc
@@ -116,8 +117,11 @@ def test_a_slice_may_be_given_by_its_path(cri_client: Cri, node: Node, tmp_path:
     prefix = node.names.cgroup_parent.removesuffix(".slice")
     config = pod_config("sliced", log_directory=tmp_path)
     config.linux.cgroup_parent = f"/{prefix}.slice/{prefix}-kubepods.slice"
-    with cri_client.pod(config) as pod:
-        assert (Path("/sys/fs/cgroup") / config.linux.cgroup_parent[1:] / f"{prefix}-kubepods-crisp{pod}.slice").is_dir()
+    try:
+        with cri_client.pod(config) as pod:
+            assert (Path("/sys/fs/cgroup") / config.linux.cgroup_parent[1:] / f"{prefix}-kubepods-crisp{pod}.slice").is_dir()
+    finally:  # the parent is its maker's to remove
+        subprocess.run(["systemctl", "stop", f"{prefix}-kubepods.slice"], check=True)
 
 
 def limit_processor(cgroup: str, quota: int) -> None:

@@ -34,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drivers", default="systemd,cgroupfs", help="cgroup drivers to run tests/e2e with, one after the other")
     parser.add_argument("--selinux", action="store_true", help="SELinux with Debian's policy, permissive at first, in place of AppArmor")
-    parser.add_argument("--minutes", type=float, default=90, help="time until the machine is switched off")
+    parser.add_argument("--minutes", type=float, default=240, help="time until the machine is switched off")
     parser.add_argument("--keep", action="store_true", help="keep the machine's tree and disk in .cache/vm/kept, and say how to boot it")
     parser.add_argument("arguments", nargs="*", help="what pytest gets instead of tests/e2e")
     options = parser.parse_args()
