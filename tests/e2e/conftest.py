@@ -1,5 +1,6 @@
 """A real registry with an image, and a real node, for each worker; tests that break things start a node of their own."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from crisplab import golang, images, registry, scratch
 from crisplab.cri import Cri
 from crisplab.kubelet import Kubelet
 from crisplab.node import Node
+
+# A shell ignores SIGINT for what it runs with `&`, and programs inherit that; the tests end some of theirs with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
