@@ -32,6 +32,12 @@ from servicekit import client, context, logs, metrics
 from servicekit.errors import CrispError
 
 _MAX_MESSAGE = 16 << 20
+_OPTIONS = [
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_send_message_length", _MAX_MESSAGE),
+    # gRPC cancels calls that wait 30 s for a busy server; here they wait for their turn, as long as the client's deadline says.
+    ("grpc.server_max_unrequested_time_in_server", 3600),
+]
 _STEPS = 24
 _log = logs.get()
 Answer = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
@@ -100,7 +106,7 @@ def image_answers(services: Services) -> dict[str, Answer]:
 @asynccontextmanager
 async def serving(path: Path, gid: int | None, answers: Mapping[str, Mapping[str, Answer]]) -> AsyncIterator[None]:
     """Serves CRI on the unix socket `path`, mode 0660, taking the name over from a server that may have it now."""
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE)])
+    server = grpc.aio.server(options=_OPTIONS)
     for name, methods in answers.items():
         server.add_generic_rpc_handlers((_handlers(name, methods),))
     path.parent.mkdir(parents=True, exist_ok=True)
