@@ -144,7 +144,10 @@ class LogDisks:
             self._more.clear()
             wait = _LONGEST_WAIT
             for disk in list(self._disks.values()):
-                wait = min(wait, await self._look(disk))
+                try:
+                    wait = min(wait, await self._look(disk))
+                except Exception:  # one disk's fault must not end the watch over all
+                    _log.exception("log-disk-not-looked-at", folder=disk.folder)
             SHORT.set(sum(disk.short_since is not None for disk in self._disks.values()))
             HELD.set(sum(log.held for disk in self._disks.values() for log in disk.logs.values()))
             with contextlib.suppress(TimeoutError):
