@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from servicekit import errors, processes, selinux
 from servicekit.database import Database
 from servicekit.errors import DeadlineExceeded, FailedPrecondition
 from servicekit.rootpath import read_in_root, resolve_in_root
-from servicekit.tasks import Joining, Turns, all_of, every
+from servicekit.tasks import Joining, Turns, all_of, every, rounds
 
 
 @pytest.mark.parametrize("kind", errors.BY_CODE.values(), ids=lambda kind: kind.code)
@@ -118,6 +119,32 @@ async def test_all_of_stops_the_others_and_every_does_not() -> None:
     with pytest.raises(ValueError, match="no"):
         await every(fails(), slow())
     assert ended == ["cancelled", "slept"]
+
+
+async def test_a_chore_goes_on_after_a_fault_and_tells_of_it() -> None:
+    faults: list[Exception] = [FailedPrecondition("foreseen"), ZeroDivisionError("not foreseen")]
+    done = 0
+
+    async def work() -> None:
+        nonlocal done
+        if faults:
+            raise faults.pop(0)
+        done += 1
+
+    with capture_logs() as told:
+        chore = asyncio.create_task(rounds("sweep", 0.001, work))
+        async with asyncio.timeout(10):
+            while done < 3:
+                await asyncio.sleep(0.001)
+        chore.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await chore
+    assert [(line["event"], line["chore"], line["log_level"]) for line in told] == [
+        ("chore-failed", "sweep", "warning"),
+        ("chore-failed", "sweep", "error"),
+    ]
+    assert told[0]["error"] == "foreseen"
+    assert told[1]["exc_info"]
 
 
 def test_paths_never_leave_their_root(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
-"""Tasks with owners: equal work that is done once for all who ask, and several things at once of which all must succeed."""
+"""Tasks with owners: equal work that is done once for all who ask, several things at once, and what a service does of its own accord."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Generic, TypeVar
 
+from servicekit import logs
+from servicekit.errors import CrispError
+
 T = TypeVar("T")
+_log = logs.get()
 
 
 class Joining(Generic[T]):
@@ -103,3 +107,22 @@ async def first_of(*works: Awaitable[Any]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
+
+
+async def persist(chore: str, work: Callable[[], Awaitable[T]], again: float = 1.0) -> T:
+    """The result of `work` that nobody has asked for: what it raises is logged, and it is done again after `again` seconds, until it succeeds."""
+    while True:
+        try:
+            return await work()
+        except CrispError as error:
+            _log.warning("chore-failed", chore=chore, error=error.message)
+        except Exception:  # nobody else would tell of it, and the chore would be over until the service's next start
+            _log.exception("chore-failed", chore=chore)
+        await asyncio.sleep(again)
+
+
+async def rounds(chore: str, pause: float, work: Callable[[], Awaitable[Any]]) -> None:
+    """Does `work` for ever, with `pause` seconds after each round; a round that fails is logged and does not end them."""
+    while True:
+        await persist(chore, work, again=pause)
+        await asyncio.sleep(pause)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from cri_gateway.services import Services
 from servicekit import logs
-from servicekit.errors import CrispError
+from servicekit.tasks import rounds
 
 _log = logs.get()
 
@@ -20,12 +20,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            try:
-                await self.look()
-            except CrispError as error:
-                _log.warning("reconcile-failed", error=error.message)
-            await asyncio.sleep(self._interval)
+        await rounds("reconcile", self._interval, self.look)
 
     async def look(self) -> None:
         """One look. What others have is listed before what runtime-svc has, so that something just made is never unknown."""

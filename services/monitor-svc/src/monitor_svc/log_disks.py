@@ -12,7 +12,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from prometheus_client import Counter, Gauge
@@ -22,6 +22,7 @@ from monitor_svc import processes
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import Monitor, Store
 from servicekit import logs
+from servicekit.tasks import persist
 
 LOST = Counter(
     "crisp_log_lost_bytes_total", "Bytes, by estimate, that containers wrote while their log's disk was full, and that were dropped"
@@ -66,9 +67,11 @@ class _Log:
 
 
 class _Disk:
-    """A disk with logs of running containers."""
+    """A disk with logs of running containers, and the task that looks at it."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self.watch: asyncio.Task[None] | None = None
         self.logs: dict[str, _Log] = {}
         self.folder = ""
         self.short_since: float | None = None
@@ -76,12 +79,13 @@ class _Disk:
         self.gave_up = False
 
     def room(self) -> tuple[int, int] | None:
-        """Bytes that root can still write, and the disk's size; None if none of the folders is there any more (statvfs(3))."""
+        """Bytes that root can still write, and the disk's size (statvfs(3)); None if none of the folders is there, on this disk, any more."""
         for log in self.logs.values():
             with contextlib.suppress(OSError):
-                found = os.statvfs(log.folder)
-                self.folder = log.folder
-                return found.f_bfree * found.f_frsize, found.f_blocks * found.f_frsize
+                if os.stat(log.folder).st_dev == self.device:
+                    found = os.statvfs(log.folder)
+                    self.folder = log.folder
+                    return found.f_bfree * found.f_frsize, found.f_blocks * found.f_frsize
         return None
 
 
@@ -96,10 +100,18 @@ class LogDisks:
         self._announce = announce
         self._disks: dict[int, _Disk] = {}
         self._device_of: dict[str, int] = {}
-        self._more = asyncio.Event()
 
-    def add(self, monitor: Monitor) -> None:
-        """A container runs. Its conmon may still be held, by a predecessor of ours that was killed: it goes on when there is room."""
+    @contextlib.contextmanager
+    def watching(self, monitor: Monitor) -> Iterator[None]:
+        """While the block runs, a container's log is watched; its conmon goes on afterwards, for nobody would see that there is room."""
+        self._add(monitor)
+        try:
+            yield
+        finally:
+            self.remove(monitor.id)
+
+    def _add(self, monitor: Monitor) -> None:
+        # Its conmon may still be held, by a predecessor of ours that was killed: it goes on when there is room.
         if not monitor.request.log_path:
             return
         log = _Log(monitor)
@@ -109,10 +121,10 @@ class LogDisks:
             _release(log)  # nobody could see that there is room
             return
         self._device_of[log.id] = device
-        if device not in self._disks:
-            self._disks[device] = _Disk()
-            self._more.set()
-        disk = self._disks[device]
+        disk = self._disks.get(device)
+        if disk is None:
+            disk = self._disks[device] = _Disk(device)
+            disk.watch = asyncio.create_task(self._watch(disk))
         disk.logs[log.id] = log
         if log.held and disk.short_since is None:
             disk.short_since = time.monotonic()
@@ -125,6 +137,9 @@ class LogDisks:
             _release(disk.logs.pop(container_id))
             if not disk.logs:
                 del self._disks[device]
+                assert disk.watch is not None
+                disk.watch.cancel()
+            self._measure()
 
     def release(self, container_id: str) -> None:
         """Its conmon is wanted: it goes on until the next look."""
@@ -132,27 +147,16 @@ class LogDisks:
         if device is not None:
             _release(self._disks[device].logs[container_id])
 
-    def close(self) -> None:
-        """All conmons go on: nobody would see that there is room."""
-        for disk in self._disks.values():
-            for log in disk.logs.values():
-                _release(log)
-
-    async def watch(self) -> None:
-        """Looks at all disks for ever: once a second while there is much room, more often when there is little."""
+    async def _watch(self, disk: _Disk) -> None:
+        """Looks at a disk for ever: once a second while there is much room, more often when there is little."""
         while True:
-            self._more.clear()
-            wait = _LONGEST_WAIT
-            for disk in list(self._disks.values()):
-                try:
-                    wait = min(wait, await self._look(disk))
-                except Exception:  # one disk's fault must not end the watch over all
-                    _log.exception("log-disk-not-looked-at", folder=disk.folder)
-            SHORT.set(sum(disk.short_since is not None for disk in self._disks.values()))
-            HELD.set(sum(log.held for disk in self._disks.values() for log in disk.logs.values()))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._more.wait()
+            wait = await persist("log-disk", lambda: self._look(disk))
+            self._measure()
+            await asyncio.sleep(wait)
+
+    def _measure(self) -> None:
+        SHORT.set(sum(disk.short_since is not None for disk in self._disks.values()))
+        HELD.set(sum(log.held for disk in self._disks.values() for log in disk.logs.values()))
 
     async def _look(self, disk: _Disk) -> float:
         """Does what is to be done about a disk; answers in how many seconds to look again."""

@@ -27,7 +27,7 @@ from servicekit.channels import Channels
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, DeadlineExceeded, FailedPrecondition, NotFound
 from servicekit.processes import run
-from servicekit.tasks import Turns
+from servicekit.tasks import Turns, persist
 
 _log = logs.get()
 _RECORD_SECONDS = 1  # until an exit that could not be written down is tried again
@@ -54,7 +54,7 @@ class Monitors:
     def watch_all(self) -> None:
         """At start: watches every container that had not ended when we did, and clears up after commands that we did not see the end of."""
         commands.sweep(self._scratch)
-        self._chores = [asyncio.create_task(self._orphans.bury_all()), asyncio.create_task(self._disks.watch())]
+        self._chores = [asyncio.create_task(self._orphans.bury_all())]
         for container_id in self._store.end_other_boots():
             _log.info("container-exited", container=container_id, code=UNKNOWN_EXIT, reason="NodeRebooted")
         for container_id in self._store.alive_ids():
@@ -66,7 +66,6 @@ class Monitors:
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
-        self._disks.close()
 
     # Creation
 
@@ -101,7 +100,7 @@ class Monitors:
     # The end
 
     def _watch(self, container_id: str) -> None:
-        task = asyncio.create_task(self._see_exit(container_id))
+        task = asyncio.create_task(persist("watch", lambda: self._see_exit(container_id)))
         self._watches[container_id] = task
         task.add_done_callback(lambda _: self._watches.pop(container_id, None))
 
@@ -109,9 +108,8 @@ class Monitors:
         monitor = self._store.monitor(container_id)
         if monitor is None:
             return
-        self._disks.add(monitor)
-        await processes.ended(monitor.conmon)
-        self._disks.remove(container_id)
+        with self._disks.watching(monitor):
+            await processes.ended(monitor.conmon)
         exit = self._conmon.exit_of(container_id)
         if exit is None:
             # conmon itself was killed: the container may go on, but nobody will hear its exit code.

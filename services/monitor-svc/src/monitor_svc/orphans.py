@@ -4,13 +4,13 @@ A service that has asked to be the subreaper gets every orphan among its descend
 runtime left to us, conmons, and what a failed `exec` forgot.
 """
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
 
 from servicekit import syscalls
 from servicekit.processes import Child, readable
+from servicekit.tasks import rounds
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LOOK_SECONDS = 5
@@ -50,11 +50,12 @@ class Orphans:
 
     async def bury_all(self) -> None:
         """From time to time waits for those that nobody asks for, so that no zombie stays."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            with contextlib.suppress(ChildProcessError):
-                while not self._expected and (pid := _dead_child()) and pid not in self._adopted and pid not in Child.unreaped:
-                    os.waitpid(pid, 0)  # noqa: ASYNC222 — it has ended
+        await rounds("burial", _LOOK_SECONDS, self._bury_all)
+
+    async def _bury_all(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while not self._expected and (pid := _dead_child()) and pid not in self._adopted and pid not in Child.unreaped:
+                os.waitpid(pid, 0)  # noqa: ASYNC222 — it has ended
 
 
 def bury(pid: int) -> None:

@@ -10,7 +10,7 @@ from net_svc.cni import NetworkConfiguration
 from net_svc.nftables import HostPort, Masquerade
 from net_svc.store import Row
 from servicekit import logs
-from servicekit.errors import CrispError
+from servicekit.tasks import rounds
 
 _log = logs.get()
 _LOOK_SECONDS = 30
@@ -35,15 +35,13 @@ class Firewall:
 
     async def watch(self) -> None:
         """Puts the table back when somebody has flushed it, looking every half minute."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            try:
-                if self._applied and not await nftables.present(self._table):
-                    _log.warning("firewall-table-gone", table=self._table, action="written again")
-                    self._applied = ""
-                    await self.refresh()
-            except CrispError as error:
-                _log.error("firewall-not-repaired", error=error.message)
+        await rounds("firewall", _LOOK_SECONDS, self._look)
+
+    async def _look(self) -> None:
+        if self._applied and not await nftables.present(self._table):
+            _log.warning("firewall-table-gone", table=self._table, action="written again")
+            self._applied = ""
+            await self.refresh()
 
 
 def render(table: str, networks: Iterable[NetworkConfiguration], rows: Iterable[Row]) -> str:

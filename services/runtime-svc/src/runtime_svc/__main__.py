@@ -19,6 +19,7 @@ from servicekit import logs, server
 from servicekit.errors import CrispError
 from servicekit.server import Face, Service
 from servicekit.settings import Settings
+from servicekit.tasks import rounds
 
 _SWEEP_SECONDS = 30
 _GRACE_SECONDS = 300
@@ -46,7 +47,7 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
 
     loading = asyncio.create_task(lsm.load_default_profile())
     asking = asyncio.create_task(handlers.ask_all())
-    sweeping = asyncio.create_task(_sweep(store, pods, containers, checkpoints))
+    sweeping = asyncio.create_task(rounds("sweep", _SWEEP_SECONDS, lambda: _sweep(store, pods, containers, checkpoints)))
     try:
         yield Face([routes(pods, containers, checkpoints, Stats(store, groups, driver), info)], ready)
     finally:
@@ -58,17 +59,15 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
 
 async def _sweep(store: Store, pods: Pods, containers: Containers, checkpoints: Checkpoints) -> None:
     """Removes what was begun and never completed, once no retry of kubelet's (it waits for 4 minutes) can still come for it."""
-    while True:
-        await asyncio.sleep(_SWEEP_SECONDS)
-        await checkpoints.sweep()
-        half_pods, half_containers = store.incomplete(_GRACE_SECONDS)
-        for kind, ids, remove in (("container", half_containers, containers.remove), ("pod", half_pods, pods.remove)):
-            for leftover in ids:
-                try:
-                    await remove(leftover)
-                    _log.warning("leftover-removed", kind=kind, id=leftover)
-                except CrispError as error:
-                    _log.error("leftover-stays", kind=kind, id=leftover, error=error.message)
+    await checkpoints.sweep()
+    half_pods, half_containers = store.incomplete(_GRACE_SECONDS)
+    for kind, ids, remove in (("container", half_containers, containers.remove), ("pod", half_pods, pods.remove)):
+        for leftover in ids:
+            try:
+                await remove(leftover)
+                _log.warning("leftover-removed", kind=kind, id=leftover)
+            except CrispError as error:
+                _log.error("leftover-stays", kind=kind, id=leftover, error=error.message)
 
 
 SERVICE = Service("runtime-svc", "runtime", RuntimeSettings, opened)
