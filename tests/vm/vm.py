@@ -175,7 +175,7 @@ def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str)
         raise SystemExit("vm: there is no qemu-system-x86_64; install the package qemu-system-x86")
     console = disk.with_name("console.log")
     command = [
-        program, "-accel", "tcg,thread=multi", "-smp", "2", "-m", "3072", "-cpu", "max", "-display", "none", "-monitor", "none", "-nic", "none",
+        program, "-accel", "tcg,thread=multi", "-smp", "2", "-m", "4096", "-cpu", "max", "-display", "none", "-monitor", "none", "-nic", "none",
         "-kernel", str(kernel), "-initrd", str(initrd), "-append", f"root=/dev/vda rw console=ttyS0 quiet panic=-1 {security}=1 security={security}",
         "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe", "-serial", f"file:{console}", "-serial", "stdio",
     ]  # fmt: skip
