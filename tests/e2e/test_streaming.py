@@ -22,6 +22,7 @@ from websockets.exceptions import InvalidStatus
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
+from crisplab import clone
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
@@ -437,6 +438,34 @@ def test_certificates_are_served_and_read_anew(own_node: Node) -> None:
             assert "first" in _subject(url)
             _self_signed(certificate, key, "second")
             assert "second" in _subject(url)
+
+
+def test_a_stream_on_which_nothing_moves_is_closed(own_node: Node, world: World, tmp_path: Path) -> None:
+    idle = 2 * clone.SLOWNESS
+    own_node.settings = {"gateway": {"stream_idle_timeout": idle}}
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        config = pod_config("idle", log_directory=tmp_path)
+        with client.pod(config) as pod:
+            sleeper = client.run(pod, container_config(world.image, name="web"), config)
+            cat = client.run(pod, container_config(world.image, ["cat"], name="cat", stdin=True), config)
+            box = Box(client, pod, sleeper, cat, tmp_path, world.image, config)
+            with websocket(box.exec("sh", "-c", f"for i in 1 2 3 4; do sleep {idle / 2}; echo $i; done"), V4) as moving:
+                found = channels(moving)
+                assert found[1].split() == [b"1", b"2", b"3", b"4"]
+                assert json.loads(found[3]) == SUCCESS
+            with websocket(box.exec("sh", "-c", "echo on; sleep 4323"), V4) as silent:
+                assert _piece(silent.recv(timeout=SECONDS)) == b"on\n"
+                began = time.monotonic()
+                channels(silent)
+                assert time.monotonic() - began > idle / 2
+            until(lambda: "sleep 4323" not in client.exec(sleeper, "ps").stdout.decode() or None)
+            with spdy(box.attach(cat), V4) as attached:
+                stdin = attached.open(streamtype="stdin")
+                attached.read_until_ended(stdin)
+                assert attached.over
+            assert client.status(cat).state == cri.CONTAINER_RUNNING
 
 
 def _piece(message: str | bytes) -> bytes:

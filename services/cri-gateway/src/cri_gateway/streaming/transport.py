@@ -5,6 +5,9 @@ import contextlib
 import time
 from typing import Protocol
 
+from servicekit import logs
+
+_log = logs.get()
 _PIECE = 1 << 16
 _LINGER_SECONDS = 5
 
@@ -41,6 +44,7 @@ class Tcp:
             except TimeoutError:
                 if time.monotonic() < self._moved + self._idle:
                     continue  # something was written meanwhile
+                _log.info("stream-idle", seconds=self._idle)
                 return b""
             except OSError:
                 return b""
