@@ -54,6 +54,18 @@ def test_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
     assert database.rows("SELECT * FROM t") == []
 
 
+def test_a_transaction_that_finds_no_room_says_so_and_the_next_may_find_some(tmp_path: Path) -> None:
+    database = Database(tmp_path / "x.db", MIGRATIONS)
+    database.run("PRAGMA max_page_count = 1")  # SQLite takes the number of pages that there are
+    for _ in range(2):
+        with pytest.raises(sqlite3.OperationalError, match="full"), database.write() as db:
+            db.execute("INSERT INTO t (a) VALUES (?)", ("x" * 100_000,))
+    database.run("PRAGMA max_page_count = 4294967294")
+    with database.write() as db:
+        db.execute("INSERT INTO t (a) VALUES ('there')")
+    assert [row["a"] for row in database.rows("SELECT * FROM t")] == ["there"]
+
+
 def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     path.write_bytes(b"this is no database" * 100)
