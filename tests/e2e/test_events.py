@@ -11,6 +11,7 @@ from expect import refused, until
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
+from crisp_proto.cri import api_pb2_grpc
 from crisplab import clone
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
@@ -111,3 +112,25 @@ def test_a_gateway_that_goes_ends_its_subscriptions_at_once(own_node: Node, worl
         begun = time.monotonic()
         own_node.supervisor("stop", "monitor-svc")
         assert time.monotonic() - begun < 5 * clone.SLOWNESS, own_node.log("monitor-svc")[-3000:]
+
+
+def test_a_subscriber_that_does_not_read_holds_nobody_up_and_is_told_that_it_missed_some(own_node: Node) -> None:
+    own_node.settings = {"monitor": {"journal_events": 20}}
+    own_node.start()
+    window = [("grpc.http2.bdp_probe", 0)]  # of 64 KiB, and it does not grow
+    with (
+        Cri(own_node.socket) as client,
+        listening(client) as heard,
+        grpc.insecure_channel(f"unix://{own_node.socket}", options=window) as channel,
+    ):
+        asleep = api_pb2_grpc.RuntimeServiceStub(channel).GetContainerEvents(cri.GetEventsRequest())
+        _until_listening(client, heard)
+        next(iter(asleep))
+        pods = []
+        for number in range(15):
+            with client.pod(pod_config(f"busy-{number}", annotations={"long": "x" * (256 << 10)})) as pod:
+                pods.append(pod)
+        until(lambda: all(_of(heard, pod) == [CREATED, STARTED, STOPPED, DELETED] for pod in pods) or None)
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "subscribe again"):
+            for _ in asleep:
+                pass

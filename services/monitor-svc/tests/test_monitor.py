@@ -78,7 +78,7 @@ def test_a_tree_of_processes_is_killed_whole() -> None:
 
 
 def test_the_journal_has_every_change_and_forgets_the_oldest(tmp_path: Path) -> None:
-    store = Store(tmp_path / "m.db", keep_events=4)
+    store = Store(tmp_path / "m.db", keep_events=5)
     here = ProcessRef.of(os.getpid())
     for number in range(3):
         name = f"c{number}"
@@ -87,14 +87,16 @@ def test_the_journal_has_every_change_and_forgets_the_oldest(tmp_path: Path) -> 
         store.created(name, Created(here, here))
         assert store.exited(name, Exit(3, 1000 + number, True), "OOMKilled", "")
         assert not store.exited(name, Exit(0, 1, False), "Completed", "")
-    assert [(event.kind, event.container_id) for event in store.events(0, 100)][:3] == [
-        (EventKind.CREATED, "c0"), (EventKind.STOPPED, "c0"), (EventKind.CREATED, "c1"),
+    assert [(event.kind, event.container_id) for event in store.events(0, 100)] == [
+        (EventKind.STOPPED, "c0"), (EventKind.CREATED, "c1"), (EventKind.STOPPED, "c1"), (EventKind.CREATED, "c2"), (EventKind.STOPPED, "c2"),
     ]  # fmt: skip
+    assert store.events(0, 1)[0].at == 1000
     process = store.processes("c1")[0]
     assert (process.state, process.exit_code, process.finished_at, process.oom_killed) == (ProcessState.EXITED, 3, 1001, True)
     store.remove("c0")
-    assert [event.cursor for event in store.events(0, 100)] == [4, 5, 6, 7]
-    assert store.events(6, 100)[0].kind is EventKind.DELETED
+    store.record(EventKind.LOG_LOST, "c1", "pod")
+    assert [event.cursor for event in store.events(0, 100)] == [4, 5, 6, 7, 8]
+    assert [event.kind for event in store.events(6, 100)] == [EventKind.DELETED, EventKind.LOG_LOST]
     assert store.processes("c0") == []
 
 
@@ -198,7 +200,7 @@ async def test_exits_are_known_after_an_upgrade_over_which_they_came(tmp_path: P
 
 
 async def test_an_exit_that_finds_no_room_is_recorded_once_there_is(tmp_path: Path) -> None:
-    store = Store(tmp_path / "m.db", 10)
+    store = Store(tmp_path / "m.db", keep_events=1_000_000)
     conmon = subprocess.Popen(["sleep", "60"])
     here = ProcessRef.of(conmon.pid)
     store.begin("c", REQUEST)

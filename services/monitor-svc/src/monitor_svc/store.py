@@ -89,8 +89,8 @@ class Store:
     def created(self, container_id: str, created: Created) -> None:
         """The container exists."""
         with self._db.write() as db:
-            db.execute(
-                "UPDATE monitors SET state = ?, conmon = ?, conmon_start = ?, pid = ?, pid_start = ? WHERE id = ?",
+            row = db.execute(
+                "UPDATE monitors SET state = ?, conmon = ?, conmon_start = ?, pid = ?, pid_start = ? WHERE id = ? RETURNING pod",
                 (
                     ProcessState.ALIVE,
                     created.conmon.pid,
@@ -99,33 +99,28 @@ class Store:
                     created.process.start_time,
                     container_id,
                 ),
-            )
-            db.execute(
-                "INSERT INTO events (kind, container, pod, at) SELECT ?, id, pod, ? FROM monitors WHERE id = ?",
-                (EventKind.CREATED, time.time_ns(), container_id),
-            )
+            ).fetchone()
+            if row is not None:
+                self._append(db, EventKind.CREATED, container_id, row["pod"], time.time_ns())
 
     def exited(self, container_id: str, exit: Exit, reason: str, message: str) -> bool:
         """The container ended; False if that was known already."""
         with self._db.write() as db:
-            changed = db.execute(
-                "UPDATE monitors SET state = ?, exit_code = ?, oom = ?, finished = ?, reason = ?, message = ? WHERE id = ? AND state = ?",
+            row = db.execute(
+                "UPDATE monitors SET state = ?, exit_code = ?, oom = ?, finished = ?, reason = ?, message = ?"
+                " WHERE id = ? AND state = ? RETURNING pod",
                 (ProcessState.EXITED, exit.code, exit.oom_killed, exit.finished_at, reason, message, container_id, ProcessState.ALIVE),
-            ).rowcount
-            if changed:
-                db.execute(
-                    "INSERT INTO events (kind, container, pod, at) SELECT ?, id, pod, ? FROM monitors WHERE id = ?",
-                    (EventKind.STOPPED, exit.finished_at, container_id),
-                )
-        return bool(changed)
+            ).fetchone()
+            if row is not None:
+                self._append(db, EventKind.STOPPED, container_id, row["pod"], exit.finished_at)
+        return row is not None
 
     def remove(self, container_id: str) -> None:
         """Nothing of the container's process is left."""
         with self._db.write() as db:
             row = db.execute("DELETE FROM monitors WHERE id = ? RETURNING pod, state", (container_id,)).fetchone()
             if row is not None and row["state"] != _CREATING:
-                self.record(EventKind.DELETED, container_id, row["pod"])
-            db.execute("DELETE FROM events WHERE cursor <= (SELECT max(cursor) FROM events) - ?", (self._keep_events,))
+                self._append(db, EventKind.DELETED, container_id, row["pod"], time.time_ns())
 
     def monitor(self, container_id: str) -> Monitor | None:
         """A row."""
@@ -195,7 +190,8 @@ class Store:
 
     def record(self, kind: EventKind, container_id: str, pod_id: str) -> None:
         """Writes an event down."""
-        self._db.run("INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)", kind, container_id, pod_id, time.time_ns())
+        with self._db.write() as db:
+            self._append(db, kind, container_id, pod_id, time.time_ns())
 
     def note(self, note: Note) -> bool:
         """Writes an event down, unless it is there already or the container is deleted: notes may come twice, and late."""
@@ -204,8 +200,13 @@ class Store:
                 "SELECT 1 FROM events WHERE container = ? AND kind IN (?, ?) LIMIT 1", (note.container_id, note.kind, EventKind.DELETED)
             ).fetchone():
                 return False
-            self.record(note.kind, note.container_id, note.pod_id)
+            self._append(db, note.kind, note.container_id, note.pod_id, time.time_ns())
         return True
+
+    def _append(self, db: sqlite3.Connection, kind: EventKind, container_id: str, pod_id: str, at: int) -> None:
+        """One more event in the journal, which forgets its oldest for it."""
+        db.execute("INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)", (kind, container_id, pod_id, at))
+        db.execute("DELETE FROM events WHERE cursor <= (SELECT max(cursor) FROM events) - ?", (self._keep_events,))
 
     def journal(self, after: int, limit: int) -> EventList:
         """Events whose cursor is greater than `after`, and what the journal reaches from and to."""
