@@ -24,7 +24,7 @@ programs: setup ## build crictl, kubelet, kubectl, an API server and etcd with G
 	@$(PY) -m crisplab.golang
 
 test: root setup lab programs ## all tests, with the real crun, conmon, CNI plugins and registry
-	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup
+	@$(PY) -m pytest -q -n $(JOBS)
 
 check: setup ## the fast path: lint, types and the tests that need no node
 	@$(MAKE) -s --no-print-directory lint types unit
@@ -39,7 +39,7 @@ down: setup ## end the node that `make up` started, with all that is on it
 	@$(PY) -m crisplab.dev down
 
 test-kubelet: root setup lab programs ## only the tests through kubelet, kubectl and an API server
-	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests/e2e/kubelet
+	@$(PY) -m pytest -q -n $(JOBS) tests/e2e/kubelet
 
 soak: root setup lab ## fifty containers log for ten minutes at full speed over rotation and SIGKILL of every service, and every line is counted
 	@CRISP_SOAK_CONTAINERS=50 CRISP_SOAK_SECONDS=600 CRISP_SOAK_SPEED=0 $(PY) -m pytest -q -s tests/e2e/test_logs.py -k no_line_is_lost
@@ -68,7 +68,7 @@ unit: setup ## the tests beside each package, and of what the documents promise
 	@$(PY) -m pytest -q -n $(JOBS) proto libs services cli tests/test_docs.py
 
 e2e: root setup lab programs ## the tests of the whole
-	@$(PY) -m pytest -q -n $(JOBS) --dist loadgroup tests/e2e
+	@$(PY) -m pytest -q -n $(JOBS) tests/e2e
 
 openapi: setup ## export each service's OpenAPI document to proto/openapi/
 	@for service in image runtime net monitor; do $(PY) -m $${service}_svc --openapi > proto/openapi/$$service-svc.json || exit 1; done

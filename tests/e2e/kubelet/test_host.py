@@ -1,15 +1,12 @@
 """What a pod shares with the host or within itself, its security settings, and images."""
 
 import httpx
-import pytest
 from cluster import Cluster, container_status, shell
 from expect import until
 from world import PAGE, World
 
 from crisplab.cri import Cri
 from crisplab.registry import free_port
-
-pytestmark = pytest.mark.xdist_group("kubelet")
 
 
 def test_a_pod_on_the_host_network_listens_there(cluster: Cluster) -> None:

@@ -6,7 +6,6 @@ import pytest
 from cluster import Cluster, container_status, shell, terminated
 from expect import until
 
-pytestmark = pytest.mark.xdist_group("kubelet")
 LIMITS = {"cpu": "200m", "memory": "64Mi"}
 
 

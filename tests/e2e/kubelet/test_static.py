@@ -15,8 +15,6 @@ from crisplab.kubelet import Kubelet
 from crisplab.node import SERVICES
 from crisplab.registry import free_port
 
-pytestmark = pytest.mark.xdist_group("kubelet-alone")
-
 
 def test_a_pod_still_serves_after_the_end_of_each_service_and_of_kubelet(alone: Kubelet, world: World) -> None:
     port = free_port()

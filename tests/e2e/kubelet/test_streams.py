@@ -17,7 +17,6 @@ from world import PAGE
 
 from crisplab import clone
 
-pytestmark = pytest.mark.xdist_group("kubelet")
 BY = pytest.mark.parametrize("by", ["websocket", "spdy"])
 
 

@@ -1,9 +1,6 @@
 """Volumes: what kubelet prepares on the host, and how a container finds it."""
 
-import pytest
 from cluster import Cluster, shell
-
-pytestmark = pytest.mark.xdist_group("kubelet")
 
 
 def test_empty_dirs_are_shared_by_containers_and_survive_a_restart(cluster: Cluster) -> None:
