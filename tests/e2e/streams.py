@@ -2,6 +2,8 @@
 
 import base64
 import socket
+import ssl
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,3 +122,17 @@ def channels(connection: ClientConnection, *, text: bool = False) -> dict[int, b
             number, data = message[0], message[1:]
         received[number] = received.get(number, b"") + data
     return received
+
+
+def subject(url: str) -> str:
+    """Whom the server's certificate is for."""
+    parts = urlsplit(url)
+    assert parts.hostname
+    assert parts.port
+    return subprocess.run(
+        ["openssl", "x509", "-noout", "-subject"],
+        input=ssl.get_server_certificate((parts.hostname, parts.port)),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout

@@ -11,7 +11,6 @@ from expect import refused, until
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
-from crisp_proto.cri import api_pb2_grpc
 from crisplab import clone
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
@@ -118,12 +117,8 @@ def test_a_subscriber_that_does_not_read_holds_nobody_up_and_is_told_that_it_mis
     own_node.settings = {"monitor": {"journal_events": 20}}
     own_node.start()
     window = [("grpc.http2.bdp_probe", 0)]  # of 64 KiB, and it does not grow
-    with (
-        Cri(own_node.socket) as client,
-        listening(client) as heard,
-        grpc.insecure_channel(f"unix://{own_node.socket}", options=window) as channel,
-    ):
-        asleep = api_pb2_grpc.RuntimeServiceStub(channel).GetContainerEvents(cri.GetEventsRequest())
+    with Cri(own_node.socket) as client, listening(client) as heard, Cri(own_node.socket, options=window) as sleeper:
+        asleep = sleeper.runtime.GetContainerEvents(cri.GetEventsRequest())
         _until_listening(client, heard)
         next(iter(asleep))
         pods = []

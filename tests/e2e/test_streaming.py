@@ -3,21 +3,20 @@
 import json
 import re
 import socket
-import ssl
 import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import grpc
 import pytest
 from expect import refused, until
-from streams import SECONDS, V4, Refused, channels, spdy, websocket
+from streams import SECONDS, V4, Refused, channels, spdy, subject, websocket
 from websockets.exceptions import InvalidStatus
 from world import PAGE, World
 
@@ -63,11 +62,18 @@ class Box:
 
 @pytest.fixture
 def box(cri_client: Cri, world: World, tmp_path: Path) -> Iterator[Box]:
-    config = pod_config("streams", log_directory=tmp_path)
-    with cri_client.pod(config) as pod:
-        web = cri_client.run(pod, container_config(world.image, name="web"), config)
-        cat = cri_client.run(pod, container_config(world.image, ["cat"], name="cat", stdin=True), config)
-        yield Box(cri_client, pod, web, cat, tmp_path, world.image, config)
+    with running_box(cri_client, world, tmp_path) as running:
+        yield running
+
+
+@contextmanager
+def running_box(client: Cri, world: World, logs: Path) -> Iterator[Box]:
+    """The pod for as long as the block runs."""
+    config = pod_config("streams", log_directory=logs)
+    with client.pod(config) as pod:
+        web = client.run(pod, container_config(world.image, name="web"), config)
+        cat = client.run(pod, container_config(world.image, ["cat"], name="cat", stdin=True), config)
+        yield Box(client, pod, web, cat, logs, world.image, config)
 
 
 # Exec
@@ -435,9 +441,9 @@ def test_certificates_are_served_and_read_anew(own_node: Node) -> None:
         with client.pod(config) as pod:
             url = client.runtime.PortForward(cri.PortForwardRequest(pod_sandbox_id=pod, port=[80])).url
             assert url.startswith("https://127.0.0.1:")
-            assert "first" in _subject(url)
+            assert "first" in subject(url)
             _self_signed(certificate, key, "second")
-            assert "second" in _subject(url)
+            assert "second" in subject(url)
 
 
 def test_a_stream_on_which_nothing_moves_is_closed(own_node: Node, world: World, tmp_path: Path) -> None:
@@ -446,11 +452,7 @@ def test_a_stream_on_which_nothing_moves_is_closed(own_node: Node, world: World,
     own_node.start()
     with Cri(own_node.socket) as client:
         client.pull(world.image)
-        config = pod_config("idle", log_directory=tmp_path)
-        with client.pod(config) as pod:
-            sleeper = client.run(pod, container_config(world.image, name="web"), config)
-            cat = client.run(pod, container_config(world.image, ["cat"], name="cat", stdin=True), config)
-            box = Box(client, pod, sleeper, cat, tmp_path, world.image, config)
+        with running_box(client, world, tmp_path) as box:
             with websocket(box.exec("sh", "-c", f"for i in 1 2 3 4; do sleep {idle / 2}; echo $i; done"), V4) as moving:
                 found = channels(moving)
                 assert found[1].split() == [b"1", b"2", b"3", b"4"]
@@ -460,12 +462,12 @@ def test_a_stream_on_which_nothing_moves_is_closed(own_node: Node, world: World,
                 began = time.monotonic()
                 channels(silent)
                 assert time.monotonic() - began > idle / 2
-            until(lambda: "sleep 4323" not in client.exec(sleeper, "ps").stdout.decode() or None)
-            with spdy(box.attach(cat), V4) as attached:
+            until(lambda: "sleep 4323" not in client.exec(box.sleeper, "ps").stdout.decode() or None)
+            with spdy(box.attach(box.cat), V4) as attached:
                 stdin = attached.open(streamtype="stdin")
                 attached.read_until_ended(stdin)
                 assert attached.over
-            assert client.status(cat).state == cri.CONTAINER_RUNNING
+            assert client.status(box.cat).state == cri.CONTAINER_RUNNING
 
 
 def _piece(message: str | bytes) -> bytes:
@@ -484,16 +486,3 @@ def _self_signed(certificate: Path, key: Path, name: str) -> None:
     subprocess.run([*command, "-out", str(certificate), "-keyout", str(key)], check=True, capture_output=True)
     for file in (certificate, key):
         file.chmod(0o644)  # the gateway is not root
-
-
-def _subject(url: str) -> str:
-    parts = urlsplit(url)
-    assert parts.hostname
-    assert parts.port
-    return subprocess.run(
-        ["openssl", "x509", "-noout", "-subject"],
-        input=ssl.get_server_certificate((parts.hostname, parts.port)),
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout

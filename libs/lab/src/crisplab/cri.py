@@ -15,10 +15,10 @@ _OPTIONS = [("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_messa
 
 
 class Cri:
-    """Both services of a runtime behind one socket."""
+    """Both services of a runtime behind one socket; `options` are more of the channel's."""
 
-    def __init__(self, socket: Path | str, timeout: float = 120) -> None:
-        self._channel = grpc.insecure_channel(f"unix://{socket}", options=_OPTIONS)
+    def __init__(self, socket: Path | str, timeout: float = 120, options: Sequence[tuple[str, int]] = ()) -> None:
+        self._channel = grpc.insecure_channel(f"unix://{socket}", options=[*_OPTIONS, *options])
         self.timeout = timeout
         self.runtime = cri_grpc.RuntimeServiceStub(self._channel)
         self.image = cri_grpc.ImageServiceStub(self._channel)

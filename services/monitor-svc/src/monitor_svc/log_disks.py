@@ -67,11 +67,10 @@ class _Log:
 
 
 class _Disk:
-    """A disk with logs of running containers, and the task that looks at it."""
+    """A disk with logs of running containers."""
 
     def __init__(self, device: int) -> None:
         self.device = device
-        self.watch: asyncio.Task[None] | None = None
         self.logs: dict[str, _Log] = {}
         self.folder = ""
         self.short_since: float | None = None
@@ -99,6 +98,7 @@ class LogDisks:
         self._timeout = settings.log_hold_timeout
         self._announce = announce
         self._disks: dict[int, _Disk] = {}
+        self._watches: dict[int, asyncio.Task[None]] = {}
         self._device_of: dict[str, int] = {}
 
     @contextlib.contextmanager
@@ -124,7 +124,7 @@ class LogDisks:
         disk = self._disks.get(device)
         if disk is None:
             disk = self._disks[device] = _Disk(device)
-            disk.watch = asyncio.create_task(self._watch(disk))
+            self._watches[device] = asyncio.create_task(self._watch(disk))
         disk.logs[log.id] = log
         if log.held and disk.short_since is None:
             disk.short_since = time.monotonic()
@@ -137,8 +137,7 @@ class LogDisks:
             _release(disk.logs.pop(container_id))
             if not disk.logs:
                 del self._disks[device]
-                assert disk.watch is not None
-                disk.watch.cancel()
+                self._watches.pop(device).cancel()
             self._measure()
 
     def release(self, container_id: str) -> None:
