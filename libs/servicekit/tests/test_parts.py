@@ -13,7 +13,7 @@ from servicekit import errors, processes, selinux
 from servicekit.database import Database
 from servicekit.errors import DeadlineExceeded, FailedPrecondition
 from servicekit.rootpath import read_in_root, resolve_in_root
-from servicekit.tasks import Joining, Turns, all_of, every, rounds
+from servicekit.tasks import Joining, Turns, all_of, every, in_turn, rounds
 
 
 @pytest.mark.parametrize("kind", errors.BY_CODE.values(), ids=lambda kind: kind.code)
@@ -64,6 +64,21 @@ def test_a_transaction_that_finds_no_room_says_so_and_the_next_may_find_some(tmp
     with database.write() as db:
         db.execute("INSERT INTO t (a) VALUES ('there')")
     assert [row["a"] for row in database.rows("SELECT * FROM t")] == ["there"]
+
+
+def test_the_version_is_another_after_every_write_of_every_replica(tmp_path: Path) -> None:
+    one, other = (Database(tmp_path / "x.db", MIGRATIONS) for _ in range(2))
+    seen = {one.version()}
+    assert one.rows("SELECT * FROM t") == []
+    assert one.version() in seen
+    for database in (one, other, other, one):
+        database.run("INSERT INTO t (a) VALUES (?)", str(len(seen)))
+        assert one.version() not in seen
+        seen.add(one.version())
+    with one.write() as db:
+        db.execute("UPDATE t SET b = 8")
+    assert one.version() not in seen
+    assert Database(tmp_path / "x.db", MIGRATIONS).version() not in {*seen, other.version()}
 
 
 def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
@@ -157,6 +172,20 @@ async def test_a_chore_goes_on_after_a_fault_and_tells_of_it() -> None:
     ]
     assert told[0]["error"] == "foreseen"
     assert told[1]["exc_info"]
+
+
+async def test_one_that_fails_does_not_keep_the_others_from_their_turn() -> None:
+    done = []
+
+    async def work(each: str) -> None:
+        if each == "stuck":
+            raise OSError("busy")
+        done.append(each)
+
+    with capture_logs() as told:
+        await in_turn("sweep", ["one", "stuck", "other"], work)
+    assert done == ["one", "other"]
+    assert [(line["event"], line["chore"], line["id"]) for line in told] == [("chore-failed", "sweep", "stuck")]
 
 
 def test_paths_never_leave_their_root(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Tasks with owners: equal work that is done once for all who ask, several things at once, and what a service does of its own accord."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from servicekit import logs
@@ -109,15 +110,22 @@ async def first_of(*works: Awaitable[Any]) -> None:
         task.result()
 
 
-async def persist(chore: str, work: Callable[[], Awaitable[T]], again: float = 1.0) -> T:
+@contextmanager
+def _logged(chore: str, **about: str) -> Iterator[None]:
+    """Logs what the block raises: nobody has asked for it, so nobody else would tell."""
+    try:
+        yield
+    except CrispError as error:
+        _log.warning("chore-failed", chore=chore, **about, error=error.message)
+    except Exception:
+        _log.exception("chore-failed", chore=chore, **about)
+
+
+async def persist(chore: str, work: Callable[[], Awaitable[T]], again: float = 1.0, **about: str) -> T:
     """The result of `work` that nobody has asked for: what it raises is logged, and it is done again after `again` seconds, until it succeeds."""
     while True:
-        try:
+        with _logged(chore, **about):
             return await work()
-        except CrispError as error:
-            _log.warning("chore-failed", chore=chore, error=error.message)
-        except Exception:  # nobody else would tell of it, and the chore would be over until the service's next start
-            _log.exception("chore-failed", chore=chore)
         await asyncio.sleep(again)
 
 
@@ -126,3 +134,10 @@ async def rounds(chore: str, pause: float, work: Callable[[], Awaitable[Any]]) -
     while True:
         await persist(chore, work, again=pause)
         await asyncio.sleep(pause)
+
+
+async def in_turn(chore: str, ids: Iterable[str], work: Callable[[str], Awaitable[Any]]) -> None:
+    """Does `work` for one id after the other; one that fails is logged and does not keep the others from their turn."""
+    for each in ids:
+        with _logged(chore, id=each):
+            await work(each)

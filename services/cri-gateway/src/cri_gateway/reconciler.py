@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from cri_gateway.services import Services
 from servicekit import logs
-from servicekit.tasks import rounds
+from servicekit.tasks import in_turn, rounds
 
 _log = logs.get()
 
@@ -35,7 +35,9 @@ class Reconciler:
         await self._remove("attachment", attachments.ages, known_pods, services.net.detach)
 
     async def _remove(self, kind: str, ages: Mapping[str, float], known: set[str], remove: Callable[[str], Awaitable[None]]) -> None:
-        for leftover, age in ages.items():
-            if leftover not in known and age > self._grace:
-                _log.warning("leftover-removed", kind=kind, id=leftover, age_seconds=round(age))
-                await remove(leftover)
+        async def take_away(leftover: str) -> None:
+            await remove(leftover)
+            _log.warning("leftover-removed", kind=kind, id=leftover, age_seconds=round(ages[leftover]))
+
+        leftovers = [leftover for leftover, age in ages.items() if leftover not in known and age > self._grace]
+        await in_turn("reconcile", leftovers, take_away)

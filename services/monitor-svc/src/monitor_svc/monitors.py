@@ -100,7 +100,7 @@ class Monitors:
     # The end
 
     def _watch(self, container_id: str) -> None:
-        task = asyncio.create_task(persist("watch", lambda: self._see_exit(container_id)))
+        task = asyncio.create_task(persist("watch", lambda: self._see_exit(container_id), id=container_id))
         self._watches[container_id] = task
         task.add_done_callback(lambda _: self._watches.pop(container_id, None))
 

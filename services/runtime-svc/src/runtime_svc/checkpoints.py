@@ -27,8 +27,8 @@ from runtime_svc.pods import Pods
 from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from servicekit.tasks import Turns
+from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from servicekit.tasks import Turns, in_turn
 
 _PATIENCE_SECONDS = 60
 """How much longer than the dump itself a container may stay frozen."""
@@ -134,11 +134,11 @@ class Checkpoints:
         """Gives up what is overdue, and what a dead process had begun."""
         for container_id in self._locks.keys() - self._store.checkpoints().keys():  # another replica has finished it
             self._unlock(container_id)
-        for container_id in self._store.checkpoints():
-            try:
-                await self._turns.take(container_id, "sweep", partial(self._give_up_if_dead, container_id))
-            except CrispError as error:
-                _log.error("checkpoint-stays", container=container_id, error=error.message)
+
+        async def look(container_id: str) -> None:
+            await self._turns.take(container_id, "sweep", partial(self._give_up_if_dead, container_id))
+
+        await in_turn("sweep", self._store.checkpoints(), look)
 
     async def _give_up_if_dead(self, container_id: str) -> None:
         location, due = self._store.checkpoints().get(container_id, ("", 0.0))
