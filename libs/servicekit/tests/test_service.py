@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from servicekit import client as client_module
 from servicekit import context, server
+from servicekit.app import unless_same
 from servicekit.client import ServiceClient, steps
 from servicekit.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from servicekit.server import Face
@@ -32,6 +33,15 @@ class Nothing(Section):
 
 def face(replica: str, release: asyncio.Event | None = None) -> Face:
     router = APIRouter(prefix="/v1")
+    written: list[str] = []
+
+    @router.post("/words")
+    async def write(body: Echo) -> None:
+        written.append(body.text)
+
+    @router.get("/words", **unless_same(lambda: f"{replica}-{len(written)}"))
+    async def words() -> Echo:
+        return Echo(text=" ".join(written))
 
     @router.post("/echo")
     async def echo(body: Echo) -> Echo:
@@ -128,6 +138,27 @@ async def test_request_id_and_trace_go_along(tmp_path: Path, caller: ServiceClie
         answer = await caller.call("GET", "/v1/context", Echo)
     assert answer.text == f"my-request {'a' * 32}"
     assert call.parent_span_id == "b" * 16
+
+
+async def test_a_kept_reply_is_given_again_until_it_is_another(tmp_path: Path, caller: ServiceClient) -> None:
+    async with running(tmp_path, "a"):
+        first = await caller.call("GET", "/v1/words", Echo, keep=True)
+        assert await caller.call("GET", "/v1/words", Echo, keep=True) is first
+        assert await caller.call("GET", "/v1/words", Echo) is not first
+        await caller.call("POST", "/v1/words", None, Echo(text="new"))
+        assert (await caller.call("GET", "/v1/words", Echo, keep=True)).text == "new"
+    async with running(tmp_path, "b"):  # a successor, which has an answer of its own
+        assert (await caller.call("GET", "/v1/words", Echo, keep=True)).text == ""
+
+
+async def test_an_answer_that_is_the_same_has_no_body(tmp_path: Path) -> None:
+    transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "demo/0.sock"))
+    async with running(tmp_path), httpx.AsyncClient(transport=transport, base_url="http://demo") as http:
+        whole = await http.get("/v1/words")
+        assert whole.headers["etag"] == '"0-0"'
+        same = await http.get("/v1/words", headers={"if-none-match": '"0-0"'})
+        assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", '"0-0"')
+        assert (await http.get("/v1/words", headers={"if-none-match": '"0-1"'})).status_code == 200
 
 
 async def test_no_replica_is_unavailable_and_says_where(tmp_path: Path, caller: ServiceClient) -> None:

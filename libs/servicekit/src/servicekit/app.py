@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -28,6 +28,18 @@ def create_app(service: str, routers: Iterable[APIRouter], ready: Readiness) -> 
     app.add_exception_handler(Exception, _unexpected_error)
     app.add_middleware(CallMiddleware)
     return app
+
+
+def unless_same(version: Callable[[], str]) -> dict[str, Any]:
+    """What a GET route needs to be conditional (RFC 9110, 13.1.2): 304 without a body for whoever has this `version` of the answer."""
+
+    async def check(response: Response, if_none_match: Annotated[str, Header()] = "") -> None:
+        tag = f'"{version()}"'
+        if if_none_match == tag:
+            raise HTTPException(304, headers={"etag": tag})
+        response.headers["etag"] = tag
+
+    return {"dependencies": [Depends(check)], "responses": {304: {"description": "Nothing has changed since If-None-Match's ETag"}}}
 
 
 def _own_routes(ready: Readiness) -> APIRouter:

@@ -13,7 +13,7 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import anyio._backends._asyncio  # noqa: F401 — httpx would import these at the first call, when a service may have
 import httpcore  # noqa: F401         given up the right to read its own packages
@@ -66,6 +66,8 @@ class ServiceClient:
     patience: float = PATIENCE
     _replicas: dict[str, _Replica] = field(default_factory=dict)
     _folder_version: int = -1
+    _kept: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    """ETag and reply of the last answer, for paths whose replies are kept."""
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -96,6 +98,7 @@ class ServiceClient:
         *,
         deadline: float | None = None,
         idempotent: bool = True,
+        keep: bool = False,
     ) -> T: ...
     @overload
     async def call(
@@ -117,18 +120,22 @@ class ServiceClient:
         *,
         deadline: float | None = None,
         idempotent: bool = True,
+        keep: bool = False,
     ) -> T | None:
         """Sends a request and answers its reply as `reply`. Raises the error that the service named.
+
+        With `keep` the reply is kept and given again as long as the service says that it is still the same (RFC 9110, 13.1.2).
 
         Unavailable: no replica answered for `patience` seconds, or there is none at the deadline. DeadlineExceeded: one did not
         answer within `deadline` seconds.
         """
         limit = self.deadline if deadline is None else deadline
+        tag, kept = self._kept.get(path, ("", None)) if keep else ("", None)
         started = time.perf_counter()
         status = "none"
         try:
             async with asyncio.timeout(limit):
-                response = await self._send(method, path, b"" if body is None else body.model_dump_json().encode(), idempotent)
+                response = await self._send(method, path, b"" if body is None else body.model_dump_json().encode(), idempotent, tag)
             status = str(response.status_code)
         except TimeoutError as error:
             if not self.replicas():
@@ -144,8 +151,12 @@ class ServiceClient:
             raise from_problem(response.status_code, _json(response.content), self.service)
         if reply is None:
             return None
+        if response.status_code == 304:
+            return cast(T, kept)
         adapter = _adapters.get(reply) or _adapters.setdefault(reply, TypeAdapter(reply))
         parsed: T = adapter.validate_json(response.content)
+        if keep and "etag" in response.headers:
+            self._kept[path] = response.headers["etag"], parsed
         return parsed
 
     async def connect(self, path: str, request: BaseModel) -> ServiceChannels:
@@ -174,10 +185,12 @@ class ServiceClient:
                 raise self._away()
             await asyncio.sleep(_RETRY_PAUSE)
 
-    async def _send(self, method: str, path: str, content: bytes, idempotent: bool) -> httpx.Response:
+    async def _send(self, method: str, path: str, content: bytes, idempotent: bool, tag: str) -> httpx.Response:
         headers = {"host": self.service, "content-length": str(len(content))}
         if content:
             headers["content-type"] = "application/json"
+        if tag:
+            headers["if-none-match"] = tag
         headers |= _context_headers()
         give_up: float | None = None  # counted from when it is missed: a call that waits for news may have been there for long
         while True:

@@ -5,6 +5,7 @@ killed process loses nothing that was committed; after a power cut the file is c
 about processes that are gone as well (docs/decisions/sqlite-in-the-loop.md).
 """
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +32,16 @@ class Database:
                 path.with_name(path.name + leftover).unlink(missing_ok=True)
             logs.get().error("database-set-aside", path=str(path), moved_to=str(aside), error=str(error))
             self._connection = _open(path, migrations)
+        self._opened = secrets.token_hex(4)
 
     def close(self) -> None:
         """Closes the connection."""
         self._connection.close()
+
+    def version(self) -> str:
+        """Another word whenever a row may have changed, by us or by another replica. Ask before you read what you will call by it."""
+        (others,) = self._connection.execute("PRAGMA data_version").fetchone()
+        return f"{self._opened}-{others}-{self._connection.total_changes}"
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

@@ -90,7 +90,7 @@ class RuntimeService:
         self.client = client
 
     async def pods(self) -> list[Pod]:
-        return (await self.client.call("GET", "/v1/pods", PodList)).pods
+        return (await self.client.call("GET", "/v1/pods", PodList, keep=True)).pods
 
     async def pod(self, pod_id: str) -> Pod:
         return await self.client.call("GET", f"/v1/pods/{pod_id}", Pod)
@@ -111,8 +111,10 @@ class RuntimeService:
         await self.client.call("DELETE", f"/v1/pods/{pod_id}")
 
     async def containers(self, pod_id: str = "") -> list[Container]:
-        query = f"?pod_id={pod_id}" if pod_id else ""
-        return (await self.client.call("GET", f"/v1/containers{query}", ContainerList)).containers
+        """A pod's, or all: these are kept, since kubelet lists them each second."""
+        if pod_id:
+            return (await self.client.call("GET", f"/v1/containers?pod_id={pod_id}", ContainerList)).containers
+        return (await self.client.call("GET", "/v1/containers", ContainerList, keep=True)).containers
 
     async def container(self, container_id: str) -> Container:
         return await self.client.call("GET", f"/v1/containers/{container_id}", Container)

@@ -1,8 +1,9 @@
 """Starts runtime-svc."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from crisp_proto.runtime import RuntimeInfo
 from runtime_svc import cgroups, lsm
@@ -16,10 +17,9 @@ from runtime_svc.settings import RuntimeSettings
 from runtime_svc.stats import Stats
 from runtime_svc.store import Store
 from servicekit import logs, server
-from servicekit.errors import CrispError
 from servicekit.server import Face, Service
 from servicekit.settings import Settings
-from servicekit.tasks import rounds
+from servicekit.tasks import in_turn, rounds
 
 _SWEEP_SECONDS = 30
 _GRACE_SECONDS = 300
@@ -49,7 +49,7 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
     asking = asyncio.create_task(handlers.ask_all())
     sweeping = asyncio.create_task(rounds("sweep", _SWEEP_SECONDS, lambda: _sweep(store, pods, containers, checkpoints)))
     try:
-        yield Face([routes(pods, containers, checkpoints, Stats(store, groups, driver), info)], ready)
+        yield Face([routes(pods, containers, checkpoints, Stats(store, groups, driver), info, store.version)], ready)
     finally:
         for task in (sweeping, loading, asking):
             task.cancel()
@@ -61,13 +61,13 @@ async def _sweep(store: Store, pods: Pods, containers: Containers, checkpoints: 
     """Removes what was begun and never completed, once no retry of kubelet's (it waits for 4 minutes) can still come for it."""
     await checkpoints.sweep()
     half_pods, half_containers = store.incomplete(_GRACE_SECONDS)
-    for kind, ids, remove in (("container", half_containers, containers.remove), ("pod", half_pods, pods.remove)):
-        for leftover in ids:
-            try:
-                await remove(leftover)
-                _log.warning("leftover-removed", kind=kind, id=leftover)
-            except CrispError as error:
-                _log.error("leftover-stays", kind=kind, id=leftover, error=error.message)
+
+    async def remove(kind: str, take_away: Callable[[str], Awaitable[None]], leftover: str) -> None:
+        await take_away(leftover)
+        _log.warning("leftover-removed", kind=kind, id=leftover)
+
+    await in_turn("sweep", half_containers, partial(remove, "container", containers.remove))
+    await in_turn("sweep", half_pods, partial(remove, "pod", pods.remove))
 
 
 SERVICE = Service("runtime-svc", "runtime", RuntimeSettings, opened)

@@ -27,15 +27,21 @@ from runtime_svc.checkpoints import Checkpoints
 from runtime_svc.containers import Containers
 from runtime_svc.pods import Pods
 from runtime_svc.stats import Stats
+from servicekit.app import unless_same
 
 
 def routes(
-    pods: Pods, containers: Containers, checkpoints: Checkpoints, stats: Stats, info: Callable[[], Awaitable[RuntimeInfo]]
+    pods: Pods,
+    containers: Containers,
+    checkpoints: Checkpoints,
+    stats: Stats,
+    info: Callable[[], Awaitable[RuntimeInfo]],
+    version: Callable[[], str],
 ) -> APIRouter:
-    """Everything under /v1."""
+    """Everything under /v1. `version` is the database's."""
     router = APIRouter(prefix="/v1")
 
-    @router.get("/pods")
+    @router.get("/pods", **unless_same(version))
     async def list_pods() -> PodList:
         """All pods."""
         return PodList(pods=pods.all())
@@ -70,7 +76,7 @@ def routes(
         """Removes a pod that has no containers; fine if there is none."""
         await pods.remove(id)
 
-    @router.get("/containers")
+    @router.get("/containers", **unless_same(version))
     async def list_containers(pod_id: str | None = None) -> ContainerList:
         """All containers, or a pod's."""
         return ContainerList(containers=containers.all(pod_id))

@@ -49,6 +49,10 @@ class Store:
         """Closes the database."""
         self._db.close()
 
+    def version(self) -> str:
+        """Another word whenever a pod or container may have changed."""
+        return self._db.version()
+
     # Pods
 
     def begin_pod(self, pod: Pod) -> None:
