@@ -194,6 +194,48 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
     wait_until_clean(own_node)
 
 
+def test_lists_are_never_old_whichever_replica_answers(own_node: Node, world: World, tmp_path: Path) -> None:
+    """What was changed through one replica of runtime-svc is in every list after that, though most lists are not sent again."""
+    own_node.start()
+    other = own_node.start_replica("runtime-svc", "1")
+    try:
+        until(partial(answering, own_node, "runtime-svc", "1"))
+        with Cri(own_node.socket) as client, ThreadPoolExecutor(8) as pool:
+            client.pull(world.image)
+            config = pod_config("listed", log_directory=tmp_path)
+            pod = client.run_pod(config)
+            expected: dict[str, cri.ContainerState.ValueType] = {}
+
+            def listed(_: int) -> bool:
+                return {container.id: container.state for container in client.containers()} == expected
+
+            def all_agree() -> bool:
+                return all(pool.map(listed, range(24)))
+
+            for number in range(4):
+                container = client.create(pod, container_config(world.image, ["sleep", "600"], name=f"c{number}"), config)
+                expected[container] = cri.CONTAINER_CREATED
+                assert all_agree()
+                client.start(container)
+                expected[container] = cri.CONTAINER_RUNNING
+                assert all_agree()
+            for container in list(expected):
+                client.remove(container)
+                del expected[container]
+                assert all_agree()
+            client.stop_pod(pod)
+            client.remove_pod(pod)
+        for replica in "0", "1":
+            counted = get(own_node, "runtime-svc", "/metrics", replica).text
+            assert 'crisp_request_seconds_count{method="GET",route="/v1/containers",status="304"}' in counted, f"replica {replica}"
+        tag = get(own_node, "runtime-svc", "/v1/pods").headers["etag"]
+        assert get(own_node, "runtime-svc", "/v1/pods", **{"if-none-match": tag}).status_code == 304
+    finally:
+        other.terminate()
+        other.wait(30)
+    wait_until_clean(own_node)
+
+
 def test_what_a_killed_gateway_left_is_found(own_node: Node, world: World, tmp_path: Path) -> None:
     """Parts of pods and containers that nobody asks for again are removed by the reconciler and the services' own sweeps."""
     own_node.settings = {"gateway": {"reconcile_interval": 0.2, "reconcile_grace": 0.5}}

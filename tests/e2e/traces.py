@@ -33,10 +33,10 @@ _FOLDERS = (
 )
 
 
-def get(node: Node, service: str, path: str) -> httpx.Response:
+def get(node: Node, service: str, path: str, replica: str = "0", **headers: str) -> httpx.Response:
     """GET from a service's socket, as `curl --unix-socket` does."""
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(node.run / service / "0.sock")), timeout=20) as client:
-        return client.get(f"http://{service}{path}")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(node.run / service / f"{replica}.sock")), timeout=20) as client:
+        return client.get(f"http://{service}{path}", headers=headers)
 
 
 def traces(node: Node) -> list[str]:
