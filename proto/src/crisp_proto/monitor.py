@@ -47,8 +47,7 @@ class Process(Contract):
     finished_at: int = 0
     reason: str = ""
     message: str = ""
-    log_path: str = ""
-    age: float = Field(0, description="Seconds since the monitor was asked for")
+    begun: float = Field(0, description="When the monitor was asked for, in seconds since the epoch")
 
 
 class ProcessList(Contract):

@@ -1,6 +1,7 @@
 """Finds what a killed gateway left behind: things of net-, image- and monitor-svc whose pod or container runtime-svc does not know."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from cri_gateway.services import Services
@@ -30,7 +31,8 @@ class Reconciler:
         )
         pods, containers = await asyncio.gather(services.runtime.pods(), services.runtime.containers())
         known_pods, known_containers = {pod.id for pod in pods}, {container.id for container in containers}
-        await self._remove("monitor", {process.id: process.age for process in processes}, known_containers, services.monitor.remove)
+        now = time.time()
+        await self._remove("monitor", {process.id: now - process.begun for process in processes}, known_containers, services.monitor.remove)
         await self._remove("rootfs", rootfs, known_containers, services.image.unmount)
         await self._remove("attachment", attachments.ages, known_pods, services.net.detach)
 

@@ -205,7 +205,7 @@ class MonitorService:
         return await self.client.call("GET", f"/v1/monitors/{container_id}", Process)
 
     async def processes(self) -> list[Process]:
-        return (await self.client.call("GET", "/v1/monitors", ProcessList)).processes
+        return (await self.client.call("GET", "/v1/monitors", ProcessList, keep=True)).processes
 
     async def stop(self, container_id: str, grace: float) -> Process:
         return await self.client.call("POST", f"/v1/monitors/{container_id}/stop", Process, StopRequest(grace=grace), deadline=_LONG)

@@ -12,6 +12,7 @@ from monitor_svc import sessions
 from monitor_svc.monitors import Monitors
 from monitor_svc.store import Store
 from servicekit import served_channels
+from servicekit.app import unless_same
 
 _EVENTS_AT_ONCE = 500
 _LOOK_SECONDS = 1  # for events that another replica wrote
@@ -21,7 +22,7 @@ def routes(monitors: Monitors, store: Store) -> APIRouter:
     """Everything under /v1."""
     router = APIRouter(prefix="/v1")
 
-    @router.get("/monitors")
+    @router.get("/monitors", **unless_same(store.version))
     async def list_monitors() -> ProcessList:
         """All processes."""
         return ProcessList(processes=monitors.all())

@@ -74,6 +74,10 @@ class Store:
         """Closes the database."""
         self._db.close()
 
+    def version(self) -> str:
+        """Another word whenever a process may have changed."""
+        return self._db.version()
+
     def begin(self, container_id: str, request: MonitorRequest) -> None:
         """Records the intent to create a container."""
         self._db.run(
@@ -155,7 +159,6 @@ class Store:
 
     def processes(self, container_id: str | None = None) -> list[Process]:
         """All processes, or one; one that is still being created counts as lost."""
-        now = time.time()
         return [
             Process(
                 id=row["id"],
@@ -167,7 +170,7 @@ class Store:
                 finished_at=row["finished"],
                 reason=row["reason"],
                 message=row["message"],
-                age=now - row["begun"],
+                begun=row["begun"],
             )
             for row in self._db.rows("SELECT * FROM monitors WHERE ? IS NULL OR id = ? ORDER BY rowid", container_id, container_id)
         ]
