@@ -10,7 +10,7 @@ import httpx
 import pytest
 from cluster import manifest, shell, static_pod
 from expect import until
-from traces import get, traces, wait_until_clean
+from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
 from crisplab import clone, scratch
@@ -117,9 +117,8 @@ def test_events_are_streamed_as_they_happen(cri_client: Cri, node: Node, world: 
             if wanted == "deleted":
                 cri_client.remove(container)
             while not seen or seen[-1] != wanted:
-                transport = httpx.HTTPTransport(uds=str(node.run / "monitor-svc/0.sock"))
-                path = f"http://monitor-svc/v1/events/stream?after={last}"
-                with httpx.Client(transport=transport, timeout=20) as client, client.stream("GET", path) as stream:
+                path = f"/v1/events/stream?after={last}"
+                with client_of(node, "monitor-svc") as client, client.stream("GET", path) as stream:
                     event = next(json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: "))
                 last = event["cursor"]
                 seen += [event["kind"]] if event["container_id"] == container else []

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from crashes import arm, crashpoints, retried
 from expect import error_of, log_lines, until
-from traces import get, traces, wait_until_clean
+from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -240,14 +240,11 @@ def test_what_a_killed_gateway_left_is_found(own_node: Node, world: World, tmp_p
     """Parts of pods and containers that nobody asks for again are removed by the reconciler and the services' own sweeps."""
     own_node.settings = {"gateway": {"reconcile_interval": 0.2, "reconcile_grace": 0.5}}
     own_node.start()
-    with (
-        Cri(own_node.socket) as client,
-        httpx.Client(transport=httpx.HTTPTransport(uds=str(own_node.run / "image-svc/0.sock"))) as image_svc,
-    ):
+    with Cri(own_node.socket) as client, client_of(own_node, "image-svc") as image_svc:
         client.pull(world.image)
-        image_svc.put(f"http://image-svc/v1/rootfs/{'a' * 64}", json={"image": world.image}).raise_for_status()
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(own_node.run / "net-svc/0.sock")), timeout=20) as net_svc:
-            net_svc.put(f"http://net-svc/v1/attachments/{'b' * 64}", json={"namespace": "n", "name": "n", "uid": "u"}).raise_for_status()
+        image_svc.put(f"/v1/rootfs/{'a' * 64}", json={"image": world.image}).raise_for_status()
+        with client_of(own_node, "net-svc") as net_svc:
+            net_svc.put(f"/v1/attachments/{'b' * 64}", json={"namespace": "n", "name": "n", "uid": "u"}).raise_for_status()
         until(lambda: True if not get(own_node, "image-svc", "/v1/rootfs").json()["ages"] else None)
         until(lambda: True if not get(own_node, "net-svc", "/v1/attachments").json()["ages"] else None)
     wait_until_clean(own_node)

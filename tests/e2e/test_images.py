@@ -11,10 +11,9 @@ from pathlib import Path
 
 import bcrypt
 import grpc
-import httpx
 import pytest
 from expect import error_of
-from traces import get
+from traces import client_of, get
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -216,11 +215,11 @@ def test_images_load_from_a_layout_and_from_an_archive(cri_client: Cri, node: No
     with tarfile.open(tmp_path / "archive.tar", "w") as archive:
         archive.add(tmp_path / "unpacked", ".")
     names += ["example.invalid/layout:1", "example.invalid/archive:1"]
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(node.run / "image-svc/0.sock"))) as client:
+    with client_of(node, "image-svc") as client:
         for path, image in ((tmp_path / "layout", first), (tmp_path / "archive.tar", second)):
-            answer = client.post("http://image-svc/v1/loads", json={"path": str(path)}).raise_for_status().json()
+            answer = client.post("/v1/loads", json={"path": str(path)}).raise_for_status().json()
             assert [entry["id"] for entry in answer["images"]] == [image.id]
-        problem = client.post("http://image-svc/v1/loads", json={"path": str(tmp_path / "nothing")})
+        problem = client.post("/v1/loads", json={"path": str(tmp_path / "nothing")})
         assert problem.status_code == 400
         assert problem.headers["content-type"] == "application/problem+json"
         assert problem.json()["field"] == "path"

@@ -12,7 +12,7 @@ import grpc
 import httpx
 import pytest
 from expect import error_of, until
-from traces import get, traces, wait_until_clean
+from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -145,8 +145,8 @@ def test_cni_plugins_by_exec(own_node: Node, world: World, tmp_path: Path) -> No
     (own_node.root / "cni/10-addon.conflist").write_text(conflist(own_node))
     own_node.start()
     world.busybox.write_layout(tmp_path / "layout", world.image)
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(own_node.run / "image-svc/0.sock"))) as image_svc:
-        image_svc.post("http://image-svc/v1/loads", json={"path": str(tmp_path / "layout")}).raise_for_status()
+    with client_of(own_node, "image-svc") as image_svc:
+        image_svc.post("/v1/loads", json={"path": str(tmp_path / "layout")}).raise_for_status()
 
     def inside(*command: str) -> str:
         return subprocess.run([*own_node.enter(), *command], capture_output=True, text=True, check=False).stdout
