@@ -34,7 +34,7 @@ _FOLDERS = (
 
 
 def client_of(node: Node, service: str, replica: str = "0") -> httpx.Client:
-    """A client of a service's socket. verify: nothing is encrypted there, and to load the certificate authorities takes 20 ms, slow machines 0.3 s."""
+    """A client of a service's socket. verify: nothing is encrypted there, and to load the certificate authorities takes 20 ms."""
     transport = httpx.HTTPTransport(uds=str(node.run / service / f"{replica}.sock"), verify=False)
     return httpx.Client(transport=transport, base_url=f"http://{service}", timeout=20)
 
