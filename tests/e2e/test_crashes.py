@@ -229,7 +229,7 @@ def test_lists_are_never_old_whichever_replica_answers(own_node: Node, world: Wo
             counted = get(own_node, "runtime-svc", "/metrics", replica).text
             assert 'crisp_request_seconds_count{method="GET",route="/v1/containers",status="304"}' in counted, f"replica {replica}"
         tag = get(own_node, "runtime-svc", "/v1/pods").headers["etag"]
-        assert get(own_node, "runtime-svc", "/v1/pods", **{"if-none-match": tag}).status_code == 304
+        assert get(own_node, "runtime-svc", "/v1/pods", headers={"if-none-match": tag}).status_code == 304
     finally:
         other.terminate()
         other.wait(30)

@@ -87,6 +87,12 @@ async def running(run: Path, replica: str = "0", release: asyncio.Event | None =
         yield
 
 
+def raw_client(run: Path, replica: str = "0") -> httpx.AsyncClient:
+    """HTTP as anybody else speaks it with the service."""
+    transport = httpx.AsyncHTTPTransport(uds=str(run / f"demo/{replica}.sock"), verify=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://demo")
+
+
 async def until_listening(path: Path) -> None:
     async with asyncio.timeout(10):
         while True:
@@ -168,8 +174,7 @@ async def test_a_kept_reply_is_given_again_until_it_is_another(tmp_path: Path, c
 
 
 async def test_an_answer_that_is_the_same_has_no_body(tmp_path: Path) -> None:
-    transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "demo/0.sock"))
-    async with running(tmp_path), httpx.AsyncClient(transport=transport, base_url="http://demo") as http:
+    async with running(tmp_path), raw_client(tmp_path) as http:
         whole = await http.get("/v1/words")
         assert whole.headers["etag"] == '"0-0"'
         same = await http.get("/v1/words", headers={"if-none-match": '"0-0"'})
@@ -251,20 +256,17 @@ async def test_a_dead_socket_is_passed_over(tmp_path: Path, caller: ServiceClien
 
 
 async def test_every_service_shows_itself(tmp_path: Path) -> None:
-    async with running(tmp_path), httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(tmp_path / "demo/0.sock"))) as http:
-        assert (await http.get("http://demo/healthz")).json() == {"status": "ok"}
-        assert (await http.get("http://demo/readyz")).status_code == 200
-        assert "crisp_request_seconds" in (await http.get("http://demo/metrics")).text
-        assert (await http.get("http://demo/docs")).status_code == 200
-        problem = await http.get("http://demo/v1/absent")
+    async with running(tmp_path), raw_client(tmp_path) as http:
+        assert (await http.get("/healthz")).json() == {"status": "ok"}
+        assert (await http.get("/readyz")).status_code == 200
+        assert "crisp_request_seconds" in (await http.get("/metrics")).text
+        assert (await http.get("/docs")).status_code == 200
+        problem = await http.get("/v1/absent")
         assert problem.headers["content-type"] == "application/problem+json"
         assert problem.json()["code"] == "NOT_FOUND"
         assert "total;dur=" in problem.headers["server-timing"]
-    async with (
-        running(tmp_path, "unready"),
-        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(tmp_path / "demo/unready.sock"))) as http,
-    ):
-        answer = await http.get("http://demo/readyz")
+    async with running(tmp_path, "unready"), raw_client(tmp_path, "unready") as http:
+        answer = await http.get("/readyz")
         assert (answer.status_code, answer.json()["detail"]) == (503, "the cable is out; plug it in")
 
 

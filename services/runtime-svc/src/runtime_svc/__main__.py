@@ -61,13 +61,13 @@ async def _sweep(store: Store, pods: Pods, containers: Containers, checkpoints: 
     """Removes what was begun and never completed, once no retry of kubelet's (it waits for 4 minutes) can still come for it."""
     await checkpoints.sweep()
     half_pods, half_containers = store.incomplete(_GRACE_SECONDS)
+    await in_turn("sweep", half_containers, partial(_remove, "container", containers.remove))
+    await in_turn("sweep", half_pods, partial(_remove, "pod", pods.remove))
 
-    async def remove(kind: str, take_away: Callable[[str], Awaitable[None]], leftover: str) -> None:
-        await take_away(leftover)
-        _log.warning("leftover-removed", kind=kind, id=leftover)
 
-    await in_turn("sweep", half_containers, partial(remove, "container", containers.remove))
-    await in_turn("sweep", half_pods, partial(remove, "pod", pods.remove))
+async def _remove(kind: str, take_away: Callable[[str], Awaitable[None]], leftover: str) -> None:
+    await take_away(leftover)
+    _log.warning("leftover-removed", kind=kind, id=leftover)
 
 
 SERVICE = Service("runtime-svc", "runtime", RuntimeSettings, opened)
