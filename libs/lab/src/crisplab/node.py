@@ -179,7 +179,7 @@ class Node:
 
     def service_pid(self, service: str) -> int:
         """The pid of a service's first replica."""
-        return int(self._supervisor().getProcessInfo(f"{service}:{service}")["pid"])  # type: ignore[call-overload, index]
+        return int(self._supervisor().getProcessInfo(f"crisp:{service}")["pid"])  # type: ignore[call-overload, index]
 
     def helper_pids(self) -> list[int]:
         """The pids of all conmons and pause processes: what runs beside the containers' own programs."""
@@ -193,7 +193,7 @@ class Node:
     def supervisor(self, command: str, service: str) -> None:
         """`start` or `stop` of one service, as supervisorctl does it; waits until it is done."""
         supervisor = self._supervisor()
-        {"start": supervisor.startProcess, "stop": supervisor.stopProcess}[command](f"{service}:{service}")
+        {"start": supervisor.startProcess, "stop": supervisor.stopProcess}[command](f"crisp:{service}")
 
     def start_replica(self, service: str, replica: str) -> "subprocess.Popen[bytes]":
         """Another process of a service, beside the supervised one; the caller ends it."""
@@ -272,13 +272,14 @@ autorestart=true
 startsecs=0
 startretries=1000
 stopwaitsecs=30
-priority={10 if name != "cri-gateway" else 20}
 redirect_stderr=true
 stdout_logfile={self.root}/logs/{name}.log
 stdout_logfile_maxbytes=50MB
 """
             for name, module in SERVICES.items()
         ]
+        # One group: supervisord stops groups one after another, and looks once a second whether one has ended.
+        group = f"[group:crisp]\nprograms={','.join(SERVICES)}\n"
         return f"""[supervisord]
 pidfile={self.root}/supervisord.pid
 logfile={self.root}/logs/supervisord.log
@@ -290,7 +291,7 @@ chmod=0600
 supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
 [supervisorctl]
 serverurl=unix://{self.root}/supervisor.sock
-""" + "".join(programs)
+""" + "".join([*programs, group])
 
     def _log_ends(self) -> str:
         files = sorted((self.root / "logs").glob("*.log"))
