@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
+import httpx
 
 from crisplab import clone
 
@@ -28,6 +29,11 @@ def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exce
                 return answer
         time.sleep(0.02)
     raise AssertionError(f"nothing came within {seconds} s") from last
+
+
+def page(address: str, timeout: float = 5) -> str:
+    """What a web server says at its root. verify: nothing is encrypted there, and to load the certificate authorities takes 20 ms."""
+    return httpx.get(f"http://{address}/", timeout=timeout, trust_env=False, verify=False).raise_for_status().text
 
 
 def error_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:

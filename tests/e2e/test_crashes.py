@@ -12,7 +12,7 @@ import grpc
 import httpx
 import pytest
 from crashes import arm, crashpoints, retried
-from expect import error_of, log_lines, until
+from expect import error_of, log_lines, page, until
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -44,7 +44,7 @@ def test_a_pod_starts_and_ends_over_a_crash_at(crash_node: Node, world: World, t
             assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
             assert client.status(container).state == cri.CONTAINER_RUNNING
         address = retried(lambda: client.pod_status(pod)).network.ip
-        assert until(lambda: httpx.get(f"http://{address}/").text, ignore=httpx.HTTPError) == PAGE
+        assert until(partial(page, address), ignore=httpx.HTTPError) == PAGE
         assert [c.id for c in retried(lambda: client.containers())] == [container]
         retried(lambda: client.stop(container))
         assert retried(lambda: client.status(container)).exit_code == 137
@@ -88,18 +88,18 @@ def test_a_running_pod_does_not_notice_the_death_of(node: Node, cri_client: Cri,
         )
         short = cri_client.create(pod, container_config(world.image, ["sh", "-c", "sleep 0.7; exit 9"], name="short"), config)
         address = cri_client.pod_status(pod).network.ip
-        until(lambda: httpx.get(f"http://{address}/").text, ignore=httpx.HTTPError)
+        until(partial(page, address), ignore=httpx.HTTPError)
         before = (cri_client.status(web), cri_client.status(ticker), cri_client.pod_status(pod))
         cri_client.start(short)  # it ends while the service is away
 
         pid = node.service_pid(service)
         os.kill(pid, signal.SIGKILL)
-        assert httpx.get(f"http://{address}/").text == PAGE
+        assert page(address) == PAGE
         node.wait_for_new(service, pid)
 
         after = (retried(lambda: cri_client.status(web)), cri_client.status(ticker), cri_client.pod_status(pod))
         assert after == before
-        assert httpx.get(f"http://{address}/").text == PAGE
+        assert page(address) == PAGE
         ended = until(lambda: found if (found := cri_client.status(short)).state == cri.CONTAINER_EXITED else None)
         assert (ended.exit_code, ended.reason) == (9, "Error")
         assert ended.finished_at > ended.started_at

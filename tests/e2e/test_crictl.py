@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
-from expect import until
+from expect import page, until
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -199,7 +198,7 @@ def test_pull_and_rmi(desk: Desk, world: World) -> None:
 def test_inspect_has_the_pid_and_inspectp_the_address(desk: Desk) -> None:
     assert int(desk.json("inspect", desk.web)["info"]["pid"]) > 1
     address = desk.json("inspectp", desk.pod)["status"]["network"]["ip"]
-    assert httpx.get(f"http://{address}/", trust_env=False).text == PAGE
+    assert page(address) == PAGE
 
 
 def test_inspecti_has_the_configuration(desk: Desk) -> None:
@@ -239,7 +238,7 @@ def test_port_forward_by_each_transport(desk: Desk, transport: str) -> None:
             line = forwarding.stdout.readline()
             port = line.split(" -> ")[0].rsplit(":", 1)[1]
             for _ in range(3):
-                assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text == PAGE
+                assert page(f"127.0.0.1:{port}") == PAGE
         finally:
             forwarding.send_signal(signal.SIGINT)
 

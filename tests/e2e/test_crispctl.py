@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
 import pytest
-from expect import until
+from expect import page, until
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -141,7 +140,7 @@ def test_port_forward_serves_the_pods_page(desk: Desk) -> None:
         address = re.fullmatch(r"Forwarding from (127\.0\.0\.1:\d+) -> 80\n", line)
         assert address, line
         for _ in range(3):
-            assert httpx.get(f"http://{address[1]}/", trust_env=False).text == PAGE
+            assert page(address[1]) == PAGE
         forwarding.send_signal(signal.SIGINT)
         assert forwarding.wait(20 * clone.SLOWNESS) == 130
 

@@ -1,8 +1,10 @@
 """What a pod shares with the host or within itself, its security settings, and images."""
 
+from functools import partial
+
 import httpx
 from cluster import Cluster, container_status, shell
-from expect import until
+from expect import page, until
 from world import PAGE, World
 
 from crisplab.cri import Cri
@@ -14,14 +16,14 @@ def test_a_pod_on_the_host_network_listens_there(cluster: Cluster) -> None:
     with cluster.pod({"hostNetwork": True, "containers": [shell(f"exec httpd -f -p 127.0.0.1:{port} -h /www")]}) as name:
         pod = cluster.ready(name)
         assert pod["status"]["podIP"] == pod["status"]["hostIP"]
-        until(lambda: httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).is_success or None, ignore=httpx.HTTPError)
+        until(partial(page, f"127.0.0.1:{port}"), ignore=httpx.HTTPError)
 
 
 def test_a_host_port_leads_to_the_pod(cluster: Cluster) -> None:
     port = free_port()
     with cluster.pod({"containers": [{"name": "main", "ports": [{"containerPort": 80, "hostPort": port}]}]}) as name:
         cluster.ready(name)
-        assert until(lambda: httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text, ignore=httpx.HTTPError) == PAGE
+        assert until(partial(page, f"127.0.0.1:{port}"), ignore=httpx.HTTPError) == PAGE
 
 
 def test_a_pod_with_the_host_s_processes_sees_kubelet(cluster: Cluster) -> None:

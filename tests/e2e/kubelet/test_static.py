@@ -6,7 +6,7 @@ import signal
 import httpx
 import pytest
 from cluster import SETTINGS, container_status, manifest, shell, static_pod
-from expect import until
+from expect import page, until
 from world import PAGE, World
 
 from crisplab import images
@@ -23,20 +23,17 @@ def test_a_pod_still_serves_after_the_end_of_each_service_and_of_kubelet(alone: 
     alone.start()
     name = manifest(alone, world.image, {"containers": [web, shell("while :; do date; sleep 0.2; done", "clock")]})
     before = static_pod(alone, name)["status"]
-
-    def page() -> str:
-        return httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).text
-
-    assert page() == PAGE
+    address = f"127.0.0.1:{port}"
+    assert page(address) == PAGE
     for service in SERVICES:
         alone.node.kill(service)
-        assert page() == PAGE
+        assert page(address) == PAGE
         with alone.client() as client:
             answer = until(lambda: _good(client, f"/run/default/{name}/clock"), ignore=httpx.HTTPError)
             assert answer == "on\n"
             assert client.get(f"/containerLogs/default/{name}/clock", params={"tailLines": 1}).text.count("\n") == 1
     alone.stop(signal.SIGKILL)
-    assert page() == PAGE
+    assert page(address) == PAGE
     alone.start()
     after = static_pod(alone, name)["status"]
     for container in ("web", "clock"):

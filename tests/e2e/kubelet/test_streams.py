@@ -6,13 +6,12 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import kubernetes.client
 import kubernetes.config
 import kubernetes.stream
 import pytest
 from cluster import Cluster, shell
-from expect import until
+from expect import page, until
 from world import PAGE
 
 from crisplab import clone
@@ -72,7 +71,7 @@ def test_port_forward_reaches_the_pod(cluster: Cluster, pod: str, by: str) -> No
             found = re.search(r"127\.0\.0\.1:(\d+)", forwarding.stdout.readline())
             assert found is not None
             for _ in range(5):
-                assert httpx.get(f"http://127.0.0.1:{found[1]}/", trust_env=False).text == PAGE
+                assert page(f"127.0.0.1:{found[1]}") == PAGE
         finally:
             forwarding.terminate()
 
