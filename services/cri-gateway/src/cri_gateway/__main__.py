@@ -1,5 +1,9 @@
 """Starts cri-gateway."""
 
+import gc
+
+gc.disable()  # until the service is ready (servicekit.server): looking through what is being loaded was a seventh of a start
+
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
