@@ -30,6 +30,7 @@ _SELINUX = ["selinux-policy-default", "selinux-utils", "policycoreutils"]
 # For an emulated processor: code at the same address is translated once, not at each exec (30 to 7 ms for /bin/true), the time is read
 # without a device, page tables have four levels (-la57), and nobody guards against what only real processors do.
 _FASTER = "norandmaps tsc=reliable clocksource=tsc mitigations=off"
+_CPUS = min(max(os.cpu_count() or 1, 2), 8)
 _DONE = re.compile(r"^crisp-vm: exit (\d+)", re.M)
 
 
@@ -178,7 +179,7 @@ def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str)
         raise SystemExit("vm: there is no qemu-system-x86_64; install the package qemu-system-x86")
     console = disk.with_name("console.log")
     command = [
-        program, "-accel", "tcg,thread=multi", "-smp", "2", "-m", "4096", "-cpu", "max,-la57,+invtsc", "-display", "none", "-monitor", "none", "-nic", "none",
+        program, "-accel", "tcg,thread=multi", "-smp", str(_CPUS), "-m", str(3072 + 512 * _CPUS), "-cpu", "max,-la57", "-display", "none", "-monitor", "none", "-nic", "none",
         "-kernel", str(kernel), "-initrd", str(initrd), "-append", f"root=/dev/vda rw console=ttyS0 quiet panic=-1 {security}=1 security={security} {_FASTER}",
         "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe", "-serial", f"file:{console}", "-serial", "stdio",
     ]  # fmt: skip
