@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +35,11 @@ def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exce
 def page(address: str, timeout: float = 5) -> str:
     """What a web server says at its root. verify: nothing is encrypted there, and to load the certificate authorities takes 20 ms."""
     return httpx.get(f"http://{address}/", timeout=timeout, trust_env=False, verify=False).raise_for_status().text
+
+
+def page_once_up(address: str, timeout: float = 5) -> str:
+    """The same of a web server that may not listen yet."""
+    return until(partial(page, address, timeout), ignore=httpx.HTTPError)
 
 
 def error_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:

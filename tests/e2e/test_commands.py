@@ -4,13 +4,11 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 from cluster import manifest, shell, static_pod
-from expect import page, until
+from expect import page_once_up
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -71,7 +69,7 @@ def test_two_nodes_at_once_do_not_meet(node: Node, world: World, tmp_path: Path)
                 addresses = [client.pod_status(pods[0]).network.ip for client in (first, second)]
                 assert addresses[0] != addresses[1]
                 second.remove_pod(pods[0])
-                assert until(partial(page, addresses[0]), ignore=httpx.HTTPError) == PAGE
+                assert page_once_up(addresses[0]) == PAGE
         finally:
             other.destroy()
         assert other.leftovers(names) == []

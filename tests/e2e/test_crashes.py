@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-import httpx
 import pytest
 from crashes import arm, crashpoints, retried
-from expect import error_of, log_lines, page, until
+from expect import error_of, log_lines, page, page_once_up, until
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -44,7 +43,7 @@ def test_a_pod_starts_and_ends_over_a_crash_at(crash_node: Node, world: World, t
             assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
             assert client.status(container).state == cri.CONTAINER_RUNNING
         address = retried(lambda: client.pod_status(pod)).network.ip
-        assert until(partial(page, address), ignore=httpx.HTTPError) == PAGE
+        assert page_once_up(address) == PAGE
         assert [c.id for c in retried(lambda: client.containers())] == [container]
         retried(lambda: client.stop(container))
         assert retried(lambda: client.status(container)).exit_code == 137
@@ -88,7 +87,7 @@ def test_a_running_pod_does_not_notice_the_death_of(node: Node, cri_client: Cri,
         )
         short = cri_client.create(pod, container_config(world.image, ["sh", "-c", "sleep 0.7; exit 9"], name="short"), config)
         address = cri_client.pod_status(pod).network.ip
-        until(partial(page, address), ignore=httpx.HTTPError)
+        page_once_up(address)
         before = (cri_client.status(web), cri_client.status(ticker), cri_client.pod_status(pod))
         cri_client.start(short)  # it ends while the service is away
 

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-import httpx
 import pytest
-from expect import code_of, log_lines, page, until
+from expect import code_of, log_lines, page_once_up, until
 from traces import file_descriptors
 from world import PAGE, World
 
@@ -40,7 +39,7 @@ def test_a_pod_lives_from_run_to_remove(cri_client: Cri, world: World, tmp_path:
     assert running.started_at >= created.created_at
     assert running.image.image == world.image
     assert running.image_ref == world.busybox.id
-    assert until(lambda: page(status.network.ip), ignore=httpx.HTTPError) == PAGE
+    assert page_once_up(status.network.ip) == PAGE
 
     output = cri_client.exec(container, "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (output.stdout, output.stderr, output.exit_code) == (b"out\n", b"err\n", 3)

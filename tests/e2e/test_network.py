@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-import httpx
 import pytest
-from expect import error_of, page, until
+from expect import error_of, page_once_up, until
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -81,7 +80,7 @@ def world_outside(node: Node) -> Iterator[str]:
         subprocess.run(["ip", "link", "add", link, "type", "veth", "peer", "name", "w0", "netns", str(server.pid)], check=True)
         subprocess.run(["ip", "addr", "add", f"{here}/30", "dev", link], check=True)
         subprocess.run(["ip", "link", "set", link, "up"], check=True)
-        assert until(partial(page, there, timeout=1), ignore=httpx.HTTPError) == here
+        assert page_once_up(there, timeout=1) == here
         yield there
     finally:
         server.kill()
@@ -103,7 +102,7 @@ def test_host_ports_answer_on_every_address_and_go_with_the_pod(cri_client: Cri,
     with cri_client.pod(config) as pod:
         cri_client.run(pod, container_config(world.image), config)
         for address in ("127.0.0.1", gateway):
-            assert until(partial(page, f"{address}:{port}", timeout=2), ignore=httpx.HTTPError) == PAGE
+            assert page_once_up(f"{address}:{port}", timeout=2) == PAGE
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=2)
 
@@ -114,7 +113,7 @@ def test_the_same_pod_may_come_and_go_quickly(cri_client: Cri, world: World, tmp
     for _ in range(5):
         with cri_client.pod(config) as pod:
             cri_client.run(pod, container_config(world.image), config)
-            assert until(partial(page, cri_client.pod_status(pod).network.ip, timeout=1), ignore=httpx.HTTPError) == PAGE
+            assert page_once_up(cri_client.pod_status(pod).network.ip, timeout=1) == PAGE
 
 
 def test_a_pod_on_the_nodes_network_has_no_address_of_its_own(cri_client: Cri, world: World, tmp_path: Path) -> None:

@@ -1,10 +1,7 @@
 """What a pod shares with the host or within itself, its security settings, and images."""
 
-from functools import partial
-
-import httpx
 from cluster import Cluster, container_status, shell
-from expect import page, until
+from expect import page_once_up, until
 from world import PAGE, World
 
 from crisplab.cri import Cri
@@ -16,14 +13,14 @@ def test_a_pod_on_the_host_network_listens_there(cluster: Cluster) -> None:
     with cluster.pod({"hostNetwork": True, "containers": [shell(f"exec httpd -f -p 127.0.0.1:{port} -h /www")]}) as name:
         pod = cluster.ready(name)
         assert pod["status"]["podIP"] == pod["status"]["hostIP"]
-        until(partial(page, f"127.0.0.1:{port}"), ignore=httpx.HTTPError)
+        page_once_up(f"127.0.0.1:{port}")
 
 
 def test_a_host_port_leads_to_the_pod(cluster: Cluster) -> None:
     port = free_port()
     with cluster.pod({"containers": [{"name": "main", "ports": [{"containerPort": 80, "hostPort": port}]}]}) as name:
         cluster.ready(name)
-        assert until(partial(page, f"127.0.0.1:{port}"), ignore=httpx.HTTPError) == PAGE
+        assert page_once_up(f"127.0.0.1:{port}") == PAGE
 
 
 def test_a_pod_with_the_host_s_processes_sees_kubelet(cluster: Cluster) -> None:

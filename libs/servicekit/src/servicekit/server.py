@@ -98,7 +98,7 @@ async def _serve(service: Service[S], settings: Settings[S]) -> None:
     # Ours alone: an OCI runtime that inherits it would speak to systemd in our name (crun fails to start containers with it).
     systemd = os.environ.pop("NOTIFY_SOCKET", "")
     async with service.open(settings) as face, listening(service.name, settings, face):
-        gc.enable()
+        gc.enable()  # each __main__ has put it off
         gc.freeze()  # what was loaded until here stays; looking through it again and again takes 10 ms each time
         notify(systemd, "READY=1")
         _log.info("ready", socket=str(socket_path(service.name, settings)))
