@@ -225,6 +225,18 @@ async def test_a_replica_that_comes_late_is_waited_for(tmp_path: Path, caller: S
         assert (await waiting).text == "late"
 
 
+async def test_a_replica_born_in_the_same_tick_as_a_look_is_found(tmp_path: Path, caller: ServiceClient) -> None:
+    """The kernel's clock ticks every few milliseconds: the folder shows the time of the last change, not that there were two."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    tick = folder.stat().st_mtime_ns
+    with pytest.raises(Unavailable):
+        await caller.call("GET", "/v1/who", Echo, deadline=0.01)
+    async with running(tmp_path):
+        os.utime(folder, ns=(tick, tick))
+        assert (await caller.call("GET", "/v1/who", Echo, deadline=1)).text == "0"
+
+
 async def test_patience_begins_when_a_replica_is_missed(tmp_path: Path, caller: ServiceClient) -> None:
     """A call that waits for news is older than that when the replica that it waits at dies."""
     caller.patience = 1

@@ -31,6 +31,7 @@ T = TypeVar("T")
 PATIENCE = 10.0
 _RETRY_PAUSE = 0.05
 _READY_SECONDS = 5
+_SETTLED = 1_000_000_000  # ns, many ticks of the kernel's clock
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
@@ -228,7 +229,8 @@ class ServiceClient:
             return None
         if version != self._folder_version:
             self._refresh(folder)
-            self._folder_version = version
+            # Two changes within one tick leave the folder with one time, and we may have looked between them.
+            self._folder_version = version if time.time_ns() - version > _SETTLED else -1
         return min(self._replicas.values(), key=lambda replica: replica.in_flight, default=None)
 
     def _refresh(self, folder: Path) -> None:
