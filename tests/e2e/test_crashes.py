@@ -125,10 +125,11 @@ def test_a_failed_create_leaves_nothing(node: Node, cri_client: Cri, world: Worl
 
 
 def test_a_service_that_is_away_is_named(own_node: Node, world: World, tmp_path: Path) -> None:
+    own_node.settings = {"gateway": {"patience": 2}}
     own_node.start()
     own_node.supervisor("stop", "net-svc")
     with Cri(own_node.socket) as client:
-        status = client.runtime.Status(cri.StatusRequest(), timeout=60 * clone.SLOWNESS).status  # it waits gateway.patience
+        status = client.runtime.Status(cri.StatusRequest(), timeout=60 * clone.SLOWNESS).status
         network = next(condition for condition in status.conditions if condition.type == "NetworkReady")
         assert not network.status
         assert "net-svc is away" in network.message
@@ -136,6 +137,7 @@ def test_a_service_that_is_away_is_named(own_node: Node, world: World, tmp_path:
         assert code == grpc.StatusCode.UNAVAILABLE
         assert "net-svc is away" in message
         own_node.supervisor("start", "net-svc")
+        until(partial(answering, own_node, "net-svc"))
         config = pod_config("back", log_directory=tmp_path)
         with client.pod(config):
             pass

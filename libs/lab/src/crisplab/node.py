@@ -10,6 +10,7 @@ the host mounts later but gives nothing back, so all mounts go with the last pro
 import contextlib
 import hashlib
 import ipaddress
+import itertools
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import xmlrpc.client
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from supervisor.xmlrpc import SupervisorTransport
 
@@ -36,6 +38,7 @@ SERVICES = {
     "cri-gateway": "cri_gateway",
 }
 _START_SECONDS = 30 * clone.SLOWNESS
+_REFUSED = 2  # the exit code of a service that refuses its settings, and would do so again
 _LEFTOVER_SECONDS = 5 * clone.SLOWNESS
 
 
@@ -125,8 +128,10 @@ class Node:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **self.environment}
             )
         deadline = time.monotonic() + _START_SECONDS
-        while not self.ready():
-            if time.monotonic() > deadline:
+        for look in itertools.count(1):
+            if self.ready():
+                return
+            if time.monotonic() > deadline or (look % 50 == 0 and self._gave_up()):
                 raise RuntimeError(f"the node in {self.root} did not start:\n{self._log_ends()}")
             time.sleep(0.02)
 
@@ -238,6 +243,13 @@ class Node:
         transport = SupervisorTransport(None, None, f"unix://{self.root / 'supervisor.sock'}")
         return xmlrpc.client.ServerProxy("http://localhost", transport).supervisor  # type: ignore[return-value]
 
+    def _gave_up(self) -> bool:
+        """Whether a service refuses its settings, and so is not started again."""
+        with contextlib.suppress(OSError):
+            processes: Any = self._supervisor().getAllProcessInfo()
+            return any((process["statename"], process["exitstatus"]) == ("EXITED", _REFUSED) for process in processes)
+        return False
+
     def _configure(self) -> None:
         names = self.names
         for folder in ("logs", "cni", "run", "state"):
@@ -268,7 +280,8 @@ class Node:
         programs = [
             f"""[program:{name}]
 command={sys.executable} -m {module} --config {self.root}/crisp.toml
-autorestart=true
+autorestart=unexpected
+exitcodes={_REFUSED}
 startsecs=0
 startretries=1000
 stopwaitsecs=30
