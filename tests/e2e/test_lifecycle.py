@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import grpc
 import pytest
@@ -188,6 +189,35 @@ def test_streams_have_what_the_lists_have(cri_client: Cri, world: World, tmp_pat
         listed = {image.id for part in cri_client.image.StreamImages(cri.StreamImagesRequest()) for image in part.images}
         assert listed == {image.id for image in cri_client.images()}
         assert list(runtime.StreamContainers(cri.StreamContainersRequest(filter=cri.ContainerFilter(id="0" * 64)))) == []
+
+
+def test_lists_never_show_a_container_by_half(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    """UNKNOWN, which kubelet counts as a restart, is not for containers that are just being created or removed."""
+    config = pod_config("watched", log_directory=tmp_path)
+    seen: dict[str, list[int]] = {}
+    done = Event()
+
+    def look() -> None:
+        while not done.is_set():
+            for container in cri_client.containers():
+                states = seen.setdefault(container.id, [])
+                if container.state not in states[-1:]:
+                    states.append(container.state)
+
+    with cri_client.pod(config) as pod, ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            for number in range(12):
+                container = cri_client.run(pod, container_config(world.image, ["sleep", "600"], name=f"c{number}"), config)
+                if number % 2:
+                    cri_client.stop(container)
+                cri_client.remove(container)
+        finally:
+            done.set()
+        looking.result(20)
+    life = [cri.CONTAINER_CREATED, cri.CONTAINER_RUNNING, cri.CONTAINER_EXITED]
+    assert len(seen) > 6
+    assert [states for states in seen.values() if states != [state for state in life if state in states]] == []
 
 
 def test_thirty_containers_of_a_pod_stop_at_the_same_time(cri_client: Cri, world: World, tmp_path: Path) -> None:

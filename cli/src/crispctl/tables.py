@@ -108,8 +108,10 @@ def event(one: Event) -> tuple[str, ...]:
 
 
 def _state(container: Container, process: Process | None) -> str:
-    if process is None or process.state is ProcessState.LOST:
+    if process is None:
         return "unknown"
+    if process.state is ProcessState.CREATING:
+        return "creating"
     if process.state is ProcessState.EXITED:
         return f"exited ({process.exit_code}{', ' + process.reason if process.reason else ''})"
     return "running" if container.started_at else "created"

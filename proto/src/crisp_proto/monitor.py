@@ -28,11 +28,11 @@ class MonitorRequest(Contract):
 
 
 class ProcessState(StrEnum):
-    """ALIVE also stands for a container that is created but not started: only runtime-svc knows about starts."""
+    """CREATING: there is no process yet. ALIVE is also one that is created but not started: only runtime-svc knows about starts."""
 
+    CREATING = "creating"
     ALIVE = "alive"
     EXITED = "exited"
-    LOST = "lost"
 
 
 class Process(Contract):

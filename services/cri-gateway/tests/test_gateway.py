@@ -8,15 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cri_gateway import convert, ids, privileges
-from cri_gateway.containers import state_of
 from cri_gateway.filters import matches
 from cri_gateway.notes import Notes
 from cri_gateway.server import image_answers, runtime_answers
 from cri_gateway.undo import undone_on_failure
 from crisp_proto.config import ContainerConfig, Mount, PodSandboxConfig
 from crisp_proto.cri import api_pb2
-from crisp_proto.monitor import Process, ProcessState
-from crisp_proto.runtime import Container, ContainerUser, Launch
 from servicekit.errors import InvalidArgument, NotFound, Unavailable
 
 NAME = api_pb2.PodSandboxMetadata(name="n", namespace="ns", uid="u", attempt=1)
@@ -107,28 +104,6 @@ async def test_what_may_still_be_going_on_is_not_taken_back() -> None:
     async with undone_on_failure() as stack:
         stack.push_async_callback(undo)
     assert done == []
-
-
-def _container(started_at: int) -> Container:
-    launch = Launch(bundle="", runtime=[], stop_signal="SIGTERM")
-    return Container(
-        id="c", pod_id="p", config=ContainerConfig(), image_id="i", created_at=1, started_at=started_at, user=ContainerUser(), launch=launch
-    )
-
-
-@pytest.mark.parametrize(
-    ("process", "started", "state"),
-    [
-        (None, 1, api_pb2.CONTAINER_UNKNOWN),
-        (ProcessState.LOST, 1, api_pb2.CONTAINER_UNKNOWN),
-        (ProcessState.EXITED, 1, api_pb2.CONTAINER_EXITED),
-        (ProcessState.ALIVE, 1, api_pb2.CONTAINER_RUNNING),
-        (ProcessState.ALIVE, 0, api_pb2.CONTAINER_CREATED),
-    ],
-)
-def test_state_is_joined_from_both_owners(process: ProcessState | None, started: int, state: int) -> None:
-    known = Process(id="c", pod_id="p", state=process) if process else None
-    assert state_of(_container(started), known) == state
 
 
 def test_every_answer_is_for_an_rpc_that_exists() -> None:

@@ -83,7 +83,7 @@ def test_the_journal_has_every_change_and_forgets_the_oldest(tmp_path: Path) -> 
     for number in range(3):
         name = f"c{number}"
         store.begin(name, REQUEST)
-        assert store.processes(name)[0].state is ProcessState.LOST
+        assert store.processes(name)[0].state is ProcessState.CREATING
         store.created(name, Created(here, here))
         assert store.exited(name, Exit(3, 1000 + number, True), "OOMKilled", "")
         assert not store.exited(name, Exit(0, 1, False), "Completed", "")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 
-from cri_gateway import convert, ids, lookup
+from cri_gateway import convert, ids, lookup, states
 from cri_gateway.filters import matches
 from cri_gateway.notes import Notes
 from cri_gateway.services import Services
@@ -176,11 +176,13 @@ class Containers:
         await self._turns.take(container_id, "remove", lambda: self._remove_steps(container_id))
 
     async def _remove_steps(self, container_id: str) -> None:
-        await self._services.monitor.remove(container_id)
-        crashpoint("remove-unmonitored")
-        await self._services.runtime.remove_container(container_id)
+        """What monitor-svc knows goes after runtime-svc's record: until then a look finds the state that the container ended in."""
+        services = self._services
+        await self._kill(container_id)
+        crashpoint("remove-killed")
+        await services.runtime.remove_container(container_id)
         crashpoint("remove-bundle-removed")
-        await self._services.image.unmount(container_id)
+        await every(services.monitor.remove(container_id), services.image.unmount(container_id))
 
     async def kill_all(self, pod_id: str) -> None:
         """Ends all containers of a pod at the same time."""
@@ -223,25 +225,17 @@ class Containers:
     async def status(self, request: api_pb2.ContainerStatusRequest) -> api_pb2.ContainerStatusResponse:
         """ContainerStatus: runtime-svc's record joined with monitor-svc's facts."""
         container_id = await lookup.container_id(self._services.runtime, request.container_id)
-        container, process = await asyncio.gather(self._services.runtime.container(container_id), self._process(container_id))
+        container, process = await states.container(self._services, container_id)
         status = to_status(container, process)
         return api_pb2.ContainerStatusResponse(status=status, info=_info(container, process) if request.verbose else None)
-
-    async def _process(self, container_id: str) -> Process | None:
-        try:
-            return await self._services.monitor.process(container_id)
-        except NotFound:
-            return None
 
     async def list(self, request: api_pb2.ListContainersRequest) -> api_pb2.ListContainersResponse:
         """ListContainers."""
         wanted = request.filter
-        containers, processes = await asyncio.gather(self._services.runtime.containers(), self._services.monitor.processes())
-        by_id = {process.id: process for process in processes}
         items = []
-        for container in containers:
+        for container, process in await states.containers(self._services):
             config = container.config
-            state = state_of(container, by_id.get(container.id))
+            state = states.state_of(container, process)
             if wanted.HasField("state") and wanted.state.state != state:
                 continue
             if container.pod_id.startswith(wanted.pod_sandbox_id) and matches(
@@ -269,17 +263,6 @@ def _own_user_namespace(linux: api_pb2.LinuxContainerConfig | api_pb2.LinuxPodSa
     return options.HasField("userns_options") and options.userns_options.mode != api_pb2.NODE
 
 
-def state_of(container: Container, process: Process | None) -> "api_pb2.ContainerState.ValueType":
-    """CREATED, RUNNING, EXITED; UNKNOWN where monitor-svc knows no process, but for one that is still to be restored."""
-    if process is None and container.launch.restore and not container.started_at:
-        return api_pb2.CONTAINER_EXITED if container.start_error else api_pb2.CONTAINER_CREATED
-    if process is None or process.state is ProcessState.LOST:
-        return api_pb2.CONTAINER_UNKNOWN
-    if process.state is ProcessState.EXITED:
-        return api_pb2.CONTAINER_EXITED
-    return api_pb2.CONTAINER_RUNNING if container.started_at else api_pb2.CONTAINER_CREATED
-
-
 def to_status(container: Container, process: Process | None) -> api_pb2.ContainerStatus:
     """CRI's ContainerStatus."""
     config = container.config
@@ -288,7 +271,7 @@ def to_status(container: Container, process: Process | None) -> api_pb2.Containe
     return api_pb2.ContainerStatus(
         id=container.id,
         metadata=api_pb2.ContainerMetadata(name=config.metadata.name, attempt=config.metadata.attempt),
-        state=state_of(container, process),
+        state=states.state_of(container, process),
         created_at=container.created_at,
         started_at=container.started_at,
         finished_at=process.finished_at if process and exited else 0,

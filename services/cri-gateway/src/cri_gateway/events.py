@@ -7,6 +7,7 @@ life) they note in its journal, behind their answers. A subscriber reads at its 
 import asyncio
 from collections.abc import AsyncIterator
 
+from cri_gateway import states
 from cri_gateway.containers import to_status
 from cri_gateway.pods import Pods
 from cri_gateway.services import Services
@@ -63,14 +64,12 @@ class Events:
             container_id=event.container_id, container_event_type=_TYPES[event.kind], created_at=event.at
         )
         try:
-            status, containers, processes = await asyncio.gather(
+            status, containers = await asyncio.gather(
                 self._pods.status(api_pb2.PodSandboxStatusRequest(pod_sandbox_id=event.pod_id)),
-                self._services.runtime.containers(event.pod_id),
-                self._services.monitor.processes(),
+                states.containers(self._services, event.pod_id),
             )
         except NotFound:
             return response
-        by_id = {process.id: process for process in processes}
         response.pod_sandbox_status.CopyFrom(status.status)
-        response.containers_statuses.extend(to_status(container, by_id.get(container.id)) for container in containers)
+        response.containers_statuses.extend(to_status(container, process) for container, process in containers)
         return response

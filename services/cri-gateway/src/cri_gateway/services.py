@@ -43,7 +43,8 @@ from servicekit.client import ServiceClient
 
 _LONG = 4 * 3600.0
 """Seconds for calls whose length the workload decides (pulls, execs, stops); the CRI client's own deadline comes first."""
-_CREATE = 240.0
+CREATE_SECONDS = 240.0
+"""A container's creation takes no longer."""
 
 
 class ImageService:
@@ -99,7 +100,7 @@ class RuntimeService:
         return (await self.client.call("POST", f"/v1/pods/{pod_id}/file-label", FileLabel, security)).label
 
     async def create_pod(self, pod_id: str, request: PodRequest) -> Pod:
-        return await self.client.call("PUT", f"/v1/pods/{pod_id}", Pod, request, deadline=_CREATE)
+        return await self.client.call("PUT", f"/v1/pods/{pod_id}", Pod, request, deadline=CREATE_SECONDS)
 
     async def update_pod(self, pod_id: str, request: PodUpdateRequest) -> Pod:
         return await self.client.call("PATCH", f"/v1/pods/{pod_id}/resources", Pod, request)
@@ -120,11 +121,11 @@ class RuntimeService:
         return await self.client.call("GET", f"/v1/containers/{container_id}", Container)
 
     async def create_container(self, container_id: str, request: ContainerRequest) -> Container:
-        return await self.client.call("PUT", f"/v1/containers/{container_id}", Container, request, deadline=_CREATE)
+        return await self.client.call("PUT", f"/v1/containers/{container_id}", Container, request, deadline=CREATE_SECONDS)
 
     async def start_container(self, container_id: str, attempt: str) -> StartResult:
         return await self.client.call(
-            "POST", f"/v1/containers/{container_id}/start", StartResult, StartRequest(attempt=attempt), deadline=_CREATE
+            "POST", f"/v1/containers/{container_id}/start", StartResult, StartRequest(attempt=attempt), deadline=CREATE_SECONDS
         )
 
     async def update_container(self, container_id: str, request: UpdateRequest) -> Container:
@@ -168,7 +169,7 @@ class NetService:
         self.client = client
 
     async def attach(self, pod_id: str, request: AttachmentRequest) -> Attachment:
-        return await self.client.call("PUT", f"/v1/attachments/{pod_id}", Attachment, request, deadline=_CREATE)
+        return await self.client.call("PUT", f"/v1/attachments/{pod_id}", Attachment, request, deadline=CREATE_SECONDS)
 
     async def attachment(self, pod_id: str) -> Attachment:
         return await self.client.call("GET", f"/v1/attachments/{pod_id}", Attachment)
@@ -177,7 +178,7 @@ class NetService:
         return await self.client.call("GET", "/v1/attachments", AttachmentList)
 
     async def detach(self, pod_id: str) -> None:
-        await self.client.call("DELETE", f"/v1/attachments/{pod_id}", deadline=_CREATE)
+        await self.client.call("DELETE", f"/v1/attachments/{pod_id}", deadline=CREATE_SECONDS)
 
     async def status(self) -> NetworkStatus:
         return await self.client.call("GET", "/v1/status", NetworkStatus)
@@ -199,7 +200,7 @@ class MonitorService:
         self.client = client
 
     async def create(self, container_id: str, request: MonitorRequest) -> Process:
-        return await self.client.call("PUT", f"/v1/monitors/{container_id}", Process, request, deadline=_CREATE)
+        return await self.client.call("PUT", f"/v1/monitors/{container_id}", Process, request, deadline=CREATE_SECONDS)
 
     async def process(self, container_id: str) -> Process:
         return await self.client.call("GET", f"/v1/monitors/{container_id}", Process)

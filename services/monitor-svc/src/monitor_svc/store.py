@@ -44,7 +44,6 @@ CREATE TABLE events (
     expires REAL NOT NULL
 )""",
 ]
-_CREATING = "creating"
 UNKNOWN_EXIT = 255
 """The exit code of what nobody saw the end of, as CRI-O and containerd have it."""
 
@@ -85,7 +84,7 @@ class Store:
             container_id,
             request.pod_id,
             request.model_dump_json(),
-            _CREATING,
+            ProcessState.CREATING,
             self._boot,
             time.time(),
         )
@@ -123,7 +122,7 @@ class Store:
         """Nothing of the container's process is left."""
         with self._db.write() as db:
             row = db.execute("DELETE FROM monitors WHERE id = ? RETURNING pod, state", (container_id,)).fetchone()
-            if row is not None and row["state"] != _CREATING:
+            if row is not None and row["state"] != ProcessState.CREATING:
                 self._append(db, EventKind.DELETED, container_id, row["pod"], time.time_ns())
 
     def monitor(self, container_id: str) -> Monitor | None:
@@ -134,7 +133,7 @@ class Store:
         return Monitor(
             id=row["id"],
             request=MonitorRequest.model_validate_json(row["request"]),
-            creating=row["state"] == _CREATING,
+            creating=row["state"] == ProcessState.CREATING,
             alive=row["state"] == ProcessState.ALIVE,
             conmon=ProcessRef(row["conmon"], row["conmon_start"]),
             process=ProcessRef(row["pid"], row["pid_start"]),
@@ -158,12 +157,12 @@ class Store:
         return [row["id"] for row in self._db.rows("SELECT id FROM monitors WHERE state = ?", ProcessState.ALIVE)]
 
     def processes(self, container_id: str | None = None) -> list[Process]:
-        """All processes, or one; one that is still being created counts as lost."""
+        """All processes, or one."""
         return [
             Process(
                 id=row["id"],
                 pod_id=row["pod"],
-                state=ProcessState.LOST if row["state"] == _CREATING else ProcessState(row["state"]),
+                state=ProcessState(row["state"]),
                 pid=row["pid"],
                 exit_code=row["exit_code"],
                 oom_killed=bool(row["oom"]),

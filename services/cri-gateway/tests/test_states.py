@@ -1,0 +1,105 @@
+"""runtime-svc's records and monitor-svc's processes, joined: two answers that are not of the same moment."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cri_gateway import states
+from crisp_proto.config import ContainerConfig
+from crisp_proto.cri import api_pb2
+from crisp_proto.monitor import Process, ProcessState
+from crisp_proto.runtime import Container, ContainerUser, Launch
+from servicekit.errors import NotFound
+
+NOW = time.time_ns()
+LONG_AGO = NOW - 3600 * 10**9
+
+
+def _container(started_at: int = 0, created_at: int = NOW, restore: str = "") -> Container:
+    launch = Launch(bundle="", runtime=[], stop_signal="SIGTERM", restore=restore)
+    return Container(
+        id="c",
+        pod_id="p",
+        config=ContainerConfig(),
+        image_id="i",
+        created_at=created_at,
+        started_at=started_at,
+        user=ContainerUser(),
+        launch=launch,
+    )
+
+
+def _process(state: ProcessState) -> Process:
+    return Process(id="c", pod_id="p", state=state)
+
+
+class _Answers:
+    """The two services, which answer each look by the next of these pairs (the last one for ever)."""
+
+    def __init__(self, *looks: tuple[Container | None, Process | None]) -> None:
+        self._looks = list(looks)
+        self.runtime: Any = SimpleNamespace(containers=self._containers, container=self._container)
+        self.monitor: Any = SimpleNamespace(processes=self._processes, process=self._process)
+
+    async def _containers(self, _pod_id: str) -> list[Container]:
+        return [record] if (record := self._looks[0][0]) else []
+
+    async def _processes(self) -> list[Process]:
+        process = (self._looks.pop(0) if len(self._looks) > 1 else self._looks[0])[1]
+        return [process] if process else []
+
+    async def _container(self, _id: str) -> Container:
+        return _found(self._looks[0][0])
+
+    async def _process(self, _id: str) -> Process:
+        return _found((self._looks.pop(0) if len(self._looks) > 1 else self._looks[0])[1])
+
+
+def _found(thing: Any) -> Any:
+    if thing is None:
+        raise NotFound("no")
+    return thing
+
+
+async def _seen(*looks: tuple[Container | None, Process | None]) -> list[int]:
+    """States in the list; the status of the one container says the same."""
+    listed = [states.state_of(*pair) for pair in await states.containers(_Answers(*looks))]  # type: ignore[arg-type]
+    try:
+        assert listed == [states.state_of(*await states.container(_Answers(*looks), "c"))]  # type: ignore[arg-type]
+    except NotFound:
+        assert listed == []
+    return listed
+
+
+@pytest.mark.parametrize(
+    ("process", "started", "state"),
+    [
+        (None, 1, api_pb2.CONTAINER_UNKNOWN),
+        (ProcessState.CREATING, 1, api_pb2.CONTAINER_UNKNOWN),
+        (ProcessState.EXITED, 1, api_pb2.CONTAINER_EXITED),
+        (ProcessState.ALIVE, 1, api_pb2.CONTAINER_RUNNING),
+        (ProcessState.ALIVE, 0, api_pb2.CONTAINER_CREATED),
+    ],
+)
+async def test_state_is_joined_from_both_owners(process: ProcessState | None, started: int, state: int) -> None:
+    assert await _seen((_container(started), _process(process) if process else None)) == [state]
+
+
+@pytest.mark.parametrize("process", [None, _process(ProcessState.CREATING)])
+async def test_what_is_being_created_is_not_there_yet_and_what_was_left_half_made_is_unknown(process: Process | None) -> None:
+    assert await _seen((_container(), process)) == []
+    assert await _seen((_container(created_at=LONG_AGO), process)) == [api_pb2.CONTAINER_UNKNOWN]
+
+
+@pytest.mark.parametrize("process", [None, _process(ProcessState.CREATING)])
+async def test_what_is_to_be_restored_is_created(process: Process | None) -> None:
+    assert await _seen((_container(restore="/checkpoint"), process)) == [api_pb2.CONTAINER_CREATED]
+
+
+async def test_what_comes_or_goes_between_the_two_answers_is_not_unknown() -> None:
+    alive = _process(ProcessState.ALIVE)
+    assert await _seen((_container(1, LONG_AGO), None), (None, None)) == []
+    found = await states.containers(_Answers((_container(1), None), (_container(1), alive)))  # type: ignore[arg-type]
+    assert [states.state_of(*pair) for pair in found] == [api_pb2.CONTAINER_RUNNING]
