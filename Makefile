@@ -51,6 +51,7 @@ bench: root setup lab ## measure what bench/budgets.toml lists (BENCH="--contain
 	@$(PY) bench/bench.py $(BENCH)
 
 test-vm: root setup lab programs ## tests/e2e in a Debian 12 VM with systemd and cgroup version 2 (VM="--drivers systemd -- …" for a part)
+	@$(PY) tests/conformance/conformance.py --build
 	@$(PY) tests/vm/vm.py $(VM)
 
 fresh: root lab ## try `make demo` and `make test` in a bare Debian 12 tree
