@@ -47,14 +47,16 @@ class _Answers:
         return [record] if (record := self._looks[0][0]) else []
 
     async def _processes(self) -> list[Process]:
-        process = (self._looks.pop(0) if len(self._looks) > 1 else self._looks[0])[1]
-        return [process] if process else []
+        return [process] if (process := self._look_over()) else []
 
     async def _container(self, _id: str) -> Container:
         return _found(self._looks[0][0])
 
     async def _process(self, _id: str) -> Process:
-        return _found((self._looks.pop(0) if len(self._looks) > 1 else self._looks[0])[1])
+        return _found(self._look_over())
+
+    def _look_over(self) -> Process | None:
+        return (self._looks.pop(0) if len(self._looks) > 1 else self._looks[0])[1]
 
 
 def _found(thing: Any) -> Any:

@@ -44,7 +44,7 @@ from servicekit.client import ServiceClient
 _LONG = 4 * 3600.0
 """Seconds for calls whose length the workload decides (pulls, execs, stops); the CRI client's own deadline comes first."""
 CREATE_SECONDS = 240.0
-"""A container's creation takes no longer."""
+"""Seconds after which a step of a creation, or a start or detachment, is given up."""
 
 
 class ImageService:

@@ -14,15 +14,15 @@ from crisp_proto.runtime import Container
 from servicekit.errors import NotFound
 
 
-def state_of(container: Container, process: Process | None) -> "api_pb2.ContainerState.ValueType":
+def state_of(record: Container, process: Process | None) -> "api_pb2.ContainerState.ValueType":
     """CREATED, RUNNING, EXITED; UNKNOWN where monitor-svc has no process, but for one that is still to be restored."""
     if process is None or process.state is ProcessState.CREATING:
-        if container.launch.restore and not container.started_at:
-            return api_pb2.CONTAINER_EXITED if container.start_error else api_pb2.CONTAINER_CREATED
+        if record.launch.restore and not record.started_at:
+            return api_pb2.CONTAINER_EXITED if record.start_error else api_pb2.CONTAINER_CREATED
         return api_pb2.CONTAINER_UNKNOWN
     if process.state is ProcessState.EXITED:
         return api_pb2.CONTAINER_EXITED
-    return api_pb2.CONTAINER_RUNNING if container.started_at else api_pb2.CONTAINER_CREATED
+    return api_pb2.CONTAINER_RUNNING if record.started_at else api_pb2.CONTAINER_CREATED
 
 
 async def containers(services: Services, pod_id: str = "") -> list[tuple[Container, Process | None]]:
@@ -59,5 +59,6 @@ async def _process(services: Services, container_id: str) -> Process | None:
 
 def _being_created(record: Container, process: Process | None) -> bool:
     """One that is too old for it was left behind by a gateway that was killed, and is shown as UNKNOWN until it is removed."""
-    age = time.time() - record.created_at / 1e9
-    return not record.started_at and state_of(record, process) == api_pb2.CONTAINER_UNKNOWN and age < CREATE_SECONDS
+    if record.started_at or state_of(record, process) != api_pb2.CONTAINER_UNKNOWN:
+        return False
+    return time.time() - record.created_at / 1e9 < CREATE_SECONDS
