@@ -104,7 +104,7 @@ class Store:
                 ),
             ).fetchone()
             if row is not None:
-                self._append(db, EventKind.CREATED, container_id, row["pod"], time.time_ns())
+                self._append(db, EventKind.CREATED, container_id, row["pod"])
 
     def exited(self, container_id: str, exit: Exit, reason: str, message: str) -> bool:
         """The container ended; False if that was known already."""
@@ -115,7 +115,7 @@ class Store:
                 (ProcessState.EXITED, exit.code, exit.oom_killed, exit.finished_at, reason, message, container_id, ProcessState.ALIVE),
             ).fetchone()
             if row is not None:
-                self._append(db, EventKind.STOPPED, container_id, row["pod"], exit.finished_at)
+                self._append(db, EventKind.STOPPED, container_id, row["pod"])
         return row is not None
 
     def remove(self, container_id: str) -> None:
@@ -123,7 +123,7 @@ class Store:
         with self._db.write() as db:
             row = db.execute("DELETE FROM monitors WHERE id = ? RETURNING pod, state", (container_id,)).fetchone()
             if row is not None and row["state"] != ProcessState.CREATING:
-                self._append(db, EventKind.DELETED, container_id, row["pod"], time.time_ns())
+                self._append(db, EventKind.DELETED, container_id, row["pod"])
 
     def monitor(self, container_id: str) -> Monitor | None:
         """A row."""
@@ -193,7 +193,7 @@ class Store:
     def record(self, kind: EventKind, container_id: str, pod_id: str) -> None:
         """Writes an event down."""
         with self._db.write() as db:
-            self._append(db, kind, container_id, pod_id, time.time_ns())
+            self._append(db, kind, container_id, pod_id)
 
     def note(self, note: Note) -> bool:
         """Writes an event down, unless it is there already or the container is deleted: notes may come twice, and late."""
@@ -202,12 +202,20 @@ class Store:
                 "SELECT 1 FROM events WHERE container = ? AND kind IN (?, ?) LIMIT 1", (note.container_id, note.kind, EventKind.DELETED)
             ).fetchone():
                 return False
-            self._append(db, note.kind, note.container_id, note.pod_id, time.time_ns())
+            self._append(db, note.kind, note.container_id, note.pod_id)
         return True
 
-    def _append(self, db: sqlite3.Connection, kind: EventKind, container_id: str, pod_id: str, at: int) -> None:
-        """One more event in the journal, which forgets its oldest for it."""
-        db.execute("INSERT INTO events (kind, container, pod, at) VALUES (?, ?, ?, ?)", (kind, container_id, pod_id, at))
+    def _append(self, db: sqlite3.Connection, kind: EventKind, container_id: str, pod_id: str) -> None:
+        """One more event in the journal, which forgets its oldest for it.
+
+        Its time is now, also where what it tells is older, and never before the last one's: kubelet drops an event that is older than one
+        it had of the same pod.
+        """
+        db.execute(
+            "INSERT INTO events (kind, container, pod, at)"
+            " VALUES (?, ?, ?, max(?, coalesce((SELECT at FROM events ORDER BY cursor DESC LIMIT 1), 0)))",
+            (kind, container_id, pod_id, time.time_ns()),
+        )
         db.execute("DELETE FROM events WHERE cursor <= (SELECT max(cursor) FROM events) - ?", (self._keep_events,))
 
     def journal(self, after: int, limit: int) -> EventList:
