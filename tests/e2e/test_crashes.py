@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,20 @@ def test_a_pull_over_a_crash_leaves_no_half_image(crash_node: Node, world: World
             retried(lambda: client.remove_image(name))
     assert sorted(path.name for path in layers.iterdir()) == before
     assert list((crash_node.root / "state/image-svc/scratch").iterdir()) == []
+
+
+def test_no_container_ends_before_it_starts(crash_node: Node, world: World, tmp_path: Path) -> None:
+    """Its program is over long before runtime-svc comes back to record that it has started."""
+    config = pod_config("instant", log_directory=tmp_path)
+    with Cri(crash_node.socket) as client, client.pod(config) as pod:
+        container = client.create(pod, container_config(world.image, ["true"]), config)
+        armed = arm(crash_node, "runtime-started")
+        asked = time.time_ns()
+        retried(lambda: client.start(container))
+        assert not armed.exists()
+        ended = until(lambda: found if (found := retried(lambda: client.status(container))).state == cri.CONTAINER_EXITED else None)
+        assert asked <= ended.started_at <= ended.finished_at
+        assert (ended.exit_code, ended.reason) == (0, "Completed")
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -92,13 +92,14 @@ class Launch(Contract):
 
 
 class Container(Contract):
-    """A container. Times are ns since the epoch; started_at is 0 until it was started."""
+    """A container. Times are ns since the epoch: starting_at is when its start began, started_at the same once that succeeded; 0 before."""
 
     id: str
     pod_id: str
     config: ContainerConfig
     image_id: str
     created_at: int
+    starting_at: int = 0
     started_at: int = 0
     user: ContainerUser
     log_path: str = ""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cri_gateway import states
+from cri_gateway.containers import to_status
 from crisp_proto.config import ContainerConfig
 from crisp_proto.cri import api_pb2
 from crisp_proto.monitor import Process, ProcessState
@@ -87,6 +88,20 @@ async def _seen(*looks: tuple[Container | None, Process | None]) -> list[int]:
 )
 async def test_state_is_joined_from_both_owners(process: ProcessState | None, started: int, state: int) -> None:
     assert await _seen((_container(started), _process(process) if process else None)) == [state]
+
+
+@pytest.mark.parametrize(
+    ("start", "process", "shown"),
+    [
+        ({}, ProcessState.EXITED, 0),
+        ({"starting_at": 5}, ProcessState.ALIVE, 0),
+        ({"starting_at": 5}, ProcessState.EXITED, 5),  # its end is known before its start
+        ({"starting_at": 5, "started_at": 5}, ProcessState.EXITED, 5),
+        ({"starting_at": 5, "start_error": "no such file"}, ProcessState.EXITED, 0),
+    ],
+)
+def test_what_has_run_has_a_start(start: dict[str, Any], process: ProcessState, shown: int) -> None:
+    assert to_status(_container().model_copy(update=start), _process(process)).started_at == shown
 
 
 @pytest.mark.parametrize("process", [None, _process(ProcessState.CREATING)])

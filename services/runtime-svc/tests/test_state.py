@@ -54,6 +54,33 @@ def test_pods_of_another_boot_are_not_ready(tmp_path: Path, monkeypatch: pytest.
     assert len(after.containers()) == 1
 
 
+def test_a_container_starts_when_its_attempt_begins(tmp_path: Path) -> None:
+    fill(tmp_path / "r.db", 1, 1)
+    database = Store(tmp_path / "r.db")
+    ((name, never),) = [(container.id, container) for container in database.containers()]
+    assert (never.starting_at, never.started_at) == (0, 0)
+
+    before = time.time_ns()
+    assert database.begin_start(name, "one") == ("", 0)
+    begun = database.containers()[0]
+    assert (before <= begun.starting_at <= time.time_ns(), begun.started_at) == (True, 0)
+
+    assert database.begin_start(name, "two") == ("one", 0)  # nobody knows how the first one went: it may have begun then
+    assert database.containers()[0].starting_at == begun.starting_at
+
+    database.start_failed(name, "no such file")
+    between = time.time_ns()
+    assert database.begin_start(name, "three") == ("two", 0)  # the others failed: it did not begin then
+    started_at = database.started(name)
+    assert between <= started_at <= time.time_ns()
+    assert database.begin_start(name, "four") == ("three", started_at)
+    now = database.containers()[0]
+    assert (now.starting_at, now.started_at, now.start_error) == (started_at, started_at, "")
+
+    database.remove_container(name)
+    assert database.started(name) == 0
+
+
 def test_a_record_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path / "r.db", 2, 2)
     broken = Store(tmp_path / "r.db")

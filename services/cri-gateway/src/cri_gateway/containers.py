@@ -273,7 +273,7 @@ def to_status(container: Container, process: Process | None) -> api_pb2.Containe
         metadata=api_pb2.ContainerMetadata(name=config.metadata.name, attempt=config.metadata.attempt),
         state=states.state_of(container, process),
         created_at=container.created_at,
-        started_at=container.started_at,
+        started_at=container.started_at or (container.starting_at if exited and not container.start_error else 0),
         finished_at=process.finished_at if process and exited else 0,
         exit_code=process.exit_code if process and exited else 0,
         image=_image(container),

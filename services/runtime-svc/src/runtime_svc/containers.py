@@ -161,9 +161,7 @@ class Containers:
                 self._store.start_failed(container_id, error.message)
                 raise
         crashpoint("runtime-started")
-        started_at = time.time_ns()
-        self._store.started(container_id, started_at)
-        return StartResult(started_at=started_at, pod_id=pod.id)
+        return StartResult(started_at=self._store.started(container_id), pod_id=pod.id)
 
     async def restored(self, container_id: str, result: RestoreResult) -> None:
         """Its monitor has restored the container, or could not."""
@@ -172,7 +170,7 @@ class Containers:
             return
         limits = self.get(container_id).config.linux.resources
         await self._driver.limit_container(container_id, limits, self._settings.pids_limit)
-        self._store.started(container_id, time.time_ns())
+        self._store.started(container_id)
         await asyncio.to_thread(shutil.rmtree, self._checkpoints / container_id, ignore_errors=True)
 
     async def update(self, container_id: str, new: LinuxContainerResources) -> Container:

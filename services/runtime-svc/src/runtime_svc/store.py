@@ -30,6 +30,7 @@ CREATE TABLE containers (
 );
 CREATE INDEX containers_by_pod ON containers (pod)""",
     "CREATE TABLE checkpoints (container TEXT PRIMARY KEY, location TEXT NOT NULL, due REAL NOT NULL)",
+    "ALTER TABLE containers ADD COLUMN starting INTEGER NOT NULL DEFAULT 0",
 ]
 
 
@@ -125,12 +126,12 @@ class Store:
     def container(self, container_id: str) -> Container | None:
         """A complete container."""
         row = self._db.row("SELECT * FROM containers WHERE id = ? AND record != ''", container_id)
-        return None if row is None else _container(row["record"], row["started"], row["start_error"])
+        return None if row is None else _container(row)
 
     def containers(self, pod_id: str | None = None) -> list[Container]:
         """All complete containers, or a pod's."""
         rows = self._db.rows("SELECT * FROM containers WHERE record != '' AND (? IS NULL OR pod = ?) ORDER BY rowid", pod_id, pod_id)
-        return [_container(row["record"], row["started"], row["start_error"]) for row in rows]
+        return [_container(row) for row in rows]
 
     def handler_of(self, container_id: str) -> str | None:
         """The handler of a container, complete or not."""
@@ -142,16 +143,25 @@ class Store:
         return [row["id"] for row in self._db.rows("SELECT id FROM containers WHERE pod = ?", pod_id)]
 
     def begin_start(self, container_id: str, attempt: str) -> tuple[str, int]:
-        """Records the intent to start; answers the attempt that came before, if any, and when it succeeded (ns; 0 if not)."""
+        """Records the intent to start; answers the attempt that came before, if any, and when it succeeded (ns; 0 if not).
+
+        That it starts now is recorded before it does, and kept if the attempt's outcome is lost: no program ends before its start.
+        """
         with self._db.write() as db:
-            row = db.execute("SELECT attempt, started FROM containers WHERE id = ?", (container_id,)).fetchone()
+            row = db.execute("SELECT * FROM containers WHERE id = ?", (container_id,)).fetchone()
             if not row["started"]:
-                db.execute("UPDATE containers SET attempt = ?, start_error = '' WHERE id = ?", (attempt, container_id))
+                starting = 0 if row["start_error"] else row["starting"]
+                db.execute(
+                    "UPDATE containers SET attempt = ?, starting = ?, start_error = '' WHERE id = ?",
+                    (attempt, starting or time.time_ns(), container_id),
+                )
         return str(row["attempt"]), int(row["started"])
 
-    def started(self, container_id: str, at: int) -> None:
-        """The container runs since `at` (ns since the epoch)."""
-        self._db.run("UPDATE containers SET started = ? WHERE id = ?", at, container_id)
+    def started(self, container_id: str) -> int:
+        """The container runs; answers since when (ns since the epoch), 0 if it has been removed meanwhile."""
+        with self._db.write() as db:
+            row = db.execute("UPDATE containers SET started = starting WHERE id = ? RETURNING started", (container_id,)).fetchone()
+        return int(row["started"]) if row else 0
 
     def start_failed(self, container_id: str, error: str) -> None:
         """The OCI runtime could not start it."""
@@ -204,6 +214,6 @@ def _unreadable_container(row: sqlite3.Row) -> str:
     ).model_dump_json()
 
 
-def _container(record: str, started: int, start_error: str) -> Container:
-    container = Container.model_validate_json(record)
-    return container.model_copy(update={"started_at": started, "start_error": start_error}) if started or start_error else container
+def _container(row: sqlite3.Row) -> Container:
+    start = {"starting_at": row["starting"], "started_at": row["started"], "start_error": row["start_error"]}
+    return Container.model_validate_json(row["record"]).model_copy(update=start)
