@@ -5,12 +5,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
-from expect import error_of, page_once_up, until
+from crashes import retried
+from expect import code_of, error_of, page_once_up, until
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -225,6 +227,50 @@ def test_a_plugin_that_fails_is_quoted_and_undone(own_node: Node, world: World, 
         assert "no cable" in message
         assert client.pods() == []
     wait_until_clean(own_node, before)
+
+
+def test_a_pod_is_not_shown_before_it_has_its_network(own_node: Node, tmp_path: Path) -> None:
+    """A plugin may take seconds. kubelet would take a pod that is listed, and by its status not ready, for a broken one and replace it."""
+    own_node.settings = {"net": {"cni_bin_dirs": [str(tmp_path), "/usr/lib/cni"]}}
+    own_node.start()
+    asked, go = tmp_path / "asked", tmp_path / "go"
+    plugin = tmp_path / "slow"
+    plugin.write_text(
+        f"#!{sys.executable} -I\n"
+        "import json, os, pathlib, sys, time\n"
+        "if os.environ['CNI_COMMAND'] == 'ADD':\n"
+        f"    pathlib.Path({str(asked)!r}).touch()\n"
+        f"    while not os.path.exists({str(go)!r}): time.sleep(0.05)\n"
+        "    print(json.dumps(json.load(sys.stdin)['prevResult']))\n"
+    )
+    plugin.chmod(0o755)
+    document = json.loads(conflist(own_node))
+    document["plugins"].append({"type": "slow"})
+    (own_node.root / "cni/10-slow.conflist").write_text(json.dumps(document))
+    config = pod_config("slow", log_directory=tmp_path)
+    with Cri(own_node.socket) as client, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.run_pod, config)
+        try:
+            until(lambda: asked.exists() or None)
+            (pod,) = (made["id"] for made in until(lambda: get(own_node, "runtime-svc", "/v1/pods").json()["pods"]))
+            assert client.pods() == []
+            assert code_of(lambda: client.pod_status(pod)) == grpc.StatusCode.NOT_FOUND
+            old = own_node.service_pid("cri-gateway")
+            own_node.kill("cri-gateway")  # its successor shows as little of the pod, and the same call goes on with it
+            with pytest.raises(grpc.RpcError):
+                running.result(60)
+            own_node.wait_for_new("cri-gateway", old)
+            assert retried(client.pods) == []
+            running = pool.submit(client.run_pod, config)
+        finally:
+            go.touch()
+        assert running.result(120) == pod
+        assert client.pod_status(pod).network.ip
+        assert [(listed.id, listed.state) for listed in client.pods()] == [(pod, cri.SANDBOX_READY)]
+        client.stop_pod(pod)
+        assert client.pod_status(pod).state == cri.SANDBOX_NOTREADY
+        client.remove_pod(pod)
+    wait_until_clean(own_node)
 
 
 def test_addresses_run_out_and_come_back(own_node: Node, tmp_path: Path) -> None:

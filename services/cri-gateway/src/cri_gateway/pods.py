@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable
 
 from cri_gateway import convert, ids, lookup
 from cri_gateway.containers import Containers
 from cri_gateway.filters import matches
 from cri_gateway.notes import Notes
-from cri_gateway.services import Services
+from cri_gateway.services import CREATE_SECONDS, Services
 from crisp_proto.config import LinuxContainerResources, PodSandboxConfig
 from crisp_proto.cri import api_pb2
 from crisp_proto.monitor import EventKind
@@ -29,6 +30,8 @@ class Pods:
         self._notes = notes
         self._containers = containers
         self._turns = Turns()
+        self._attached: set[str] = set()
+        """Pods that have had their network, as far as this gateway has seen."""
 
     async def run(self, request: api_pb2.RunPodSandboxRequest) -> api_pb2.RunPodSandboxResponse:
         """RunPodSandbox: the runtime's part and the network's at the same time."""
@@ -42,6 +45,7 @@ class Pods:
         made, attached = await asyncio.gather(making, self._attach(pod_id, request, making), return_exceptions=True)
         failed = [outcome for outcome in (made, attached) if isinstance(outcome, BaseException)]
         if not failed:
+            self._attached.add(pod_id)
             self._notes.write(pod_id, pod_id, EventKind.CREATED, EventKind.STARTED)
             crashpoint("pod-run")
             return
@@ -96,6 +100,7 @@ class Pods:
         crashpoint("pod-containers-removed")
         await self._services.net.detach(pod_id)
         await self._services.runtime.remove_pod(pod_id)
+        self._attached.discard(pod_id)
         self._notes.write(pod_id, pod_id, EventKind.DELETED)
 
     async def update_resources(self, request: api_pb2.UpdatePodSandboxResourcesRequest) -> api_pb2.UpdatePodSandboxResourcesResponse:
@@ -110,9 +115,11 @@ class Pods:
         return api_pb2.UpdatePodSandboxResourcesResponse()
 
     async def status(self, request: api_pb2.PodSandboxStatusRequest) -> api_pb2.PodSandboxStatusResponse:
-        """PodSandboxStatus: the runtime's record and the network's addresses."""
+        """PodSandboxStatus: the runtime's record and the network's addresses. NOT_FOUND also while the pod is being made."""
         pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
         pod, attachment = await asyncio.gather(self._services.runtime.pod(pod_id), self._attachment(pod_id))
+        if attachment is None and self._may_be_in_the_making(pod):
+            raise NotFound(f"pod {pod_id} is still being made", field="pod_sandbox_id")
         ips = attachment.ips if attachment else []
         ready = pod.state is PodState.READY and (attachment is not None or pod.config.on_node_network)
         options = pod.config.linux.security_context.namespace_options
@@ -137,6 +144,22 @@ class Pods:
         except NotFound:
             return None
 
+    def _may_be_in_the_making(self, pod: Pod) -> bool:
+        """Whether its network may still be on its way. One that is too old for it was left behind by a gateway that was killed."""
+        if pod.state is not PodState.READY or pod.config.on_node_network or pod.id in self._attached:
+            return False
+        return time.time() - pod.created_at / 1e9 < CREATE_SECONDS
+
+    async def _made(self) -> list[Pod]:
+        """All pods but those that are being made: kubelet, which looks at a pod only when the list changes, would replace a half one."""
+        pods = await self._services.runtime.pods()
+        if any(self._may_be_in_the_making(pod) for pod in pods):
+            # The networks first: a pod that is stopped meanwhile is NOTREADY before it loses its own.
+            attached = {attachment.id for attachment in (await self._services.net.attachments()).attachments}
+            pods = await self._services.runtime.pods()
+            self._attached = (self._attached | attached).intersection(pod.id for pod in pods)
+        return [pod for pod in pods if not self._may_be_in_the_making(pod)]
+
     async def list(self, request: api_pb2.ListPodSandboxRequest) -> api_pb2.ListPodSandboxResponse:
         """ListPodSandbox."""
         wanted = request.filter
@@ -151,7 +174,7 @@ class Pods:
                 annotations=pod.config.annotations,
                 runtime_handler=pod.handler,
             )
-            for pod in await self._services.runtime.pods()
+            for pod in await self._made()
             if matches(wanted.id, wanted.label_selector, pod.id, pod.config.labels) and state in (None, _STATES[pod.state])
         ]
         return api_pb2.ListPodSandboxResponse(items=items)
