@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+import networks
 import pytest
 from crashes import retried
 from expect import code_of, error_of, page_once_up, until
@@ -22,30 +23,6 @@ from crisplab.node import Node
 from crisplab.registry import free_port
 
 SLEEP = ["sleep", "600"]
-
-
-def conflist(node: Node, **plugin: object) -> str:
-    """A configuration list like those that network add-ons write, on this node's own bridge and subnet."""
-    bridge = {
-        "type": "bridge",
-        "bridge": node.names.bridge,
-        "isGateway": True,
-        "hairpinMode": True,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{"subnet": node.names.subnet}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-            "dataDir": str(node.root / "leases"),
-        },
-        **plugin,
-    }
-    return json.dumps(
-        {
-            "cniVersion": "0.4.0",
-            "name": "addon",
-            "plugins": [bridge, {"type": "tuning"}, {"type": "portmap", "capabilities": {"portMappings": True}}],
-        }
-    )
 
 
 def test_pods_have_loopback_a_route_and_reach_each_other(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
@@ -138,7 +115,7 @@ def test_cni_plugins_by_exec(own_node: Node, world: World, tmp_path: Path) -> No
     own_node.settings = {"net": {"native_plugins": False}}
     own_node.own_network = True
     (own_node.root / "cni").mkdir(parents=True)
-    (own_node.root / "cni/10-addon.conflist").write_text(conflist(own_node))
+    (own_node.root / "cni/10-addon.conflist").write_text(networks.conflist(own_node))
     own_node.start()
     world.busybox.write_layout(tmp_path / "layout", world.image)
     with client_of(own_node, "image-svc") as image_svc:
@@ -171,7 +148,7 @@ def test_a_changed_configuration_is_used_for_new_pods_and_the_old_one_for_their_
     with Cri(own_node.socket) as client:
         old = pod_config("old", log_directory=tmp_path)
         pod = client.run_pod(old)
-        (own_node.root / "cni/10-addon.conflist").write_text(conflist(own_node))
+        (own_node.root / "cni/10-addon.conflist").write_text(networks.conflist(own_node))
         new = pod_config("new", log_directory=tmp_path)
         with client.pod(new) as other:
             assert get(own_node, "net-svc", f"/v1/attachments/{pod}").json()["network"] == "crisp"
@@ -190,7 +167,7 @@ def test_a_broken_configuration_is_named_and_leaves_nothing(own_node: Node, worl
         '{"cniVersion": "1.0.0", "plugins": [{"type": "bridge"}]}': "lacks a name",
         '{"cniVersion": "9.9.9", "name": "x", "plugins": [{"type": "bridge"}]}': "cniVersion '9.9.9' is not supported",
         '{"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "nosuchplugin"}]}': "CNI plugin 'nosuchplugin' is in none of",
-        conflist(own_node, ipam={"type": "host-local", "ranges": [[{"subnet": "10.1.1.0/31"}]]}): "too small",
+        networks.conflist(own_node, ipam={"type": "host-local", "ranges": [[{"subnet": "10.1.1.0/31"}]]}): "too small",
     }
     with Cri(own_node.socket) as client:
         for text, fault in faults.items():
@@ -216,7 +193,7 @@ def test_a_plugin_that_fails_is_quoted_and_undone(own_node: Node, world: World, 
     plugin = tmp_path / "failing"
     plugin.write_text('#!/bin/sh\n[ "$CNI_COMMAND" = DEL ] && exit 0\necho \'{"code": 100, "msg": "no cable"}\'; exit 1\n')
     plugin.chmod(0o755)
-    document = json.loads(conflist(own_node))
+    document = json.loads(networks.conflist(own_node))
     document["plugins"].append({"type": "failing"})
     (own_node.root / "cni/10-failing.conflist").write_text(json.dumps(document))
     before = traces(own_node)
@@ -233,20 +210,7 @@ def test_a_pod_is_not_shown_before_it_has_its_network(own_node: Node, tmp_path: 
     """A plugin may take seconds. kubelet would take a pod that is listed, and by its status not ready, for a broken one and replace it."""
     own_node.settings = {"net": {"cni_bin_dirs": [str(tmp_path), "/usr/lib/cni"]}}
     own_node.start()
-    asked, go = tmp_path / "asked", tmp_path / "go"
-    plugin = tmp_path / "slow"
-    plugin.write_text(
-        f"#!{sys.executable} -I\n"
-        "import json, os, pathlib, sys, time\n"
-        "if os.environ['CNI_COMMAND'] == 'ADD':\n"
-        f"    pathlib.Path({str(asked)!r}).touch()\n"
-        f"    while not os.path.exists({str(go)!r}): time.sleep(0.05)\n"
-        "    print(json.dumps(json.load(sys.stdin)['prevResult']))\n"
-    )
-    plugin.chmod(0o755)
-    document = json.loads(conflist(own_node))
-    document["plugins"].append({"type": "slow"})
-    (own_node.root / "cni/10-slow.conflist").write_text(json.dumps(document))
+    asked, go = networks.slow(own_node, tmp_path)
     config = pod_config("slow", log_directory=tmp_path)
     with Cri(own_node.socket) as client, ThreadPoolExecutor(1) as pool:
         running = pool.submit(client.run_pod, config)

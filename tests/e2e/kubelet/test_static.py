@@ -2,17 +2,21 @@
 
 import re
 import signal
+import time
+from pathlib import Path
 
 import httpx
+import networks
 import pytest
 from cluster import SETTINGS, container_status, manifest, shell, static_pod
 from expect import page, until
 from world import PAGE, World
 
-from crisplab import images
+from crisp_proto.cri import api_pb2 as cri
+from crisplab import clone, images
 from crisplab.cri import Cri
 from crisplab.kubelet import Kubelet
-from crisplab.node import SERVICES
+from crisplab.node import SERVICES, Node
 from crisplab.registry import free_port
 
 
@@ -59,6 +63,29 @@ def test_an_end_is_seen_by_events_and_by_polling(alone: Kubelet, world: World, e
     with alone.client() as client:
         (count,) = re.findall(r"^kubelet_evented_pleg_connection_success_count (\d+)", client.get("/metrics").text, re.M)
     assert bool(int(count)) == evented
+
+
+def test_a_pod_keeps_its_sandbox_though_its_network_takes_seconds(kubernetes: None, own_node: Node, world: World, tmp_path: Path) -> None:
+    """kubelet looks at it meanwhile, and not again before a container starts, which its image keeps from it."""
+    own_node.settings = {"net": {"cni_bin_dirs": [str(tmp_path), "/usr/lib/cni"]}}
+    own_node.start()
+    asked, go = networks.slow(own_node, tmp_path)
+    kubelet = Kubelet(own_node, tmp_path / "kubelet", SETTINGS)
+    try:
+        kubelet.start()
+        name = manifest(kubelet, f"{world.registry}/test/absent:1", {"containers": [{"name": "main"}]})
+        until(lambda: asked.exists() or None, seconds=60)
+        time.sleep(3 * clone.SLOWNESS)  # three looks
+        go.touch()
+        static_pod(  # at its second look: it has tried, and looked at the pod again
+            kubelet,
+            name,
+            lambda status: container_status(status).get("state", {}).get("waiting", {}).get("reason") == "ImagePullBackOff",
+        )
+        with Cri(own_node.socket) as client:
+            assert [(pod.metadata.attempt, pod.state) for pod in client.pods()] == [(0, cri.SANDBOX_READY)]
+    finally:
+        kubelet.end()
 
 
 def test_a_changed_or_removed_manifest_is_followed(alone: Kubelet, world: World) -> None:

@@ -1,0 +1,53 @@
+"""CNI configurations like those that network add-ons write, and a plugin that takes its time."""
+
+import json
+import sys
+from pathlib import Path
+
+from crisplab.node import Node
+
+
+def conflist(node: Node, **plugin: object) -> str:
+    """A configuration list on this node's own bridge and subnet."""
+    bridge = {
+        "type": "bridge",
+        "bridge": node.names.bridge,
+        "isGateway": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": node.names.subnet}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": str(node.root / "leases"),
+        },
+        **plugin,
+    }
+    return json.dumps(
+        {
+            "cniVersion": "0.4.0",
+            "name": "addon",
+            "plugins": [bridge, {"type": "tuning"}, {"type": "portmap", "capabilities": {"portMappings": True}}],
+        }
+    )
+
+
+def slow(node: Node, folder: Path) -> tuple[Path, Path]:
+    """Has the node's pods wait for a plugin in this folder, which must be one of net.cni_bin_dirs.
+
+    The first file is there once it has been asked to add a pod; it answers once there is the second one.
+    """
+    asked, go = folder / "asked", folder / "go"
+    plugin = folder / "slow"
+    plugin.write_text(
+        f"#!{sys.executable} -I\n"
+        "import json, os, pathlib, sys, time\n"
+        "if os.environ['CNI_COMMAND'] == 'ADD':\n"
+        f"    pathlib.Path({str(asked)!r}).touch()\n"
+        f"    while not os.path.exists({str(go)!r}): time.sleep(0.05)\n"
+        "    print(json.dumps(json.load(sys.stdin)['prevResult']))\n"
+    )
+    plugin.chmod(0o755)
+    document = json.loads(conflist(node))
+    document["plugins"].append({"type": plugin.name})
+    (node.root / "cni/10-slow.conflist").write_text(json.dumps(document))
+    return asked, go
