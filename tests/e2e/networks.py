@@ -31,6 +31,14 @@ def conflist(node: Node, **plugin: object) -> str:
     )
 
 
+def use(node: Node, plugin: Path) -> None:
+    """Has the node's pods connected by this program as well, after all others; its folder must be one of net.cni_bin_dirs."""
+    plugin.chmod(0o755)
+    document = json.loads(conflist(node))
+    document["plugins"].append({"type": plugin.name})
+    (node.root / f"cni/10-{plugin.name}.conflist").write_text(json.dumps(document))
+
+
 def slow(node: Node, folder: Path) -> tuple[Path, Path]:
     """Has the node's pods wait for a plugin in this folder, which must be one of net.cni_bin_dirs.
 
@@ -46,8 +54,5 @@ def slow(node: Node, folder: Path) -> tuple[Path, Path]:
         f"    while not os.path.exists({str(go)!r}): time.sleep(0.05)\n"
         "    print(json.dumps(json.load(sys.stdin)['prevResult']))\n"
     )
-    plugin.chmod(0o755)
-    document = json.loads(conflist(node))
-    document["plugins"].append({"type": plugin.name})
-    (node.root / "cni/10-slow.conflist").write_text(json.dumps(document))
+    use(node, plugin)
     return asked, go

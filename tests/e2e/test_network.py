@@ -1,6 +1,5 @@
 """Pods' networks: the built-in bridge, CNI plugins by exec, host ports, and configurations that are wrong."""
 
-import json
 import socket
 import subprocess
 import sys
@@ -192,10 +191,7 @@ def test_a_plugin_that_fails_is_quoted_and_undone(own_node: Node, world: World, 
     own_node.start()
     plugin = tmp_path / "failing"
     plugin.write_text('#!/bin/sh\n[ "$CNI_COMMAND" = DEL ] && exit 0\necho \'{"code": 100, "msg": "no cable"}\'; exit 1\n')
-    plugin.chmod(0o755)
-    document = json.loads(networks.conflist(own_node))
-    document["plugins"].append({"type": "failing"})
-    (own_node.root / "cni/10-failing.conflist").write_text(json.dumps(document))
+    networks.use(own_node, plugin)
     before = traces(own_node)
     with Cri(own_node.socket) as client:
         code, message = error_of(lambda: client.run_pod(pod_config("unplugged", log_directory=tmp_path)))

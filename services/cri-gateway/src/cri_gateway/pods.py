@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable
 
-from cri_gateway import convert, ids, lookup
+from cri_gateway import convert, ids, lookup, states
 from cri_gateway.containers import Containers
 from cri_gateway.filters import matches
 from cri_gateway.notes import Notes
-from cri_gateway.services import CREATE_SECONDS, Services
+from cri_gateway.services import Services
 from crisp_proto.config import LinuxContainerResources, PodSandboxConfig
 from crisp_proto.cri import api_pb2
 from crisp_proto.monitor import EventKind
@@ -148,7 +147,7 @@ class Pods:
         """Whether its network may still be on its way. One that is too old for it was left behind by a gateway that was killed."""
         if pod.state is not PodState.READY or pod.config.on_node_network or pod.id in self._attached:
             return False
-        return time.time() - pod.created_at / 1e9 < CREATE_SECONDS
+        return states.is_young(pod)
 
     async def _made(self) -> list[Pod]:
         """All pods but those that are being made: kubelet, which looks at a pod only when the list changes, would replace a half one."""

@@ -10,7 +10,7 @@ import time
 from cri_gateway.services import CREATE_SECONDS, Services
 from crisp_proto.cri import api_pb2
 from crisp_proto.monitor import Process, ProcessState
-from crisp_proto.runtime import Container
+from crisp_proto.runtime import Container, Pod
 from servicekit.errors import NotFound
 
 
@@ -61,4 +61,9 @@ def _being_created(record: Container, process: Process | None) -> bool:
     """One that is too old for it was left behind by a gateway that was killed, and is shown as UNKNOWN until it is removed."""
     if record.started_at or state_of(record, process) != api_pb2.CONTAINER_UNKNOWN:
         return False
+    return is_young(record)
+
+
+def is_young(record: Container | Pod) -> bool:
+    """Whether the call that makes it may still be under way."""
     return time.time() - record.created_at / 1e9 < CREATE_SECONDS

@@ -148,7 +148,7 @@ class Store:
         That it starts now is recorded before it does, and kept if the attempt's outcome is lost: no program ends before its start.
         """
         with self._db.write() as db:
-            row = db.execute("SELECT * FROM containers WHERE id = ?", (container_id,)).fetchone()
+            row = db.execute("SELECT attempt, starting, started, start_error FROM containers WHERE id = ?", (container_id,)).fetchone()
             if not row["started"]:
                 starting = 0 if row["start_error"] else row["starting"]
                 db.execute(
