@@ -33,6 +33,10 @@ SETTINGS = {
 }
 
 
+# The last line of a script that a test waits for.
+THE_END = "that was all"
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A node of crisp with its kubelet, of an API server."""
@@ -111,6 +115,13 @@ class Cluster:
     def ready(self, name: str) -> Object:
         """The pod once all its containers are ready."""
         return self.wait(name, is_ready)
+
+    def output(self, name: str, container: str = "main") -> str:
+        """What a script of `then_sleeps` printed. Ready is a container that runs, not one that has come to the end of its script."""
+        self.ready(name)
+        end = f"{THE_END}\n"
+        text = until(lambda: text if (text := self.kubectl("logs", name, "-c", container)).endswith(end) else None)
+        return text.removesuffix(end)
 
     def ended(self, name: str) -> Object:
         """The pod once it is Succeeded or Failed."""
@@ -204,6 +215,11 @@ def static_pod(kubelet: Kubelet, name: str, wanted: Callable[[Object], Any] | No
 def shell(script: str, name: str = "main", **more: Any) -> Object:
     """A container that runs a script."""
     return {"name": name, "command": ["sh", "-c", script], **more}
+
+
+def then_sleeps(script: str, name: str = "main", **more: Any) -> Object:
+    """A container that runs a script, whose end `Cluster.output` waits for, and stays."""
+    return shell(f"{script}; echo {THE_END}; exec sleep 600", name, **more)
 
 
 def container_status(status: Object, name: str = "main") -> Object:

@@ -1,6 +1,6 @@
 """What a pod shares with the host or within itself, its security settings, and images."""
 
-from cluster import Cluster, container_status, shell
+from cluster import Cluster, container_status, shell, then_sleeps
 from expect import page_once_up, until
 from world import PAGE, World
 
@@ -24,21 +24,17 @@ def test_a_host_port_leads_to_the_pod(cluster: Cluster) -> None:
 
 
 def test_a_pod_with_the_host_s_processes_sees_kubelet(cluster: Cluster) -> None:
-    with cluster.pod(
-        {"hostPID": True, "containers": [shell(f"tr '\\0' ' ' < /proc/{cluster.kubelet.pid()}/cmdline; exec sleep 600")]}
-    ) as name:
-        cluster.ready(name)
-        assert "--hostname-override" in cluster.kubectl("logs", name)
+    with cluster.pod({"hostPID": True, "containers": [then_sleeps(f"tr '\\0' ' ' < /proc/{cluster.kubelet.pid()}/cmdline")]}) as name:
+        assert "--hostname-override" in cluster.output(name)
 
 
 def test_containers_that_share_processes_see_and_signal_each_other(cluster: Cluster) -> None:
-    looking = "while ! grep -l 4321 /proc/[0-9]*/cmdline | grep -v self; do sleep 0.1; done; exec sleep 600"
-    containers = [shell("exec sleep 4321", "one"), shell(looking, "two")]
+    containers = [shell("exec sleep 600", "one"), then_sleeps("until pidof sleep; do sleep 0.1; done", "two")]
     with cluster.pod({"shareProcessNamespace": True, "containers": containers}) as name:
-        cluster.ready(name)
+        process = cluster.output(name, "two").strip()
         assert cluster.kubectl("exec", name, "-c", "one", "--", "cat", "/proc/1/comm").strip() in ("catatonit", "pause")
-        cluster.kubectl("exec", name, "-c", "two", "--", "sh", "-c", "kill -9 $(pidof sleep | tr ' ' '\\n' | tail -n 1) || true")
-        cluster.wait(name, lambda status: sum(one["restartCount"] for one in status.get("containerStatuses", [])) >= 1)
+        cluster.kubectl("exec", name, "-c", "two", "--", "kill", "-9", process)
+        cluster.wait(name, lambda status: container_status(status, "one")["restartCount"] >= 1)
 
 
 def test_a_security_context_is_the_process_s(cluster: Cluster) -> None:
@@ -49,15 +45,14 @@ def test_a_security_context_is_the_process_s(cluster: Cluster) -> None:
     with cluster.pod(
         {
             "containers": [
-                shell(
-                    "grep -E '^(Uid|NoNewPrivs|CapBnd|Seccomp):' /proc/1/status; touch /x || echo read-only; exec sleep 600",
+                then_sleeps(
+                    "grep -E '^(Uid|NoNewPrivs|CapBnd|Seccomp):' /proc/1/status; touch /x || echo read-only",
                     securityContext=context,
                 )
             ]
         }
     ) as name:
-        cluster.ready(name)
-        shown = cluster.kubectl("logs", name)
+        shown = cluster.output(name)
         lines = dict(line.split(":\t") for line in shown.splitlines() if ":\t" in line)
         assert lines["Uid"].split()[0] == "1234"
         assert (lines["NoNewPrivs"], lines["Seccomp"], int(lines["CapBnd"], 16)) == ("1", "2", 0)
@@ -80,11 +75,10 @@ def test_pod_dns_hosts_and_sysctls(cluster: Cluster) -> None:
         "dnsPolicy": "None",
         "dnsConfig": {"nameservers": ["192.0.2.53"], "searches": ["example.org"], "options": [{"name": "ndots", "value": "3"}]},
         "securityContext": {"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "77"}]},
-        "containers": [shell("hostname; cat /etc/hosts /etc/resolv.conf /proc/sys/net/ipv4/ip_unprivileged_port_start; exec sleep 600")],
+        "containers": [then_sleeps("hostname; cat /etc/hosts /etc/resolv.conf /proc/sys/net/ipv4/ip_unprivileged_port_start")],
     }
     with cluster.pod(spec) as name:
-        cluster.ready(name)
-        shown = cluster.kubectl("logs", name).splitlines()
+        shown = cluster.output(name).splitlines()
         assert shown[0] == "someone"
         assert "192.0.2.7\tseven" in shown
         assert {"nameserver 192.0.2.53", "search example.org", "options ndots:3", "77"} <= set(shown)

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from cluster import Cluster, Object, container_status, shell, terminated
+from cluster import THE_END, Cluster, Object, container_status, shell, terminated, then_sleeps
 from expect import until
 
 from crisplab import clone
@@ -93,8 +93,8 @@ def test_network_probes(cluster: Cluster, probe: dict[str, object]) -> None:
 
 
 def test_lifecycle_hooks_run_after_the_start_and_before_the_end(cluster: Cluster) -> None:
-    main = shell(
-        "while ! test -e /started; do sleep 0.1; done; echo main; exec sleep 600",
+    main = then_sleeps(
+        "while ! test -e /started; do sleep 0.1; done; echo main",
         lifecycle={
             "postStart": {"exec": {"command": ["touch", "/started"]}},
             "preStop": {"exec": {"command": ["sh", "-c", "echo hook > /proc/1/fd/1; touch /host/stopped"]}},
@@ -104,8 +104,7 @@ def test_lifecycle_hooks_run_after_the_start_and_before_the_end(cluster: Cluster
     folder = cluster.kubelet.root / "hooks"
     spec = {"containers": [main], "volumes": [{"name": "host", "hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}}]}
     with cluster.pod(spec) as name:
-        cluster.ready(name)
-        assert cluster.kubectl("logs", name).strip() == "main"
+        assert cluster.output(name) == "main\n"
     assert (folder / "stopped").exists()
 
 
@@ -118,11 +117,14 @@ def test_a_post_start_hook_that_fails_is_told(cluster: Cluster) -> None:
 def test_the_grace_period_is_given_and_then_over(cluster: Cluster) -> None:
     long = int(30 * clone.SLOWNESS)
     gentle = cluster.create(
-        {"containers": [shell("trap 'exit 0' TERM; while :; do sleep 0.1; done")], "terminationGracePeriodSeconds": long}
+        {
+            "containers": [shell(f"trap 'exit 0' TERM; echo {THE_END}; while :; do sleep 0.1; done")],
+            "terminationGracePeriodSeconds": long,
+        }
     )
     deaf = cluster.create({"containers": [shell("trap '' TERM; while :; do sleep 0.1; done")], "terminationGracePeriodSeconds": 3})
-    for name in (gentle, deaf):
-        cluster.ready(name)
+    cluster.output(gentle)  # from then on it listens
+    cluster.ready(deaf)
     begun = time.monotonic()
     cluster.delete(gentle)
     assert time.monotonic() - begun < long / 2

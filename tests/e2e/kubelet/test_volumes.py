@@ -1,6 +1,6 @@
 """Volumes: what kubelet prepares on the host, and how a container finds it."""
 
-from cluster import Cluster, shell
+from cluster import Cluster, shell, then_sleeps
 
 
 def test_empty_dirs_are_shared_by_containers_and_survive_a_restart(cluster: Cluster) -> None:
@@ -9,22 +9,20 @@ def test_empty_dirs_are_shared_by_containers_and_survive_a_restart(cluster: Clus
         "volumes": [{"name": "work", "emptyDir": {}}],
         "containers": [
             shell("test -e /common/restarted && exec sleep 600; touch /common/restarted; exit 1", "writer", **mount),
-            shell("while ! test -e /common/restarted; do sleep 0.1; done; echo seen; exec sleep 600", "reader", **mount),
+            then_sleeps("while ! test -e /common/restarted; do sleep 0.1; done; echo seen", "reader", **mount),
         ],
     }
     with cluster.pod(spec) as name:
-        cluster.ready(name)
-        assert cluster.kubectl("logs", name, "-c", "reader").strip() == "seen"
+        assert cluster.output(name, "reader") == "seen\n"
 
 
 def test_an_empty_dir_in_memory_is_a_tmpfs_of_its_size(cluster: Cluster) -> None:
     spec = {
         "volumes": [{"name": "work", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}}],
-        "containers": [shell("grep ' /common ' /proc/mounts; exec sleep 600", volumeMounts=[{"name": "work", "mountPath": "/common"}])],
+        "containers": [then_sleeps("grep ' /common ' /proc/mounts", volumeMounts=[{"name": "work", "mountPath": "/common"}])],
     }
     with cluster.pod(spec) as name:
-        cluster.ready(name)
-        device, _, kind, options = cluster.kubectl("logs", name).split()[:4]
+        device, _, kind, options = cluster.output(name).split()[:4]
         assert (device, kind) == ("tmpfs", "tmpfs")
         assert "size=8192k" in options.split(",")
 
@@ -67,16 +65,15 @@ def test_sub_paths_of_files_and_folders(cluster: Cluster) -> None:
     spec = {
         "volumes": [{"name": "page", "configMap": {"name": "page"}}, {"name": "work", "emptyDir": {}}],
         "containers": [
-            shell(
-                "touch /part/file /mine/own; find /whole -type f | sort; cat /www/index.html; exec sleep 600",
+            then_sleeps(
+                "touch /part/file /mine/own; find /whole -type f | sort; cat /www/index.html",
                 volumeMounts=mounts,
                 env=environment,
             )
         ],
     }
     with cluster.pod(spec) as name:
-        cluster.ready(name)
-        assert cluster.kubectl("logs", name).splitlines() == ["/whole/a/b/file", f"/whole/{name}/own", "from a map"]
+        assert cluster.output(name).splitlines() == ["/whole/a/b/file", f"/whole/{name}/own", "from a map"]
 
 
 def test_host_paths_of_each_type_and_their_faults(cluster: Cluster) -> None:
@@ -88,8 +85,8 @@ def test_host_paths_of_each_type_and_their_faults(cluster: Cluster) -> None:
         {"name": "made", "hostPath": {"path": f"{folder}/made", "type": "DirectoryOrCreate"}},
     ]
     mounts = [{"name": "file", "mountPath": "/file"}, {"name": "made", "mountPath": "/made"}]
-    with cluster.pod({"volumes": volumes, "containers": [shell("cat /file > /made/copy; exec sleep 600", volumeMounts=mounts)]}) as name:
-        cluster.ready(name)
+    with cluster.pod({"volumes": volumes, "containers": [then_sleeps("cat /file > /made/copy", volumeMounts=mounts)]}) as name:
+        cluster.output(name)
         assert (folder / "made/copy").read_text() == "of the host"
     absent = [{"name": "absent", "hostPath": {"path": f"{folder}/absent", "type": "Directory"}}]
     with cluster.pod({"volumes": absent, "containers": [shell("true", volumeMounts=[{"name": "absent", "mountPath": "/x"}])]}) as name:
@@ -101,13 +98,10 @@ def test_an_fs_group_owns_the_volume_and_is_a_group_of_the_process(cluster: Clus
         "securityContext": {"fsGroup": 4321, "runAsUser": 1000, "runAsGroup": 2000, "supplementalGroups": [3000]},
         "volumes": [{"name": "work", "emptyDir": {}}],
         "containers": [
-            shell(
-                "stat -c %g /common; id -u; id -G; touch /common/x; exec sleep 600", volumeMounts=[{"name": "work", "mountPath": "/common"}]
-            )
+            then_sleeps("stat -c %g /common; id -u; id -G; touch /common/x", volumeMounts=[{"name": "work", "mountPath": "/common"}])
         ],
     }
     with cluster.pod(spec) as name:
-        cluster.ready(name)
-        owner, user, groups = cluster.kubectl("logs", name).splitlines()
+        owner, user, groups = cluster.output(name).splitlines()
         assert (owner, user) == ("4321", "1000")
         assert set(groups.split()) == {"2000", "3000", "4321"}
