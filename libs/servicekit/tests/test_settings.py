@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from servicekit.errors import InvalidArgument
 from servicekit.settings import Section, load
@@ -78,3 +78,21 @@ def test_flags_and_environment_are_checked_as_well(tmp_path: Path) -> None:
         load("image", Demo, ["--set", "depth"], {})
     with pytest.raises(InvalidArgument, match="does not exist"):
         load("image", Demo, ["--config", str(tmp_path / "none.toml")], {})
+
+
+class Pair(Section):
+    """Keys that must go together."""
+
+    names: list[str] = ["one"]
+    first: str = "one"
+
+    @model_validator(mode="after")
+    def _together(self) -> "Pair":
+        if self.first not in self.names:
+            raise ValueError(f"first {self.first!r} is none of names: {', '.join(self.names)}")
+        return self
+
+
+def test_keys_that_do_not_go_together_are_said(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"image: .*first 'one' is none of names: two"):
+        load("image", Pair, ["--set", "image.names=['two']"], {})

@@ -154,6 +154,8 @@ def _validated(model: type[M], name: str, values: dict[str, Any], origins: dict[
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # keys that do not go together
+            raise InvalidArgument(f"settings: {name}: {first['msg']}", field=name) from error
         key = str(first["loc"][0])
         raise InvalidArgument(
             f"{origins.get((name, key), 'settings')}: {name}.{key} = {first['input']!r}: {first['msg']}", field=f"{name}.{key}"
