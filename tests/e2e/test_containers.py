@@ -23,9 +23,15 @@ def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: 
     config = pod_config("once", log_directory=logs)
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, command, **more), config)
-        status = until(lambda: found if (found := client.status(container)).state == cri.CONTAINER_EXITED else None)
+        status = until(partial(exited, client, container))
         text = output_of(logs / "main.log")
     return status.exit_code, text
+
+
+def exited(client: Cri, container: str) -> cri.ContainerStatus | None:
+    """The status of a container once it has ended, for `until`."""
+    status = client.status(container)
+    return status if status.state == cri.CONTAINER_EXITED else None
 
 
 def some_lines(log: Path) -> list[LogLine] | None:
@@ -169,18 +175,42 @@ def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
     )
 
 
+EAT = "dd if=/dev/zero of=/dev/null bs=200M count=1"
+LITTLE_MEMORY = cri.LinuxContainerConfig(
+    resources=cri.LinuxContainerResources(memory_limit_in_bytes=24 << 20, memory_swap_limit_in_bytes=24 << 20)
+)
+
+
 def test_running_out_of_memory_is_told(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
-    linux = cri.LinuxContainerConfig(
-        resources=cri.LinuxContainerResources(memory_limit_in_bytes=24 << 20, memory_swap_limit_in_bytes=24 << 20)
-    )
     config = pod_config("hungry", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
-        container = cri_client.run(
-            pod, container_config(world.image, ["sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1"], linux=linux), config
-        )
-        status = until(lambda: found if (found := cri_client.status(container)).state == cri.CONTAINER_EXITED else None)
+        container = cri_client.run(pod, container_config(world.image, ["sh", "-c", EAT], linux=LITTLE_MEMORY), config)
+        status = until(partial(exited, cri_client, container))
         assert (status.exit_code, status.reason) == (137, "OOMKilled")
     assert not Path(f"/proc/{node.service_pid('monitor-svc')}/cwd/oom").exists()  # conmon makes one where it is started
+
+
+def test_running_out_of_memory_is_told_though_conmon_missed_it(own_node: Node, world: World, tmp_path: Path) -> None:
+    """As when systemd has removed the cgroup before conmon looks: this one says it where nobody reads."""
+    monitor, elsewhere = tmp_path / "conmon", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monitor.write_text(f'#!/bin/bash\ncd {elsewhere}; exec conmon "$@" --persist-dir {elsewhere}\n')
+    monitor.chmod(0o755)
+    own_node.settings = {"runtime": {"default_handler": "mine"}}
+    own_node.environment = {
+        **own_node.environment,
+        "CRISP_RUNTIME_HANDLERS": f'{{mine = {{path = "/usr/bin/crun", monitor = "{monitor}"}}}}',
+    }
+    own_node.start()
+    config = pod_config("hungry", log_directory=tmp_path)
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        with client.pod(config) as pod:
+            for name, script, reason in (("hungry", EAT, "OOMKilled"), ("killed", "exit 137", "Error")):
+                container = client.run(pod, container_config(world.image, ["sh", "-c", script], name, linux=LITTLE_MEMORY), config)
+                status = until(partial(exited, client, container))
+                assert (status.exit_code, status.reason) == (137, reason)
+    assert (elsewhere / "oom").exists()
 
 
 def test_mounts(cri_client: Cri, world: World, tmp_path: Path) -> None:

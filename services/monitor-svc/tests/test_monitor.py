@@ -16,6 +16,7 @@ from monitor_svc import commands, exec_sync, processes, sessions, signals
 from monitor_svc import store as store_module
 from monitor_svc.conmon import Conmon, Created, Exit
 from monitor_svc.monitors import Monitors
+from monitor_svc.oom_kills import OomKills
 from monitor_svc.processes import ProcessRef
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import Store
@@ -271,3 +272,17 @@ def test_tokens_grow_old_and_are_not_handed_out_without_end(tmp_path: Path, monk
     with pytest.raises(NotFound, match="older than 60 s"):
         sessions.redeem(store, old)
     sessions.issue(store, session)
+
+
+def test_the_kernel_s_log_names_whose_process_it_killed(tmp_path: Path) -> None:
+    log, pod, container, later = tmp_path / "kmsg", "a" * 64, "b" * 64, "c" * 64
+    line = "6,91497,45666720439,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg=/{0},task_memcg=/{0}/crisp-{1}.scope,task=dd,pid=7,uid=0\n"
+    log.write_text("6,91496,45666720400,-;Tasks state:\n" + line.format(pod, container))
+    kills = OomKills(log)
+    assert kills.include(container)
+    assert not kills.include(later)
+    with log.open("a") as file:
+        file.write(line.format(pod, later))
+    assert kills.include(later)
+    assert kills.include(container)
+    assert not OomKills(tmp_path / "none").include(container)

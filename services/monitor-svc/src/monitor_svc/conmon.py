@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from crisp_proto.monitor import MonitorRequest
 from crisp_proto.streams import WindowSize
 from monitor_svc import processes
+from monitor_svc.oom_kills import OomKills
 from monitor_svc.processes import ProcessRef
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, Unknown
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 10
+KILLED = 128 + signal.SIGKILL  # the exit code
 _PIPE_BYTES = 1 << 20  # Linux's pipe-max-size
 # The same as runtime-svc dumps with.
 _RESTORE_OPTIONS = [f"--runtime-opt={option}" for option in ("--tcp-established", "--file-locks")]
@@ -62,6 +65,7 @@ class Conmon:
         self._exits = run / "exits"
         self._attach = run / "attach"
         self._timeout = timeout
+        self._oom_kills = OomKills()
         self._systemd: Systemd | None = None
         for folder in (self._monitors, self._exits, self._attach):
             folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +171,8 @@ class Conmon:
             finished_at = file.stat().st_mtime_ns
         except (FileNotFoundError, ValueError):
             return None
-        return Exit(code, finished_at, (self._monitors / container_id / "oom").exists())
+        oom_killed = (self._monitors / container_id / "oom").exists()
+        return Exit(code, finished_at, oom_killed or (code == KILLED and self._oom_kills.include(container_id)))
 
     def attach_socket(self, request: MonitorRequest) -> socket.socket:
         """A connection to the container's standard streams: packets of output with the stream's number first, and of input without."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Note, Process, StopRequest
 from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, LogRequest, failed
 from monitor_svc import attach, commands, exec_stream, exec_sync, log_stream, processes, signals
-from monitor_svc.conmon import Conmon, Exit
+from monitor_svc.conmon import KILLED, Conmon, Exit
 from monitor_svc.log_disks import LogDisks
 from monitor_svc.orphans import Orphans
 from monitor_svc.settings import MonitorSettings
@@ -121,7 +121,7 @@ class Monitors:
             await self._ended(
                 monitor,
                 exit,
-                "OOMKilled" if exit.oom_killed and exit.code == 128 + signal.SIGKILL else "Completed" if exit.code == 0 else "Error",
+                "OOMKilled" if exit.oom_killed and exit.code == KILLED else "Completed" if exit.code == 0 else "Error",
                 "",
             )
         await self._announce()
