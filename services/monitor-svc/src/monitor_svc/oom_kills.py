@@ -1,7 +1,8 @@
 """Whose processes the kernel's OOM killer has ended, by its log (kmsg: Linux, Documentation/ABI/testing/dev-kmsg).
 
 conmon looks at `memory.events` of a container's cgroup, but systemd removes a scope as soon as it is empty: on a busy node before conmon
-comes to look. The log names the cgroup, and with it the container, before the process ends; reading on from where we were costs nothing.
+comes to look; and with cgroup version 2 it does not see a kill by the pod's limit. The log names the cgroup, and with it the container,
+before the process ends; reading on from where we were costs next to nothing.
 """
 
 import os
