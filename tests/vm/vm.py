@@ -32,7 +32,7 @@ _SELINUX = ["selinux-policy-default", "selinux-utils", "policycoreutils"]
 _FASTER = "norandmaps tsc=reliable clocksource=tsc mitigations=off"
 _CPUS = min(max(os.cpu_count() or 1, 2), 8)
 _DONE = re.compile(r"^crisp-vm: exit (\d+)", re.M)
-_POWER_CUT = re.compile(r"^crisp-vm: a power cut.*\n", re.M)
+_POWER_CUT = re.compile(r"^crisp-vm: a power cut", re.M)
 
 
 def main() -> int:
