@@ -11,7 +11,9 @@ from typing import TypeVar
 import grpc
 import httpx
 
+from crisp_proto.cri import api_pb2 as cri
 from crisplab import clone
+from crisplab.cri import Cri
 
 T = TypeVar("T")
 
@@ -30,6 +32,12 @@ def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exce
                 return answer
         time.sleep(0.02)
     raise AssertionError(f"nothing came within {seconds} s") from last
+
+
+def exited(client: Cri, container: str) -> cri.ContainerStatus | None:
+    """The status of a container once it has ended, for `until`."""
+    status = client.status(container)
+    return status if status.state == cri.CONTAINER_EXITED else None
 
 
 def page(address: str, timeout: float = 5) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from expect import LogLine, code_of, error_of, log_lines, output_of, until
+from expect import LogLine, code_of, error_of, exited, log_lines, output_of, until
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -26,12 +26,6 @@ def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: 
         status = until(partial(exited, client, container))
         text = output_of(logs / "main.log")
     return status.exit_code, text
-
-
-def exited(client: Cri, container: str) -> cri.ContainerStatus | None:
-    """The status of a container once it has ended, for `until`."""
-    status = client.status(container)
-    return status if status.state == cri.CONTAINER_EXITED else None
 
 
 def some_lines(log: Path) -> list[LogLine] | None:

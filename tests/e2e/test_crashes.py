@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from crashes import arm, crashpoints, retried
-from expect import error_of, log_lines, page, page_once_up, until
+from expect import error_of, exited, log_lines, page, page_once_up, until
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -84,7 +84,7 @@ def test_no_container_ends_before_it_starts(crash_node: Node, world: World, tmp_
         asked = time.time_ns()
         retried(lambda: client.start(container))
         assert not armed.exists()
-        ended = until(lambda: found if (found := retried(lambda: client.status(container))).state == cri.CONTAINER_EXITED else None)
+        ended = until(partial(retried, partial(exited, client, container)))
         assert asked <= ended.started_at <= ended.finished_at
         assert (ended.exit_code, ended.reason) == (0, "Completed")
 
@@ -114,7 +114,7 @@ def test_a_running_pod_does_not_notice_the_death_of(node: Node, cri_client: Cri,
         after = (retried(lambda: cri_client.status(web)), cri_client.status(ticker), cri_client.pod_status(pod))
         assert after == before
         assert page(address) == PAGE
-        ended = until(lambda: found if (found := cri_client.status(short)).state == cri.CONTAINER_EXITED else None)
+        ended = until(partial(exited, cri_client, short))
         assert (ended.exit_code, ended.reason) == (9, "Error")
         assert ended.finished_at > ended.started_at
         assert cri_client.exec(web, "echo", "here").stdout == b"here\n"

@@ -7,12 +7,13 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from expect import page, until
+from expect import exited, page, until
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -227,7 +228,7 @@ def test_attach_by_each_transport(desk: Desk, transport: str) -> None:
     desk.run("start", cat)
     with desk.start("attach", "--transport", transport, "-i", cat) as attached:
         assert attached.communicate("last words\n", timeout=30 * clone.SLOWNESS)[0] == "last words\n"
-    until(lambda: desk.client.status(cat).state == cri.CONTAINER_EXITED or None)
+    until(partial(exited, desk.client, cat))
 
 
 @pytest.mark.parametrize("transport", ["spdy", "websocket"])

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
-from expect import page, until
+from expect import exited, page, until
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -52,7 +53,7 @@ def desk(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> Iterator[
         cri_client.run(pod, container_config(world.image, ["cat"], name="cat", stdin=True), config)
         said = "for i in 1 2 3 4 5; do echo line $i; done; echo trouble >&2; printf unfinished"
         talker = cri_client.run(pod, container_config(world.image, ["sh", "-c", said], name="talker"), config)
-        until(lambda: cri_client.status(talker).state == cri.CONTAINER_EXITED or None)
+        until(partial(exited, cri_client, talker))
         yield Desk(node, cri_client, talker)
 
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
-from expect import until
+from expect import exited, until
 from log_lines import entries, written
 from traces import get
 from world import World
@@ -167,7 +168,7 @@ def test_held_a_container_that_ends_is_seen_to_end(holding: tuple[Node, Cri], wo
     node, client = holding
     with held(holding, world, tmp_path) as (_, container):
         os.kill(get(node, "monitor-svc", f"/v1/monitors/{container}").json()["pid"], signal.SIGKILL)
-        until(lambda: client.status(container).state == cri.CONTAINER_EXITED or None, seconds=20)
+        until(partial(exited, client, container), seconds=20)
 
 
 def test_after_the_time_limit_it_goes_on(own_node: Node, world: World, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from threading import Event
 
 import grpc
 import pytest
-from expect import code_of, log_lines, page_once_up, until
+from expect import code_of, exited, log_lines, page_once_up, until
 from traces import file_descriptors
 from world import PAGE, World
 
@@ -149,7 +149,7 @@ def test_logs_have_time_stream_and_text_and_survive_rotation(cri_client: Cri, wo
         rotated = log.rename(tmp_path / "main.log.1")
         cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
         cri_client.exec(container, "touch", "/go")
-        until(lambda: cri_client.status(container).state == cri.CONTAINER_EXITED or None)
+        until(partial(exited, cri_client, container))
         lines = log_lines(rotated) + log_lines(log)
         assert sorted((line.stream, line.text) for line in lines) == [
             ("stderr", "two"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from crashes import retried
-from expect import until
+from expect import exited, until
 from log_count import LAST, REST, Count, go_first
 from log_lines import entries, written
 from traces import get
@@ -90,7 +90,7 @@ def test_no_line_is_lost_or_doubled_over_rotation_and_killed_services(cri_client
                 killing.result()
         (orders / "stop").write_text("stop\n")
         for container, log in logs.items():
-            assert until(partial(_exited, cri_client, container), seconds=120).exit_code == 0
+            assert until(partial(retried, partial(exited, cri_client, container)), seconds=120).exit_code == 0
             log.read(log.path)
             assert log.count.ended
             assert log.rotations > 0
@@ -156,10 +156,5 @@ def _log_of(
     config = pod_config("logs", log_directory=folder)
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, ["sh", "-c", script], mounts=mounts or []), config)
-        assert until(lambda: _exited(client, container), seconds=60).exit_code == 0
+        assert until(partial(retried, partial(exited, client, container)), seconds=60).exit_code == 0
         return entries((folder / "main.log").read_bytes())
-
-
-def _exited(client: Cri, container: str) -> cri.ContainerStatus | None:
-    status = retried(lambda: client.status(container))
-    return status if status.state == cri.CONTAINER_EXITED else None

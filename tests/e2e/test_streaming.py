@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from expect import refused, until
+from expect import exited, refused, until
 from streams import SECONDS, V4, Refused, channels, spdy, subject, websocket
 from websockets.exceptions import InvalidStatus
 from world import PAGE, World
@@ -204,7 +205,7 @@ def test_exec_where_nothing_runs_has_the_right_code(box: Box, node: Node) -> Non
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "is not running"):
         box.exec("true", container=created)
     ended = box.run("ended", "true")
-    until(lambda: box.client.status(ended).state == cri.CONTAINER_EXITED or None)
+    until(partial(exited, box.client, ended))
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "is not running"):
         box.exec("true", container=ended)
 

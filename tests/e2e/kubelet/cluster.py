@@ -228,6 +228,12 @@ def container_status(status: Object, name: str = "main") -> Object:
     return next((found for found in every if found["name"] == name), {})
 
 
+def waiting(status: Object, name: str = "main") -> Object:
+    """What a container waits for; empty if it does not."""
+    found: Object = container_status(status, name).get("state", {}).get("waiting", {})
+    return found
+
+
 def terminated(status: Object, name: str = "main") -> Object:
     """How a container ended; empty if it has not."""
     found: Object = container_status(status, name).get("state", {}).get("terminated", {})

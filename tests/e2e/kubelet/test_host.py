@@ -1,6 +1,6 @@
 """What a pod shares with the host or within itself, its security settings, and images."""
 
-from cluster import Cluster, container_status, shell, then_sleeps
+from cluster import Cluster, container_status, shell, then_sleeps, waiting
 from expect import page_once_up, until
 from world import PAGE, World
 
@@ -62,9 +62,7 @@ def test_a_security_context_is_the_process_s(cluster: Cluster) -> None:
 def test_root_is_refused_where_it_is_not_wanted(cluster: Cluster) -> None:
     with cluster.pod({"containers": [shell("true", securityContext={"runAsNonRoot": True})]}) as name:
         status = cluster.wait(name, lambda status: "waiting" in container_status(status).get("state", {}))["status"]
-        cluster.wait(
-            name, lambda status: container_status(status)["state"].get("waiting", {}).get("reason") == "CreateContainerConfigError"
-        )
+        cluster.wait(name, lambda status: waiting(status).get("reason") == "CreateContainerConfigError")
         assert status["phase"] == "Pending"
 
 
@@ -87,10 +85,10 @@ def test_pod_dns_hosts_and_sysctls(cluster: Cluster) -> None:
 def test_pull_policies_and_their_back_off(cluster: Cluster, world: World) -> None:
     absent = f"{world.registry}/test/absent:1"
     with cluster.pod({"containers": [{"name": "main", "image": absent}]}) as name:
-        cluster.wait(name, lambda status: container_status(status).get("state", {}).get("waiting", {}).get("reason") == "ImagePullBackOff")
+        cluster.wait(name, lambda status: waiting(status).get("reason") == "ImagePullBackOff")
         cluster.event(name, "Failed", absent)
     with cluster.pod({"containers": [{"name": "main", "image": absent, "imagePullPolicy": "Never"}]}) as name:
-        cluster.wait(name, lambda status: container_status(status).get("state", {}).get("waiting", {}).get("reason") == "ErrImageNeverPull")
+        cluster.wait(name, lambda status: waiting(status).get("reason") == "ErrImageNeverPull")
     world.busybox.push(world.registry, "test/policy", "1")
     image = f"{world.registry}/test/policy:1"
     for policy, text in (("IfNotPresent", "Successfully pulled"), ("IfNotPresent", "already present"), ("Always", "Successfully pulled")):

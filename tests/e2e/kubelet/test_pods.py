@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from cluster import THE_END, Cluster, Object, container_status, shell, terminated, then_sleeps
+from cluster import THE_END, Cluster, Object, container_status, shell, terminated, then_sleeps, waiting
 from expect import until
 
 from crisplab import clone
@@ -59,10 +59,10 @@ def test_a_container_that_fails_is_started_again_after_a_back_off(cluster: Clust
 
 def test_a_container_that_can_not_be_started_says_why(cluster: Cluster) -> None:
     with cluster.pod({"containers": [{"name": "main", "command": ["/no/such/program"]}], "restartPolicy": "Never"}) as name:
-        status = cluster.wait(name, lambda status: "message" in container_status(status).get("state", {}).get("waiting", {}))["status"]
-        waiting = container_status(status)["state"]["waiting"]
-        assert waiting["reason"] == "CreateContainerError"
-        assert "/no/such/program" in waiting["message"]
+        status = cluster.wait(name, lambda status: "message" in waiting(status))["status"]
+        said = waiting(status)
+        assert said["reason"] == "CreateContainerError"
+        assert "/no/such/program" in said["message"]
 
 
 def test_a_command_probe_makes_ready_and_a_liveness_probe_restarts(cluster: Cluster) -> None:

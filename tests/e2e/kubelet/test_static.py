@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import networks
 import pytest
-from cluster import SETTINGS, container_status, manifest, shell, static_pod
+from cluster import SETTINGS, container_status, manifest, shell, static_pod, waiting
 from expect import page, until
 from world import PAGE, World
 
@@ -77,11 +77,8 @@ def test_a_pod_keeps_its_sandbox_though_its_network_takes_seconds(kubernetes: No
         until(lambda: asked.exists() or None, seconds=60)
         time.sleep(3 * clone.SLOWNESS)  # three looks
         go.touch()
-        static_pod(  # at its second look: it has tried, and looked at the pod again
-            kubelet,
-            name,
-            lambda status: container_status(status).get("state", {}).get("waiting", {}).get("reason") == "ImagePullBackOff",
-        )
+        # At its second look: it has tried, and looked at the pod again.
+        static_pod(kubelet, name, lambda status: waiting(status).get("reason") == "ImagePullBackOff")
         with Cri(own_node.socket) as client:
             assert [(pod.metadata.attempt, pod.state) for pod in client.pods()] == [(0, cri.SANDBOX_READY)]
     finally:
