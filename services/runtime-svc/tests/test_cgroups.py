@@ -1,5 +1,8 @@
 """Version 2 on folders that look like cgroupfs (version 1 is shown by the e2e tests on machines that have it)."""
 
+import errno
+import os
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ FILES = {
     "pids.current": "3\n",
     "io.pressure": "some avg10=1.50 avg60=0.00 avg300=0.00 total=77\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=33\n",
 }
+USE = CgroupUse(cpu=CpuUse(timestamp=1, usage=2, nano_cores=3), memory=MemoryUse(**dict.fromkeys(MemoryUse.model_fields, 0)), processes=3)
 
 
 @pytest.fixture
@@ -40,6 +44,21 @@ def test_version_2_is_read_in_its_own_units(root: Path) -> None:
     assert set(reading.pressure) == {"io"}
     assert (reading.pressure["io"].some.avg10, reading.pressure["io"].full.total) == (1.5, 33_000)
     assert CgroupsV2().read("/crisp/none") is None
+
+
+def test_a_cgroup_that_goes_while_it_is_read_is_gone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel opens a file of a cgroup, and has ENODEV for its reader once the cgroup is removed."""
+
+    class Removed(StringIO):
+        def read(self, size: int | None = -1) -> str:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    (root / "crisp").mkdir()
+    monkeypatch.setattr(cgroups, "open", lambda _path: Removed(), raising=False)
+    assert CgroupsV2().read("/crisp") is None
+    assert CgroupsV1(("cpu", "cpuacct", "memory", "pids")).read("/crisp") is None
+    assert CgroupsV2().processes("/crisp") == []
+    assert accounts.read(CgroupsV2(), "/crisp", USE, with_processes=True) is None
 
 
 def test_version_2_hands_all_controllers_down_to_the_siblings_of_a_leaf(root: Path) -> None:
@@ -79,10 +98,7 @@ def test_version_2_is_accounted_for_by_device_and_event(root: Path) -> None:
     for name, text in (FILES | more).items():
         (folder / name).write_text(text)
     version_2 = CgroupsV2()
-    use = CgroupUse(
-        cpu=CpuUse(timestamp=1, usage=2, nano_cores=3), memory=MemoryUse(**dict.fromkeys(MemoryUse.model_fields, 0)), processes=3
-    )
-    account = accounts.read(version_2, "/crisp/pod", use, with_processes=True)
+    account = accounts.read(version_2, "/crisp/pod", USE, with_processes=True)
     assert account is not None
     assert (account.user, account.system, account.limit_hits, account.oom_kills) == (1_000_000, 500_000, 4, 2)
     assert (account.peak, account.threads, account.threads_max) == (20000, 3, None)
@@ -92,7 +108,7 @@ def test_version_2_is_accounted_for_by_device_and_event(root: Path) -> None:
     assert (device.read_bytes, device.write_bytes, device.read_count, device.write_count) == (1, 2, 3, 4)
     assert account.own is not None
     assert account.own.processes == 0
-    assert accounts.read(version_2, "/crisp/none", use, with_processes=True) is None
+    assert accounts.read(version_2, "/crisp/none", USE, with_processes=True) is None
 
 
 @pytest.mark.parametrize("parent", ["kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"])

@@ -6,6 +6,7 @@ hybrid machine counts as version 1, for that is where its controllers are.
 
 import asyncio
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -274,13 +275,27 @@ def _remove_named(root: Path, part: str) -> None:
 
 
 def _pids(folder: Path) -> list[int]:
-    return [int(pid) for file in folder.rglob("cgroup.procs") for pid in file.read_text().split()]
+    found: list[int] = []
+    for here, _, _ in os.walk(folder):
+        with contextlib.suppress(FileNotFoundError):  # a child that goes meanwhile has none
+            found += map(int, _text(f"{here}/cgroup.procs").split())
+    return found
+
+
+def _text(path: str) -> str:
+    """A cgroup's file. Raises FileNotFoundError if the cgroup is gone, also if it goes between opening and reading (ENODEV)."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+        raise
 
 
 def table(path: str) -> dict[str, int]:
-    """A file of lines like `name 12`."""
-    with open(path) as file:
-        return {key: int(value) for key, _, value in (line.partition(" ") for line in file)}
+    """A file of lines like `name 12`. Raises FileNotFoundError if the cgroup is gone."""
+    return {key: int(value) for key, _, value in (line.partition(" ") for line in _text(path).splitlines())}
 
 
 def _pressure(path: str) -> Pressure | None:
@@ -299,10 +314,9 @@ def _pressure(path: str) -> Pressure | None:
 
 
 def number(path: str) -> int:
-    """A file with one number; -1 for `max` and where the kernel has no such file in a group that exists."""
+    """A file with one number; -1 for `max` and where the kernel has no such file in a group that exists. FileNotFoundError as in `table`."""
     try:
-        with open(path) as file:
-            text = file.read().strip()
+        text = _text(path).strip()
     except FileNotFoundError:
         if os.path.exists(os.path.dirname(path)):
             return -1
