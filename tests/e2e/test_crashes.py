@@ -26,7 +26,7 @@ IMAGE_POINTS = {"image-layers-unpacked"}
 OTHERS = re.compile("checkpoint-|restore-")  # test_checkpoints.py arms them
 
 
-def answering(node: Node, service: str, replica: str = "0") -> bool | None:
+def answering(node: Node, service: str, replica: str) -> bool | None:
     """True once a replica answers, for `until`."""
     return node.answers(service, replica) or None
 
@@ -142,7 +142,7 @@ def test_a_failed_create_leaves_nothing(node: Node, cri_client: Cri, world: Worl
 def test_a_service_that_is_away_is_named(own_node: Node, world: World, tmp_path: Path) -> None:
     own_node.settings = {"gateway": {"patience": 2}}
     own_node.start()
-    own_node.supervisor("stop", "net-svc")
+    own_node.stop_service("net-svc")
     with Cri(own_node.socket) as client:
         status = client.runtime.Status(cri.StatusRequest(), timeout=60 * clone.SLOWNESS).status
         network = next(condition for condition in status.conditions if condition.type == "NetworkReady")
@@ -151,8 +151,7 @@ def test_a_service_that_is_away_is_named(own_node: Node, world: World, tmp_path:
         code, message = error_of(lambda: client.run_pod(pod_config("away", log_directory=tmp_path)))
         assert code == grpc.StatusCode.UNAVAILABLE
         assert "net-svc is away" in message
-        own_node.supervisor("start", "net-svc")
-        until(partial(answering, own_node, "net-svc"))
+        own_node.start_service("net-svc")
         config = pod_config("back", log_directory=tmp_path)
         with client.pod(config):
             pass
@@ -191,7 +190,7 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
             for service in SERVICES:
                 if service != "cri-gateway":
                     until(partial(answering, own_node, service, "1"))
-                    own_node.supervisor("stop", service)
+                    own_node.stop_service(service)
                     stopped.append(service)
             assert client.exec(container, "echo", "still").stdout == b"still\n"
             second = client.run(pod, container_config(world.image, ["sleep", "600"], name="second"), config)
@@ -202,8 +201,7 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
             client.remove_pod(pod)
         finally:
             for service in stopped:
-                own_node.supervisor("start", service)
-                until(partial(answering, own_node, service))
+                own_node.start_service(service)
             for process in others:
                 process.terminate()
                 process.wait(30)

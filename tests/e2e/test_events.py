@@ -106,13 +106,13 @@ def test_a_gateway_that_goes_ends_its_subscriptions_at_once(own_node: Node, worl
             pass
         next(iter(stream))
         begun = time.monotonic()
-        own_node.supervisor("stop", "cri-gateway")
+        own_node.stop_service("cri-gateway")
         assert time.monotonic() - begun < 5 * clone.SLOWNESS, own_node.log("cri-gateway")[-3000:]
         with refused(grpc.StatusCode.UNAVAILABLE):
             for _ in stream:
                 pass
         begun = time.monotonic()
-        own_node.supervisor("stop", "monitor-svc")
+        own_node.stop_service("monitor-svc")
         assert time.monotonic() - begun < 5 * clone.SLOWNESS, own_node.log("monitor-svc")[-3000:]
 
 

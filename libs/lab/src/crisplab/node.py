@@ -120,7 +120,7 @@ class Node:
         """Starts all five services and waits until they are ready. Raises RuntimeError with the end of the log of one that isn't."""
         if self.pid() is not None:
             return
-        self._configure()
+        self.configure()
         supervisord = [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(self.root / "supervisord.conf")]
         command = namespaces.private(supervisord, network=self.own_network)
         with open(self.root / "logs" / "supervisord.log", "ab") as log:
@@ -195,10 +195,14 @@ class Node:
                     found.update(int(pid) for pid in file.read_text().split())
         return sorted(found)
 
-    def supervisor(self, command: str, service: str) -> None:
-        """`start` or `stop` of one service, as supervisorctl does it; waits until it is done."""
-        supervisor = self._supervisor()
-        {"start": supervisor.startProcess, "stop": supervisor.stopProcess}[command](f"crisp:{service}")
+    def stop_service(self, service: str) -> None:
+        """Stops one service, as supervisorctl does it; returns when it has ended."""
+        self._supervisor().stopProcess(f"crisp:{service}")
+
+    def start_service(self, service: str) -> None:
+        """Starts one that was stopped; returns when it answers."""
+        self._supervisor().startProcess(f"crisp:{service}")
+        self.wait_for_new(service, 0)
 
     def start_replica(self, service: str, replica: str) -> "subprocess.Popen[bytes]":
         """Another process of a service, beside the supervised one; the caller ends it."""
@@ -250,7 +254,8 @@ class Node:
             return any((process["statename"], process["exitstatus"]) == ("EXITED", _REFUSED) for process in processes)
         return False
 
-    def _configure(self) -> None:
+    def configure(self) -> None:
+        """Writes its settings; what is started from now on has them."""
         names = self.names
         for folder in ("logs", "cni", "run", "state"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
