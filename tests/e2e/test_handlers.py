@@ -58,6 +58,48 @@ def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world:
             assert "broken.json" in message
 
 
+def test_containers_keep_the_runtime_that_made_them(own_node: Node, world: World, tmp_path: Path) -> None:
+    """Another default handler, and the old one gone from the settings: it still has to change, start and remove what it made."""
+    program = own_node.root / "old-crun"
+    state = own_node.run / "runtime-svc/oci/old"
+
+    def configure(handler: str, path: Path) -> None:
+        own_node.settings = {"runtime": {"default_handler": handler}, f"runtime.handlers.{handler}": {"path": str(path)}}
+        own_node.configure()
+
+    configure("old", program)
+    program.symlink_to("/usr/bin/crun")
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        config = pod_config("kept", log_directory=tmp_path)
+        pod = client.run_pod(config)
+        running, created, last = (
+            client.create(pod, container_config(world.image, SLEEP, name=name), config) for name in ("running", "created", "last")
+        )
+        client.start(running)
+        configure("new", Path("/usr/bin/crun"))
+        own_node.stop_service("runtime-svc")
+        own_node.start_service("runtime-svc")
+        less = cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20)
+        client.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=running, linux=less), timeout=20)
+        client.start(created)
+        for container in (running, created):
+            assert client.exec(container, "true").exit_code == 0
+            assert client.status(container).state == cri.CONTAINER_RUNNING
+            client.remove(container)
+        assert [folder.name for folder in state.iterdir()] == [last]
+        program.unlink()
+        code, message = error_of(lambda: client.remove(last))
+        assert code == grpc.StatusCode.FAILED_PRECONDITION
+        assert str(program) in message
+        program.symlink_to("/usr/bin/crun")
+        client.remove(last)
+        assert list(state.iterdir()) == []
+        client.run(pod, container_config(world.image, SLEEP, name="anew"), config)
+        client.remove_pod(pod)
+
+
 def pod_memory(node: Node, pod: str) -> int:
     """The memory limit of a pod's cgroup in bytes, as the kernel has it."""
     root, path = Path("/sys/fs/cgroup"), node.names.pod_cgroup(pod).lstrip("/")

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from crisp_proto import checkpoint
 from crisp_proto.checkpoint import Checkpoint, CheckpointRequest, PodCheckpoint, PodCheckpointRequest
-from crisp_proto.runtime import Container, PodRequest
+from crisp_proto.runtime import PodRequest
 from runtime_svc import checkpoint_files
 from runtime_svc.containers import Containers
 from runtime_svc.handlers import Handlers
-from runtime_svc.oci_runtime import OciRuntime
 from runtime_svc.pods import Pods
 from runtime_svc.store import Store
 from servicekit import logs
@@ -56,7 +55,7 @@ class Checkpoints:
 
     async def _begin(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
         container = self._containers.get(container_id)
-        runtime = self._runtime(container)
+        runtime = self._handlers.of(container)
         (await self._handlers.features(runtime)).demand_checkpoint()
         location, timeout = Path(request.location), request.timeout or self._timeout
         if not location.is_absolute() or not location.parent.is_dir() or location.is_dir():
@@ -97,7 +96,7 @@ class Checkpoints:
                 f"the checkpoint of container {container_id} took too long, or runtime-svc died meanwhile: it was given up; ask again"
             )
         location = Path(found[0])
-        await self._runtime(self._containers.get(container_id)).resume(container_id)
+        await self._handlers.of(self._containers.get(container_id)).resume(container_id)
         crashpoint("checkpoint-thawed")
         try:
             await asyncio.to_thread(checkpoint_files.pack, checkpoint_files.part(location, container_id), location)
@@ -115,7 +114,7 @@ class Checkpoints:
         if found is None:
             return
         try:
-            await self._runtime(self._containers.get(container_id)).resume(container_id)
+            await self._handlers.of(self._containers.get(container_id)).resume(container_id)
         except NotFound:
             pass  # the container was removed meanwhile
         await self._clear(container_id, Path(found[0]))
@@ -145,9 +144,6 @@ class Checkpoints:
         if location and (due < time.time() or not _is_locked(checkpoint_files.part(Path(location), container_id))):
             await self._abandon(container_id)
             _log.warning("checkpoint-given-up", container=container_id, location=location)
-
-    def _runtime(self, container: Container) -> OciRuntime:
-        return self._handlers.get(self._pods.get(container.pod_id).handler)
 
     # Pods
 

@@ -78,7 +78,7 @@ class Containers:
         if request.checkpoint:
             features.demand_checkpoint()
         self._coming_moves.announce()
-        self._store.begin_container(container_id, request, pod.handler)
+        self._store.begin_container(container_id, request, runtime.name)
         crashpoint("container-recorded")
         folder = self._bundles / container_id
         try:
@@ -144,13 +144,12 @@ class Containers:
 
     async def _start(self, container_id: str, attempt: str) -> StartResult:
         container = self.get(container_id)
-        pod = self._pods.get(container.pod_id)
-        runtime = self._handlers.get(pod.handler)
+        runtime = self._handlers.of(container)
         before, started_at = self._store.begin_start(container_id, attempt)
         if started_at:
-            return StartResult(started_at=started_at, pod_id=pod.id, already=before != attempt)
+            return StartResult(started_at=started_at, pod_id=container.pod_id, already=before != attempt)
         if container.launch.restore:
-            return StartResult(started_at=0, pod_id=pod.id, restore=True)
+            return StartResult(started_at=0, pod_id=container.pod_id, restore=True)
         crashpoint("start-recorded")
         await self._driver.limit_container(container_id, container.config.linux.resources, self._settings.pids_limit)
         try:
@@ -161,7 +160,7 @@ class Containers:
                 self._store.start_failed(container_id, error.message)
                 raise
         crashpoint("runtime-started")
-        return StartResult(started_at=self._store.started(container_id), pod_id=pod.id)
+        return StartResult(started_at=self._store.started(container_id), pod_id=container.pod_id)
 
     async def restored(self, container_id: str, result: RestoreResult) -> None:
         """Its monitor has restored the container, or could not."""
@@ -185,7 +184,7 @@ class Containers:
         resources.check(both, "linux")
         limits = resources.to_oci(new, cgroup_version=self._cgroups.version)
         if limits:
-            await self._handlers.get(pod.handler).update(container_id, limits)
+            await self._handlers.of(container).update(container_id, limits)
         if new.cpu_quota < 0:
             await asyncio.to_thread(self._lift_quota, self._driver.container(pod.cgroup, container_id), both.cpu_period)
         if new != LinuxContainerResources():
@@ -210,7 +209,11 @@ class Containers:
         handler = self._store.handler_of(container_id)
         if handler is None:
             return
-        await self._handlers.get(handler).delete(container_id)
+        container = self._store.container(container_id)
+        if container is not None:  # else it was never handed to a runtime
+            is_readable = bool(container.launch.runtime)
+            runtime = self._handlers.of(container) if is_readable else self._handlers.get(handler)
+            await runtime.delete(container_id)
         crashpoint("runtime-deleted")
         self._forget(container_id)
 

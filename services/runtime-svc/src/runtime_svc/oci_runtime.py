@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,12 @@ class OciRuntime:
     def command(self) -> list[str]:
         """The executable and its global flags; also how the monitor has it create containers."""
         return [str(self.path), f"--root={self.root}"]
+
+    @classmethod
+    def by_command(cls, command: Sequence[str], timeout: float) -> "OciRuntime":
+        """The runtime with this `command`, under the name of its executable."""
+        path, root = command
+        return cls(Path(path).name, Path(path), Path(root.removeprefix("--root=")), timeout)
 
     def knows(self, container_id: str) -> bool:
         """Whether the runtime has state for this container (crun and runc keep a folder for each)."""
@@ -54,10 +60,8 @@ class OciRuntime:
 
     async def update(self, container_id: str, resources: Document) -> None:
         """Changes limits of a container (OCI runtime spec, config-linux.md: resources)."""
-        with tempfile.NamedTemporaryFile("w", dir=self.root, prefix=".update-") as file:
-            json.dump(resources, file)
-            file.flush()
-            finished = await self._run("update", "--resources", file.name, container_id)
+        command = [*self.command, "update", "--resources=/dev/stdin", container_id]
+        finished = await run(command, deadline=self.timeout, stdin=json.dumps(resources).encode())
         if finished.returncode != 0:
             raise Unknown(f"{self.name} could not change the limits of container {container_id}: {_said(finished)}")
 
