@@ -1,5 +1,6 @@
 """CDI files and OCI hooks: what they change in the OCI document, and what is wrong with those that can't be used."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from runtime_svc import cdi, hooks
+from crisp_proto.config import Device
+from runtime_svc import cdi, devices, hooks
 from runtime_svc.cdi import Registry
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
@@ -85,6 +87,40 @@ def test_yaml_is_read_too_and_a_broken_file_is_named(tmp_path: Path) -> None:
     assert registry.edits(["v.com/c=d"]) == [{"env": ["FROM=yaml"]}]
     with pytest.raises(InvalidArgument, match=r"broken\.json: 'kind' is missing"):
         registry.edits(["v.com/c=other"])
+
+
+@pytest.mark.parametrize(
+    ("edits", "fault"),
+    [
+        ({"deviceNodes": [{"path": "/dev/a"}, {"hostPath": "/dev/null"}]}, r"deviceNodes\[1\]\.path is missing"),
+        ({"mounts": [{"containerPath": "/x"}]}, r"mounts\[0\]\.hostPath is missing"),
+        ({"hooks": [{"hookName": "createContainer"}]}, r"hooks\[0\]\.path is missing"),
+        ({"hooks": [{"hookName": "before", "path": "/x"}]}, "hookName = 'before'"),
+        ({"mounts": ["/x"]}, "'str' object has no attribute"),
+    ],
+)
+def test_edits_that_lack_something_are_named(tmp_path: Path, edits: Document, fault: str) -> None:
+    spec(tmp_path / "etc", "bad.json", **edits)
+    with pytest.raises(InvalidArgument, match=rf"bad\.json: .*{fault}"):
+        Registry([tmp_path / "etc"]).edits(["vendor.com/device=one"])
+
+
+def test_a_device_that_goes_while_its_folder_is_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on every hotplug: a privileged container gets all of /dev."""
+    scandir = os.scandir
+
+    def scanned(folder: Path) -> Any:
+        found = list(scandir(folder))
+        (tmp_path / "dev/gone").unlink(missing_ok=True)
+        if (tmp_path / "dev/folder").exists():
+            (tmp_path / "dev/folder").rmdir()
+        return contextlib.nullcontext(found)
+
+    (tmp_path / "dev/folder").mkdir(parents=True)
+    (tmp_path / "dev/gone").touch()
+    monkeypatch.setattr(os, "scandir", scanned)
+    found = devices.plan([Device(host_path=str(tmp_path / "dev"))], privileged=False)
+    assert (found.nodes, [rule for rule in found.rules if rule["allow"]]) == ([], [])
 
 
 def test_devices_come_from_the_field_and_from_annotations() -> None:

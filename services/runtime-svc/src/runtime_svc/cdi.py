@@ -4,11 +4,12 @@ The folders are read anew when a file in them has changed, so that what a device
 priority over an earlier one; the same device twice in one folder can't be used.
 """
 
+import contextlib
 import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from servicekit import logs
 from servicekit.errors import InvalidArgument
 
 Document = dict[str, Any]
+Version = tuple[Path, int, int, int]
+"""A file, its inode, when it was changed (ns), and its size."""
 _ANNOTATION = "cdi.k8s.io/"
 _KIND = re.compile(r"^[A-Za-z][A-Za-z0-9_.-]*/[A-Za-z][A-Za-z0-9_.-]*$")
+_REQUIRED = {"deviceNodes": ("path",), "mounts": ("hostPath", "containerPath"), "hooks": ("hookName", "path")}
 _STAGES = {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"}
 _log = logs.get()
 
@@ -37,7 +41,7 @@ class Registry:
     """All devices of the node, by vendor/class=name."""
 
     folders: Sequence[Path]
-    _seen: tuple[tuple[str, int, int], ...] | None = None
+    _seen: tuple[Version, ...] | None = None
     _devices: dict[str, _Device] = field(default_factory=dict)
     _faults: dict[str, str] = field(default_factory=dict)
 
@@ -59,27 +63,29 @@ class Registry:
         return found
 
     def _refresh(self) -> None:
-        files = [
-            (folder, entry)
-            for folder in self.folders
-            if folder.is_dir()
-            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
-            if entry.name.endswith((".json", ".yaml")) and entry.is_file()
-        ]
-        seen = tuple((entry.path, entry.stat().st_mtime_ns, entry.stat().st_size) for _, entry in files)
+        seen = tuple(self._files())
         if seen == self._seen:
             return
         self._devices, self._faults = {}, {}
-        for folder, entry in files:
+        for path, *_ in seen:
             try:
-                self._load(folder, Path(entry.path))
+                self._load(path)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 fault = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-                self._faults[entry.path] = fault
-                _log.error("cdi-file-skipped", path=entry.path, error=fault)
+                self._faults[str(path)] = fault
+                _log.error("cdi-file-skipped", path=str(path), error=fault)
         self._seen = seen
 
-    def _load(self, folder: Path, path: Path) -> None:
+    def _files(self) -> Iterator[Version]:
+        for folder in self.folders:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for path in sorted(folder.iterdir()):
+                    with contextlib.suppress(FileNotFoundError):  # who replaces a file renames another one over it
+                        status = path.stat()
+                        if path.suffix in (".json", ".yaml") and stat.S_ISREG(status.st_mode):
+                            yield path, status.st_ino, status.st_mtime_ns, status.st_size
+
+    def _load(self, path: Path) -> None:
         document = _parse(path)
         if not str(document["cdiVersion"]).startswith(("0.", "1.")):
             raise ValueError(f"cdiVersion {document['cdiVersion']} is not known")
@@ -89,12 +95,25 @@ class Registry:
         common = document.get("containerEdits") or {}
         for entry in document["devices"]:
             name = f"{kind}={entry['name']}"
-            device = _Device([edits for edits in (common, entry["containerEdits"]) if edits], path)
+            device = _Device([_checked(edits) for edits in (common, entry["containerEdits"]) if edits], path)
             known = self._devices.get(name)
-            if known is not None and known.origin.parent == folder:
+            if known is not None and known.origin.parent == path.parent:
                 known.conflict = path
             else:
                 self._devices[name] = device
+
+
+def _checked(edits: Document) -> Document:
+    """Raises ValueError for edits that lack what the specification requires."""
+    for kind, keys in _REQUIRED.items():
+        for number, entry in enumerate(edits.get(kind) or ()):
+            for key in keys:
+                if not entry.get(key):
+                    raise ValueError(f"{kind}[{number}].{key} is missing")
+    for hook in edits.get("hooks") or ():
+        if hook["hookName"] not in _STAGES:
+            raise ValueError(f"hookName = {hook['hookName']!r}: of {', '.join(sorted(_STAGES))}")
+    return edits
 
 
 def requested(devices: Iterable[str], annotations: dict[str, str]) -> list[str]:
@@ -125,8 +144,6 @@ def apply(document: Document, edits: Sequence[Document]) -> None:
             }
             document["mounts"] = [other for other in document["mounts"] if other["destination"] != mount["containerPath"]] + [entry]
         for hook in edit.get("hooks") or ():
-            if hook["hookName"] not in _STAGES:
-                raise InvalidArgument(f"CDI hook {hook['hookName']!r}: of {', '.join(sorted(_STAGES))}", field="CDI_devices")
             finished = {key: value for key, value in hook.items() if key != "hookName"}
             document.setdefault("hooks", {}).setdefault(hook["hookName"], []).append(finished)
         groups = process["user"]["additionalGids"]

@@ -1,5 +1,6 @@
 """A container's device nodes and what the device cgroup allows (OCI runtime spec, config-linux.md: devices)."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -42,25 +43,32 @@ def plan(devices: Sequence[Device], *, privileged: bool, all_devices: bool = Tru
         for path in found:
             inside = os.path.normpath(f"/{device.container_path or device.host_path}/{path.relative_to(source)}")
             node = _node(path, inside)
-            if not node:
+            if node:
+                nodes[inside] = node
+                rules.append({"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": access})
+            elif path == source:
                 raise InvalidArgument(f"{field}.host_path = {device.host_path!r} is not a device", field=f"{field}.host_path")
-            nodes[inside] = node
-            rules.append({"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": access})
     return DevicePlan([node for node in nodes.values() if node], rules)
 
 
 def _below(folder: Path, skip: Sequence[str] = ()) -> Iterator[Path]:
-    for entry in os.scandir(folder):
-        if entry.name in skip or entry.is_symlink():
-            continue
-        if entry.is_dir():
-            yield from _below(Path(entry.path))
-        elif stat.S_ISCHR(entry.stat().st_mode) or stat.S_ISBLK(entry.stat().st_mode):
-            yield Path(entry.path)
+    """All files in a folder and below it, without those that links lead to."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in list(entries):
+            if entry.name in skip or entry.is_symlink():
+                continue
+            if entry.is_dir():
+                yield from _below(Path(entry.path))
+            else:
+                yield Path(entry.path)
 
 
 def _node(path: Path, inside: str) -> Document:
-    status = path.stat()
+    """Empty for what is no device, or has gone: /dev changes at any time."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return {}
     kind = "c" if stat.S_ISCHR(status.st_mode) else "b" if stat.S_ISBLK(status.st_mode) else ""
     if not kind:
         return {}

@@ -1,5 +1,6 @@
 """The pause process: process 1 of a pod that shares its PID namespace; it reaps orphans and keeps the namespace (pid_namespaces(7))."""
 
+import contextlib
 import os
 import signal
 import time
@@ -60,7 +61,8 @@ def stop(pid_file: Path) -> None:
     except (FileNotFoundError, ValueError):
         return
     if _start_time(pid) == start_time:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ends by itself, as by the kernel for lack of memory
+            os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 5
         while _start_time(pid) == start_time and time.monotonic() < deadline:
             try:
