@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from servicekit import errors, processes, selinux
+from servicekit import errors, mount_table, processes, selinux
 from servicekit.database import Database
 from servicekit.errors import DeadlineExceeded, FailedPrecondition
 from servicekit.rootpath import read_in_root, resolve_in_root
@@ -205,6 +205,19 @@ def test_paths_never_leave_their_root(tmp_path: Path) -> None:
     assert read_in_root(root, "up") == ""
     assert read_in_root(root, "fifo") == ""
     assert read_in_root(root, "loop") == ""
+
+
+def test_mounts_are_read_whatever_bytes_their_paths_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        rb"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=continue",
+        rb"30 22 0:44 / /media/M\374ller\040\134 ro,nosuid shared:7 master:2 - tmpfs my\011disk rw",
+        b"31 22 0:45 /x /caf\xc3\xa9\xff rw propagate_from:3 - 9p host rw",
+    ]
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: b"\n".join(lines) + b"\n")
+    root, escaped, raw = mount_table.read()
+    assert root == mount_table.Mounted("8:1", "/", ("rw", "relatime"), frozenset({"shared"}), "ext4", "/dev/sda1")
+    assert (os.fsencode(escaped.target), escaped.propagation, escaped.source) == (b"/media/M\xfcller \\", {"shared", "master"}, "my\tdisk")
+    assert (os.fsencode(raw.target), raw.propagation, raw.fstype) == (b"/caf\xc3\xa9\xff", {"propagate_from"}, "9p")
 
 
 def test_a_label_never_leaves_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,11 @@ def test_a_container_path_is_resolved_inside_the_rootfs(rootfs: Path, tmp_path: 
     asked = [Mount(container_path="/link/x", host_path=str(tmp_path))]
     plan = mounts.plan(asked, MountContext(rootfs, FEATURES), [], {}, readonly_rootfs=False)
     assert plan.mounts[-1]["destination"] == "/etc/x"
+    (rootfs / "loop").symlink_to("loop")
+    with pytest.raises(InvalidArgument, match=r"mounts\[0\]\.container_path = '/loop/x': too many links"):
+        mounts.plan(
+            [Mount(container_path="/loop/x", host_path=str(tmp_path))], MountContext(rootfs, FEATURES), [], {}, readonly_rootfs=False
+        )
 
 
 def test_privileged_containers_have_no_masks_and_no_seccomp(rootfs: Path) -> None:

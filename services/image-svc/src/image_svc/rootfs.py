@@ -23,6 +23,7 @@ from image_svc import changes, overlay
 from image_svc.images import Images
 from image_svc.overlay import Stack
 from image_svc.store import Store
+from servicekit import mount_table
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from servicekit.rootpath import resolve_in_root
@@ -115,11 +116,12 @@ class RootfsMounts:
                 layers = [0, *self._store.layers_of_rootfs(rootfs_id, volume=number)]  # two at least
                 with self._owned(rootfs_id, layers, owner) as stack:
                     await overlay.mount_readonly(stack, target, label)
-            wanted = resolve_in_root(target, sub_path)
-            if not wanted.exists():
-                raise InvalidArgument(
-                    f"mounts[{number}].image_sub_path = {sub_path!r}: the image has no such path", field=f"mounts[{number}].image_sub_path"
-                )
+            field = f"mounts[{number}].image_sub_path"
+            try:
+                wanted = resolve_in_root(target, sub_path)
+                wanted.stat()
+            except OSError as error:
+                raise InvalidArgument(f"{field} = {sub_path!r}: the image has no such path ({error.strerror})", field=field) from error
             found[number] = str(wanted)
         return found
 
@@ -211,7 +213,5 @@ def _disk_use(folder: Path, mountpoint: Path) -> DiskUse:
 def _file_system(folder: Path) -> FileSystem:
     status, device = os.statvfs(folder), os.stat(folder).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    # proc(5): id parent major:minor root target options [fields] - type source superoptions
-    mounts = (line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    source = next((right.split()[1] for left, right in mounts if left.split()[2] == number), "")
+    source = next((mounted.source for mounted in mount_table.read() if mounted.device == number), "")
     return FileSystem(device=source, size=status.f_blocks * status.f_frsize, inodes=status.f_files, inodes_free=status.f_ffree)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from crisp_proto.runtime import Pressure, Stall
+from servicekit import mount_table
 from servicekit.errors import FailedPrecondition, Internal
 
 ROOT = Path("/sys/fs/cgroup")
@@ -238,10 +239,9 @@ class CgroupsV1:
 
 
 def _v1_controllers() -> Iterator[str]:
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, target, fstype = line.split()[:3]
-        if fstype == "cgroup" and Path(target).parent == ROOT:
-            yield Path(target).name
+    for mounted in mount_table.read():
+        if mounted.fstype == "cgroup" and Path(mounted.target).parent == ROOT:
+            yield Path(mounted.target).name
 
 
 def _delegate(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime_svc.oci_runtime import OciRuntime
-from servicekit import logs
+from servicekit import logs, mount_table
 from servicekit.errors import CrispError, Unimplemented
 from servicekit.processes import run, start
 
@@ -143,7 +143,7 @@ async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Callable[
             finally:
                 creating.kill()  # does nothing, if it has ended
                 await creating.wait()
-            mounts = [line.split() for line in Path(f"/proc/{int(pid_file.read_text())}/mountinfo").read_text().splitlines()]
+            mounts = mount_table.read(int(pid_file.read_text()))
         except (OSError, ValueError, CrispError) as error:
             _log.info(
                 "trial-failed", handler=runtime.name, trial=name, said=Path(folder, "said").read_text(errors="replace")[-300:] or str(error)
@@ -151,7 +151,7 @@ async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Callable[
             return False
         finally:
             await runtime.delete(name)
-        options = {fields[4]: fields[5].split(",") for fields in mounts if fields[4] == _INSIDE or fields[4].startswith(f"{_INSIDE}/")}
+        options = {mounted.target: mounted.options for mounted in mounts if f"{mounted.target}/".startswith(f"{_INSIDE}/")}
         expected = 2 if prepare is _recursive_read_only else 1
         return len(options) >= expected and all(option in entry for entry in options.values())
 

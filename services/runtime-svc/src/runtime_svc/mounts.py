@@ -9,7 +9,7 @@ from typing import Any
 from crisp_proto.config import Mount, MountPropagation
 from runtime_svc import id_mappings
 from runtime_svc.features import Features
-from servicekit import selinux
+from servicekit import mount_table, selinux
 from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from servicekit.rootpath import resolve_in_root
 
@@ -114,7 +114,12 @@ def plan(
 def _mount(at: str, mount: Mount, context: MountContext, volume: str) -> Document:
     if not mount.container_path:
         raise InvalidArgument(f"{at}.container_path is empty; it is the path in the container", field=f"{at}.container_path")
-    inside = "/" + os.fspath(resolve_in_root(context.rootfs, mount.container_path))[len(os.fspath(context.rootfs)) :].lstrip("/")
+    try:
+        inside = "/" + os.fspath(resolve_in_root(context.rootfs, mount.container_path))[len(os.fspath(context.rootfs)) :].lstrip("/")
+    except OSError as error:
+        raise InvalidArgument(
+            f"{at}.container_path = {mount.container_path!r}: {error.strerror}; mount it elsewhere", field=f"{at}.container_path"
+        ) from error
     if volume:
         # As Kubernetes promises for image volumes: read-only, and nothing in them is executed.
         return {
@@ -214,13 +219,10 @@ def _check_propagation(propagation: MountPropagation, source: str, field: str) -
         )
 
 
-def _propagation_of(path: str) -> set[str]:
-    """shared, master: the optional fields of the mount that `path` is on (proc(5), mountinfo)."""
-    best, kinds = "", set[str]()
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        target = fields[4].encode().decode("unicode_escape")
-        if (path == target or path.startswith(target.rstrip("/") + "/")) and len(target) >= len(best):
-            best = target
-            kinds = {option.partition(":")[0] for option in fields[6 : fields.index("-")]}
+def _propagation_of(path: str) -> frozenset[str]:
+    """The propagation of the mount that `path` is on."""
+    best, kinds = "", frozenset[str]()
+    for mounted in mount_table.read():
+        if f"{path}/".startswith(f"{mounted.target.rstrip('/')}/") and len(mounted.target) >= len(best):
+            best, kinds = mounted.target, mounted.propagation
     return kinds
