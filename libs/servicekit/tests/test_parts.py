@@ -1,6 +1,7 @@
 """The smaller parts: errors, database, tasks, paths, processes."""
 
 import asyncio
+import json
 import os
 import sqlite3
 from pathlib import Path
@@ -21,6 +22,12 @@ def test_every_error_survives_the_way_through_http(kind: type[errors.CrispError]
     back = errors.from_problem(kind.status, errors.to_problem(kind("what happened", field="a.b")), "svc")
     assert type(back) is kind
     assert (back.message, back.field) == ("what happened", "a.b")
+
+
+def test_an_error_may_name_a_path_that_is_no_utf_8() -> None:
+    error = FailedPrecondition(os.fsdecode(b"/media/M\xfcller") + " is full")
+    sent = json.dumps(errors.to_problem(error), ensure_ascii=False).encode()
+    assert errors.from_problem(412, json.loads(sent), "svc").message == str(error)
 
 
 def test_an_answer_that_is_no_problem_document_is_still_an_error() -> None:

@@ -262,9 +262,9 @@ def test_ambient_capabilities_are_in_every_set(rootfs: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("cpu_shares", 1), ("cpu_shares", -2), ("cpu_shares", 262_145), ("cpu_period", 999), ("cpu_period", 1_000_001), ("cpu_quota", 999),
-     ("memory_limit_in_bytes", -1), ("memory_swap_limit_in_bytes", 5)],
+     ("memory_limit_in_bytes", -1), ("memory_swap_limit_in_bytes", 5), ("oom_score_adj", 1001), ("cpuset_cpus", "1-"), ("cpuset_mems", "a")],
 )  # fmt: skip
-def test_limits_that_no_cgroup_takes_are_named(field: str, value: int) -> None:
+def test_limits_that_no_cgroup_takes_are_named(field: str, value: int | str) -> None:
     asked = LinuxContainerResources(**{field: value})
     with pytest.raises(InvalidArgument, match=rf"linux\.resources\.{field} = {value}: "):
         resources.check(asked, "linux.resources")

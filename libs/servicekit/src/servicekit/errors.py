@@ -14,8 +14,8 @@ class CrispError(Exception):
     status: ClassVar[int] = 500
 
     def __init__(self, message: str, *, field: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = message.encode(errors="backslashreplace").decode()  # a path may hold what is no UTF-8; HTTP and gRPC can't
+        super().__init__(self.message)
         self.field = field
 
 

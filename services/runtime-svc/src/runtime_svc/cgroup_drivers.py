@@ -84,8 +84,9 @@ class CgroupfsDriver:
         await asyncio.to_thread(self._create, pod, limits)
 
     def _create(self, pod: str, limits: LinuxContainerResources) -> None:
+        self._cgroups.create(pod)
+        pod_limits.write(self._cgroups, pod, limits)  # first: on version 1 no cpuset may have less than its children
         self._cgroups.create(f"{pod}/{_HELPERS}")
-        pod_limits.write(self._cgroups, pod, limits)
 
     async def limit(self, pod: str, limits: LinuxContainerResources) -> None:
         """Writes the files."""

@@ -180,6 +180,13 @@ def _source(at: str, mount: Mount) -> str:
         raise InvalidArgument(f"{at}.host_path = {mount.host_path!r}: must be an absolute path on the node", field=f"{at}.host_path")
     source = os.path.realpath(mount.host_path)
     try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"{at}.host_path = {mount.host_path!r}: leads to {source!r}, which is no UTF-8, as an OCI runtime wants it; rename it",
+            field=f"{at}.host_path",
+        ) from error
+    try:
         if not os.path.exists(source):
             os.makedirs(source, exist_ok=True)
     except OSError as error:

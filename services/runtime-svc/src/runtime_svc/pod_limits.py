@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from crisp_proto.config import LinuxContainerResources
 from runtime_svc.cgroups import Cgroups
 from runtime_svc.resources import check
-from servicekit.errors import FailedPrecondition
+from servicekit.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
     from servicekit.systemd import Properties
@@ -16,22 +16,39 @@ if TYPE_CHECKING:
 _PERIOD = 100_000
 _INFINITY = (1 << 64) - 1  # as systemd says it over D-Bus
 _NONE = LinuxContainerResources()
+_V1_SWAP = "memory.memsw.limit_in_bytes"
+# Where the kernel does not count them there is nothing to limit; kubelet sends a limit for every page size.
+_WHERE_COUNTED = ("hugetlb.", _V1_SWAP, "memory.swap.max")
+# kubelet sends it for pods too and means containers: the pod's own would have the kernel end all of them for one.
+_FOR_CONTAINERS = {"memory.oom.group"}
 
 
 def total(resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None) -> LinuxContainerResources:
-    """Both together. What the pod's own resources do not limit stays without a limit."""
+    """Both together. What the pod's own resources do not limit stays without a limit. Raises InvalidArgument that names a field."""
+    check(resources or _NONE, "linux.resources")
+    overhead = overhead or _NONE
+    check(overhead, "linux.overhead")
+    for name in ("cpuset_cpus", "cpuset_mems", "oom_score_adj"):
+        if value := getattr(overhead, name):
+            raise InvalidArgument(
+                f"linux.overhead.{name} = {value!r}: can't be added to the pod's own; say in linux.resources what both are to have",
+                field=f"linux.overhead.{name}",
+            )
     if resources is None:
         return _NONE
-    check(resources, "linux.resources")
-    if overhead is None:
-        return resources
-    check(overhead, "linux.overhead")
     period = resources.cpu_period or _PERIOD
     more_quota = overhead.cpu_quota * period // (overhead.cpu_period or _PERIOD)
+    swap = resources.memory_swap_limit_in_bytes
+    more_pages = {limit.page_size: limit.limit for limit in overhead.hugepage_limits}
     sums = {
         "cpu_shares": resources.cpu_shares and resources.cpu_shares + overhead.cpu_shares,
         "cpu_quota": resources.cpu_quota + more_quota if resources.cpu_quota > 0 else resources.cpu_quota,
         "memory_limit_in_bytes": resources.memory_limit_in_bytes and resources.memory_limit_in_bytes + overhead.memory_limit_in_bytes,
+        "memory_swap_limit_in_bytes": swap + (overhead.memory_swap_limit_in_bytes or overhead.memory_limit_in_bytes) if swap > 0 else swap,
+        "hugepage_limits": [
+            limit.model_copy(update={"limit": limit.limit + more_pages.get(limit.page_size, 0)}) for limit in resources.hugepage_limits
+        ],
+        "unified": {name: value for name, value in (overhead.unified | resources.unified).items() if name not in _FOR_CONTAINERS},
     }
     return resources.model_copy(update=sums)
 
@@ -59,6 +76,11 @@ def to_properties(limits: LinuxContainerResources) -> "Properties":
         found["CPUQuotaPeriodUSec"] = Variant("t", limits.cpu_period or _PERIOD)
     if limits.memory_limit_in_bytes:
         found["MemoryMax"] = Variant("t", limits.memory_limit_in_bytes)
+    if limits.memory_swap_limit_in_bytes:
+        found["MemorySwapMax"] = Variant("t", _INFINITY if (swap := _swap_alone(limits)) < 0 else swap)
+    for name, numbers in (("AllowedCPUs", limits.cpuset_cpus), ("AllowedMemoryNodes", limits.cpuset_mems)):
+        if numbers:
+            found[name] = Variant("ay", _mask(numbers))
     return found
 
 
@@ -69,12 +91,31 @@ def scope_properties(limits: LinuxContainerResources, pids: int) -> "Properties"
     return {**to_properties(limits), "TasksMax": Variant("t", pids or _INFINITY)}
 
 
+def _swap_alone(limits: LinuxContainerResources) -> int:
+    """Bytes of swap, as version 2 counts them; -1 for no limit."""
+    both = limits.memory_swap_limit_in_bytes
+    return both if both < 0 else both - limits.memory_limit_in_bytes
+
+
+def _mask(numbers: str) -> bytes:
+    """`0,2-3` as a bit for each, the lowest first, as systemd wants it."""
+    mask = 0
+    for part in numbers.split(","):
+        first, _, last = part.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            mask |= 1 << number
+    return mask.to_bytes(mask.bit_length() // 8 + 1, "little")
+
+
 def weight(shares: int) -> int:
     """cgroup v1's cpu.shares (2 to 262144) as version 2's cpu.weight (1 to 10000), as the OCI runtimes convert it."""
     return 1 + (max(2, min(shares, 262144)) - 2) * 9999 // 262142
 
 
 def _cpu_and_memory(version: int, limits: LinuxContainerResources) -> Iterator[tuple[str, str, str]]:
+    for name, numbers in (("cpuset.cpus", limits.cpuset_cpus), ("cpuset.mems", limits.cpuset_mems)):
+        if numbers:
+            yield "cpuset", name, numbers
     period, quota = limits.cpu_period or _PERIOD, limits.cpu_quota
     if version == 2:
         if limits.cpu_shares:
@@ -83,29 +124,36 @@ def _cpu_and_memory(version: int, limits: LinuxContainerResources) -> Iterator[t
             yield "cpu", "cpu.max", f"{quota if quota > 0 else 'max'} {period}"
         if limits.memory_limit_in_bytes:
             yield "memory", "memory.max", str(limits.memory_limit_in_bytes)
+        if limits.memory_swap_limit_in_bytes:
+            yield "memory", "memory.swap.max", "max" if (swap := _swap_alone(limits)) < 0 else str(swap)
         return
     if limits.cpu_shares:
         yield "cpu", "cpu.shares", str(limits.cpu_shares)
     if quota:
         yield "cpu", "cpu.cfs_period_us", str(period)
         yield "cpu", "cpu.cfs_quota_us", str(quota)
+    if limits.memory_swap_limit_in_bytes:
+        yield "memory", _V1_SWAP, "-1"  # it must never be less than the limit of memory, old or new
     if limits.memory_limit_in_bytes:
         yield "memory", "memory.limit_in_bytes", str(limits.memory_limit_in_bytes)
+    if limits.memory_swap_limit_in_bytes:
+        yield "memory", _V1_SWAP, str(limits.memory_swap_limit_in_bytes)
 
 
 def _others(version: int, limits: LinuxContainerResources) -> Iterator[tuple[str, str, str]]:
     for page in limits.hugepage_limits:
         yield "hugetlb", f"hugetlb.{page.page_size}.{'max' if version == 2 else 'limit_in_bytes'}", str(page.limit)
-    if version == 2:
-        for name, value in limits.unified.items():
-            yield "", name, value
+    if limits.unified and version == 1:
+        raise InvalidArgument("linux.resources.unified needs cgroup version 2, this node has version 1", field="linux.resources.unified")
+    for name, value in limits.unified.items():
+        yield "", name, value
 
 
 def _write(cgroups: Cgroups, cgroup: str, files: "Iterator[tuple[str, str, str]] | list[tuple[str, str, str]]") -> None:
     for controller, name, value in files:
         folder = cgroups.folder(cgroup, controller)
-        if folder is None or (controller == "hugetlb" and not (folder / name).exists()):
-            continue  # kubelet sends a limit for every page size; without the controller there is nothing to limit
+        if folder is None or (name.startswith(_WHERE_COUNTED) and not (folder / name).exists()):
+            continue
         try:
             (folder / name).write_text(value)
         except OSError as error:

@@ -1,6 +1,7 @@
 """Pods: made, stopped, removed. What a pod is on disk and in the kernel is in pod_files.py, its cgroup in cgroups.py."""
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from runtime_svc.cgroup_drivers import CgroupDriver
 from runtime_svc.cgroups import Cgroups, ComingMoves
 from runtime_svc.handlers import Handlers
 from runtime_svc.pod_files import PodFiles
+from runtime_svc.resources import oom_score_adj
 from runtime_svc.settings import RuntimeSettings
 from runtime_svc.store import Store
 from servicekit import logs
@@ -96,6 +98,7 @@ class Pods:
                 files.relabel(label)
             if (pause := files.pause_process()) is not None:
                 await self._driver.adopt(pod.cgroup, f"pause-{pod_id}", pause)
+                _set_score(pause, request.config.linux.resources)
         except BaseException:
             await self._remove(pod_id)
             raise
@@ -151,6 +154,8 @@ class Pods:
         )
         if pod.state is PodState.READY:
             await self._driver.limit(pod.cgroup, pod_limits.total(linux.resources, linux.overhead))
+            if (pause := self.files(pod_id).pause_process()) is not None:
+                _set_score(pause, linux.resources)
         pod = pod.model_copy(update={"config": pod.config.model_copy(update={"linux": linux})})
         self._store.update_pod(pod)
         return pod
@@ -165,6 +170,13 @@ class Pods:
     def all(self) -> list[Pod]:
         """All pods, the oldest first."""
         return self._store.pods()
+
+
+def _set_score(pause: int, of_pod: LinuxContainerResources | None) -> None:
+    """The pause process is the one process that is the pod's own (proc_pid_oom_score_adj(5)). It may have ended."""
+    if of_pod is not None and of_pod.oom_score_adj:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            Path(f"/proc/{pause}/oom_score_adj").write_text(str(oom_score_adj(of_pod.oom_score_adj)))
 
 
 def _check(config: PodSandboxConfig) -> None:

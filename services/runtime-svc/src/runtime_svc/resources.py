@@ -16,6 +16,7 @@ from servicekit.errors import FailedPrecondition, InvalidArgument
 Document = dict[str, Any]
 _LEAST_CPU_US, _MOST_CPU_PERIOD_US = 1000, 1_000_000  # kernel's sched-bwc.rst
 _MOST_CPU_SHARES = 1 << 18
+_NUMBERS = re.compile(r"^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$")
 _PAGE_SIZE = re.compile(r"^[1-9]\d*[KMG]B$")
 _log = logs.get()
 
@@ -56,6 +57,8 @@ def check(resources: LinuxContainerResources, field: str) -> None:
     def refuse(name: str, rule: str) -> NoReturn:
         raise InvalidArgument(f"{field}.{name} = {getattr(resources, name)}: {rule}", field=f"{field}.{name}")
 
+    if not -1000 <= resources.oom_score_adj <= 1000:
+        refuse("oom_score_adj", "goes from -1000 to 1000")
     if resources.memory_limit_in_bytes < 0:
         refuse("memory_limit_in_bytes", "must not be negative")
     if resources.cpu_shares and not 2 <= resources.cpu_shares <= _MOST_CPU_SHARES:
@@ -64,6 +67,10 @@ def check(resources: LinuxContainerResources, field: str) -> None:
         refuse("cpu_period", f"goes from {_LEAST_CPU_US} to {_MOST_CPU_PERIOD_US} µs; 0 leaves it")
     if 0 < resources.cpu_quota < _LEAST_CPU_US:
         refuse("cpu_quota", f"must be {_LEAST_CPU_US} µs or more; -1 takes the limit away, 0 leaves it")
+    for name in ("cpuset_cpus", "cpuset_mems"):
+        numbers = getattr(resources, name)
+        if numbers and not _NUMBERS.match(numbers):
+            refuse(name, "numbers and ranges as in 0,2-3 (cpuset(7), List format)")
     for limit in resources.hugepage_limits:
         if not _PAGE_SIZE.match(limit.page_size):
             raise InvalidArgument(
@@ -114,8 +121,6 @@ def merged(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxC
 
 def oom_score_adj(wanted: int) -> int:
     """The score that may be set: without CAP_SYS_RESOURCE it can't go below our own (proc(5), oom_score_adj)."""
-    if not -1000 <= wanted <= 1000:
-        raise InvalidArgument(f"linux.resources.oom_score_adj = {wanted}: goes from -1000 to 1000", field="linux.resources.oom_score_adj")
     lowest = _lowest_score()
     if wanted < lowest:
         _warn_once(lowest)

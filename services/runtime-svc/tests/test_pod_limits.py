@@ -1,0 +1,60 @@
+"""What a pod as a whole may use: sums, and how each cgroup driver writes them."""
+
+import pytest
+
+from crisp_proto.config import HugepageLimit, LinuxContainerResources
+from runtime_svc import pod_limits
+from servicekit.errors import InvalidArgument
+
+POD = LinuxContainerResources(
+    cpu_shares=200,
+    cpu_quota=20_000,
+    cpu_period=10_000,
+    memory_limit_in_bytes=100,
+    memory_swap_limit_in_bytes=150,
+    cpuset_cpus="0,9-10",
+    cpuset_mems="1",
+    hugepage_limits=[HugepageLimit(page_size="2MB", limit=1), HugepageLimit(page_size="1GB", limit=2)],
+    unified={"memory.high": "90", "memory.oom.group": "1"},
+)
+OVERHEAD = LinuxContainerResources(
+    cpu_shares=10,
+    cpu_quota=5_000,
+    memory_limit_in_bytes=10,
+    hugepage_limits=[HugepageLimit(page_size="2MB", limit=4)],
+    unified={"memory.high": "5", "pids.max": "7"},
+)
+
+
+def test_overhead_is_added_to_what_the_pod_limits() -> None:
+    both = pod_limits.total(POD, OVERHEAD)
+    assert (both.cpu_shares, both.cpu_quota, both.memory_limit_in_bytes, both.memory_swap_limit_in_bytes) == (210, 20_500, 110, 160)
+    assert {limit.page_size: limit.limit for limit in both.hugepage_limits} == {"2MB": 5, "1GB": 2}
+    assert both.unified == {"memory.high": "90", "pids.max": "7"}, "without what kubelet means for containers"
+    assert pod_limits.total(None, OVERHEAD) == LinuxContainerResources()
+    no_limit = LinuxContainerResources(cpu_quota=-1, memory_limit_in_bytes=5, memory_swap_limit_in_bytes=-1)
+    both = pod_limits.total(no_limit, OVERHEAD)
+    assert (both.cpu_quota, both.memory_swap_limit_in_bytes) == (-1, -1)
+
+
+@pytest.mark.parametrize("field", ["cpuset_cpus", "cpuset_mems", "oom_score_adj"])
+def test_overhead_that_cannot_be_added_is_named(field: str) -> None:
+    overhead = LinuxContainerResources(**{field: 1 if field == "oom_score_adj" else "1"})
+    for resources in (POD, None):
+        with pytest.raises(InvalidArgument, match=rf"linux\.overhead\.{field} = '?1'?: can't be added"):
+            pod_limits.total(resources, overhead)
+
+
+def test_systemd_gets_the_same_as_properties() -> None:
+    found = {name: variant.value for name, variant in pod_limits.to_properties(POD).items()}
+    assert found == {
+        "CPUWeight": 8,
+        "CPUQuotaPerSecUSec": 2_000_000,
+        "CPUQuotaPeriodUSec": 10_000,
+        "MemoryMax": 100,
+        "MemorySwapMax": 50,
+        "AllowedCPUs": bytes([1, 0b110]),
+        "AllowedMemoryNodes": bytes([2]),
+    }
+    free = LinuxContainerResources(memory_limit_in_bytes=5, memory_swap_limit_in_bytes=-1)
+    assert pod_limits.to_properties(free)["MemorySwapMax"].value == (1 << 64) - 1
