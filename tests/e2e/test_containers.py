@@ -138,12 +138,12 @@ def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node
         container = cri_client.run(pod, container_config(world.image, SLEEP, linux=cri.LinuxContainerConfig(resources=resources)), config)
         assert limits(node, pod, container) == (kept(512), 50_000, 64 << 20)
         new = cri.LinuxContainerResources(cpu_shares=1024, memory_limit_in_bytes=128 << 20)
-        cri_client.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=container, linux=new), timeout=20)
+        cri_client.update(container, new)
         assert limits(node, pod, container) == (kept(1024), 50_000, 128 << 20)
         shown = cri_client.status(container).resources.linux
         assert (shown.cpu_shares, shown.cpu_quota, shown.memory_limit_in_bytes) == (1024, 50_000, 128 << 20)
         no_quota = cri.LinuxContainerResources(cpu_quota=-1)
-        cri_client.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=container, linux=no_quota), timeout=20)
+        cri_client.update(container, no_quota)
         assert limits(node, pod, container) == (kept(1024), -1, 128 << 20)
 
 

@@ -157,7 +157,8 @@ def test_devices_are_there_with_the_access_that_was_asked_for(cri_client: Cri, n
         assert "not permitted" in said(f"mknod /more c {fuse[0]} {fuse[1]}; exec 3< /more"), "one that nobody asked for"
 
 
-def test_limits_of_every_kind_are_the_kernels(cri_client: Cri, world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_limits_of_every_kind_are_the_kernels(cri_client: Cri, world: World, tmp_path: Path, handler: str) -> None:
     """Seen from inside, where the container's own cgroup is."""
     config = pod_config("limited", log_directory=tmp_path)
     wanted = container_config(world.image, SLEEP)
@@ -175,12 +176,23 @@ def test_limits_of_every_kind_are_the_kernels(cri_client: Cri, world: World, tmp
         files = {name: value for name, value in files.items() if not name.startswith("hugetlb") or _has_controller("hugetlb")}
         wanted.linux.resources.unified.update({"memory.high": str(48 << 20), "pids.max": "77"})
         files |= {"memory.high": str(48 << 20), "pids.max": "77"}
-    with cri_client.pod(config) as pod:
+    with cri_client.pod(config, handler) as pod:
         container = cri_client.run(pod, wanted, config)
         said = cri_client.exec(container, "sh", "-c", "cd /sys/fs/cgroup && cat /proc/1/oom_score_adj " + " ".join(files))
         assert said.stdout.decode().split() == ["321", *files.values()], said.stderr
         shown = cri_client.status(container).resources.linux
         assert (shown.oom_score_adj, shown.cpuset_cpus, shown.cpuset_mems) == (321, "0", "0")
+        swap = "memory.swap.max" if VERSION_2 else "memory/memory.memsw.limit_in_bytes"
+        for new, version_2, version_1 in (  # limited together, and changed one by one
+            (cri.LinuxContainerResources(memory_limit_in_bytes=80 << 20), 16 << 20, 96 << 20),
+            (cri.LinuxContainerResources(memory_swap_limit_in_bytes=128 << 20), 48 << 20, 128 << 20),
+            (cri.LinuxContainerResources(memory_swap_limit_in_bytes=88 << 20), 8 << 20, 88 << 20),
+        ):
+            cri_client.update(container, new)
+            assert int(cri_client.exec(container, "cat", f"/sys/fs/cgroup/{swap}").stdout) == (version_2 if VERSION_2 else version_1)
+        new = cri.LinuxContainerResources(oom_score_adj=432)
+        cri_client.update(container, new)
+        assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"432\n"
         if not VERSION_2:
             wanted.metadata.name = "unified"
             wanted.linux.resources.unified["memory.high"] = "max"
@@ -222,10 +234,14 @@ def test_limits_of_every_kind_are_the_pods(cri_client: Cri, node: Node, world: W
         assert allowed.split() == [b"Cpus_allowed_list:", b"0"], "a container is within its pod"
         assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"123\n", "process 1 is the pause process"
         more = cri.LinuxContainerResources(oom_score_adj=456, memory_limit_in_bytes=128 << 20, memory_swap_limit_in_bytes=256 << 20)
-        cri_client.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=more), timeout=20)
+        cri_client.update_pod(pod, resources=more)
         files = {"memory.swap.max": str(128 << 20)} if VERSION_2 else {"memory/memory.memsw.limit_in_bytes": str(264 << 20)}
         assert _kernels(node, pod, files) == files
         assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"456\n"
+        less = cri.LinuxContainerResources(memory_limit_in_bytes=16 << 20)  # and what is not said stays
+        cri_client.update_pod(pod, overhead=less)
+        files = {"memory.max": str(144 << 20)} if VERSION_2 else {"memory/memory.limit_in_bytes": str(144 << 20)}
+        assert _kernels(node, pod, files) == files
 
 
 def _kernels(node: Node, pod: str, files: Iterable[str]) -> dict[str, str]:

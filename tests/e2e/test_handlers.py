@@ -82,7 +82,7 @@ def test_containers_keep_the_runtime_that_made_them(own_node: Node, world: World
         own_node.stop_service("runtime-svc")
         own_node.start_service("runtime-svc")
         less = cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20)
-        client.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=running, linux=less), timeout=20)
+        client.update(running, less)
         client.start(created)
         for container in (running, created):
             assert client.exec(container, "true").exit_code == 0
@@ -114,19 +114,15 @@ def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: 
     with cri_client.pod(config) as pod:
         assert pod_memory(node, pod) == 144 << 20
         cri_client.run(pod, container_config(world.image, SLEEP), config)
-
-        def update(**fields: cri.LinuxContainerResources) -> None:
-            cri_client.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, **fields), timeout=20)
-
-        update(resources=cri.LinuxContainerResources(memory_limit_in_bytes=256 << 20))
+        cri_client.update_pod(pod, resources=cri.LinuxContainerResources(memory_limit_in_bytes=256 << 20))
         assert pod_memory(node, pod) == 272 << 20
-        update(overhead=cri.LinuxContainerResources(memory_limit_in_bytes=32 << 20))
+        cri_client.update_pod(pod, overhead=cri.LinuxContainerResources(memory_limit_in_bytes=32 << 20))
         assert pod_memory(node, pod) == 288 << 20
-        code, message = error_of(lambda: update(resources=cri.LinuxContainerResources(memory_limit_in_bytes=-5)))
+        code, message = error_of(lambda: cri_client.update_pod(pod, resources=cri.LinuxContainerResources(memory_limit_in_bytes=-5)))
         assert code == grpc.StatusCode.INVALID_ARGUMENT
         assert "memory_limit_in_bytes" in message
         assert pod_memory(node, pod) == 288 << 20
-    code, _ = error_of(lambda: cri_client.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id="f" * 64)))
+    code, _ = error_of(lambda: cri_client.update_pod("f" * 64))
     assert code == grpc.StatusCode.NOT_FOUND
 
 
@@ -141,9 +137,7 @@ def test_a_pod_may_be_told_of_more_processor_than_its_parent_has_yet(cri_client:
         with cri_client.pod(config) as pod:
             limit_processor(parent, 20_000)
             more = cri.LinuxContainerResources(cpu_period=100_000, cpu_quota=30_000)
-            cri_client.runtime.UpdatePodSandboxResources(
-                cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod, resources=more), timeout=20
-            )
+            cri_client.update_pod(pod, resources=more)
             limit_processor(parent, 30_000)
             linux = cri.LinuxContainerConfig(resources=more)
             container = cri_client.run(pod, container_config(world.image, SLEEP, linux=linux), config)

@@ -99,6 +99,16 @@ class Cri:
         """RemoveContainer."""
         self.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), timeout=self.timeout)
 
+    def update(self, container_id: str, limits: cri.LinuxContainerResources) -> None:
+        """UpdateContainerResources."""
+        self.runtime.UpdateContainerResources(
+            cri.UpdateContainerResourcesRequest(container_id=container_id, linux=limits), timeout=self.timeout
+        )
+
+    def update_pod(self, pod_id: str, **limits: cri.LinuxContainerResources) -> None:
+        """UpdatePodSandboxResources: `resources`, `overhead` or both."""
+        self.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod_id, **limits), timeout=self.timeout)
+
     def status(self, container_id: str) -> cri.ContainerStatus:
         """ContainerStatus."""
         return self.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container_id), timeout=self.timeout).status

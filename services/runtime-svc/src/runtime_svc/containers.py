@@ -182,17 +182,24 @@ class Containers:
         linux = container.config.linux
         both = resources.merged(linux.resources, new)
         resources.check(both, "linux")
+        new = resources.change(new, both)
         limits = resources.to_oci(new, cgroup_version=self._cgroups.version)
         if limits:
             await self._handlers.of(container).update(container_id, limits)
+        cgroup = self._driver.container(pod.cgroup, container_id)
         if new.cpu_quota < 0:
-            await asyncio.to_thread(self._lift_quota, self._driver.container(pod.cgroup, container_id), both.cpu_period)
+            await asyncio.to_thread(self._lift_quota, cgroup, both.cpu_period)
+        if both.oom_score_adj != linux.resources.oom_score_adj:
+            await asyncio.to_thread(self._change_score, cgroup, linux.resources.oom_score_adj, both.oom_score_adj)
         if new != LinuxContainerResources():
             await self._driver.limit_container(container_id, new, self._settings.pids_limit)
         config = container.config.model_copy(update={"linux": linux.model_copy(update={"resources": both})})
         container = container.model_copy(update={"config": config})
         self._store.complete_container(container)
         return container
+
+    def _change_score(self, cgroup: str, old: int, new: int) -> None:
+        resources.change_oom_score_adj(self._cgroups.processes(cgroup), old, new)
 
     def _lift_quota(self, cgroup: str, period: int) -> None:
         """Takes the CPU limit away, in the group that crun makes below a scope as well; crun 1.8 itself can't."""

@@ -12,7 +12,7 @@ from runtime_svc.cgroup_drivers import CgroupDriver
 from runtime_svc.cgroups import Cgroups, ComingMoves
 from runtime_svc.handlers import Handlers
 from runtime_svc.pod_files import PodFiles
-from runtime_svc.resources import oom_score_adj
+from runtime_svc.resources import merged, oom_score_adj
 from runtime_svc.settings import RuntimeSettings
 from runtime_svc.store import Store
 from servicekit import logs
@@ -149,9 +149,10 @@ class Pods:
 
     async def _update(self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None) -> Pod:
         pod = self.get(pod_id)
-        linux = pod.config.linux.model_copy(
-            update={name: value for name, value in (("resources", resources), ("overhead", overhead)) if value is not None}
-        )
+        asked = {"resources": resources, "overhead": overhead}
+        old = pod.config.linux
+        changes = {name: merged(getattr(old, name) or LinuxContainerResources(), new) for name, new in asked.items() if new is not None}
+        linux = old.model_copy(update=changes)
         if pod.state is PodState.READY:
             await self._driver.limit(pod.cgroup, pod_limits.total(linux.resources, linux.overhead))
             if (pause := self.files(pod_id).pause_process()) is not None:

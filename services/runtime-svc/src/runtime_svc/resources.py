@@ -1,7 +1,8 @@
 """CRI's LinuxContainerResources as OCI's linux.resources (OCI runtime spec, config-linux.md), and the OOM score."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,6 +120,14 @@ def merged(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxC
     return old.model_copy(update={name: value for name in type(new).model_fields if (value := getattr(new, name))})
 
 
+def change(new: LinuxContainerResources, both: LinuxContainerResources) -> LinuxContainerResources:
+    """What a cgroup has to be told for an update that leads to `both`: of memory and swap, which are limited together, always the two."""
+    if not (new.memory_limit_in_bytes or new.memory_swap_limit_in_bytes):
+        return new
+    names = ("memory_limit_in_bytes", "memory_swap_limit_in_bytes")
+    return new.model_copy(update={name: getattr(both, name) for name in names})
+
+
 def oom_score_adj(wanted: int) -> int:
     """The score that may be set: without CAP_SYS_RESOURCE it can't go below our own (proc(5), oom_score_adj)."""
     lowest = _lowest_score()
@@ -126,6 +135,16 @@ def oom_score_adj(wanted: int) -> int:
         _warn_once(lowest)
         return lowest
     return wanted
+
+
+def change_oom_score_adj(pids: Iterable[int], old: int, new: int) -> None:
+    """Gives processes another score, where they have the old one still: one that chose its own keeps it. One that ends meanwhile is left out."""
+    before, after = oom_score_adj(old), oom_score_adj(new)
+    for pid in pids:
+        file = Path(f"/proc/{pid}/oom_score_adj")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if int(file.read_text()) == before:
+                file.write_text(str(after))
 
 
 def _set(values: Document) -> Document:
