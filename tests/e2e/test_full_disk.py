@@ -1,4 +1,4 @@
-"""A full disk under the logs: containers go on, or wait for room; the operator is told (docs/operations.md)."""
+"""A full disk, under the logs: containers go on, or wait for room; under the images. The operator is told (docs/operations.md)."""
 
 import os
 import re
@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import grpc
 import pytest
-from expect import exited, until
+from expect import error_of, exited, until
 from log_lines import entries, written
 from traces import get
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
+from crisplab import images
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
@@ -29,7 +31,7 @@ SCRIPT = f"""awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) printf "%06d {"x" * 60
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A small disk for a pod's logs, in the node's mount namespace; with MiB of room."""
+    """A small disk, in the node's mount namespace; with MiB of room."""
 
     node: Node
     folder: Path
@@ -48,7 +50,7 @@ class Disk:
 
 @contextmanager
 def a_disk(node: Node, folder: Path, mebibytes: int) -> Iterator[Disk]:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     subprocess.run([*node.enter(), "mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "none", str(folder)], check=True)
     try:
         yield Disk(node, folder)
@@ -186,3 +188,26 @@ def test_a_setting_that_is_none_is_refused(own_node: Node) -> None:
     own_node.settings = {"monitor": {"full_log_disk": "wait"}}
     with pytest.raises(Exception, match="full_log_disk"):
         own_node.start()
+
+
+def test_a_full_disk_of_images_is_named_and_loses_nothing(own_node: Node, world: World, tmp_path: Path) -> None:
+    own_node.start()
+    own_node.stop_service("image-svc")
+    layer = images.Layer()
+    layer.file("/big", os.urandom(40 << 20))
+    images.build([layer.finish()], {}).push(world.registry, "test/big", "1")
+    with a_disk(own_node, own_node.root / "state/image-svc", 32), Cri(own_node.socket) as client:
+        own_node.start_service("image-svc")
+        client.pull(world.image)
+        for _ in range(2):
+            code, message = error_of(lambda: client.pull(f"{world.registry}/test/big:1"))
+            assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "No space left on device" in message
+            assert "as by removing images" in message
+        assert [image.id for image in client.images()] == [world.busybox.id]
+        config = pod_config("tight", log_directory=tmp_path)
+        with client.pod(config) as pod:  # what there was works, and what did not fit has left no trace
+            container = client.run(pod, container_config(world.image, ["sleep", "600"]), config)
+            said = client.exec(container, "sh", "-c", "dd if=/dev/zero of=/fits bs=1M count=16 && rm /fits && echo fits")
+            assert said.stdout == b"fits\n", said.stderr
+        own_node.stop_service("image-svc")

@@ -1,8 +1,11 @@
 """A whole service with its socket, and the client that calls it."""
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +20,7 @@ from servicekit import client as client_module
 from servicekit import context, server
 from servicekit.app import unless_same
 from servicekit.client import ServiceClient, steps
-from servicekit.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from servicekit.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from servicekit.server import Face
 from servicekit.settings import NodeSettings, Section, Settings
 
@@ -59,6 +62,16 @@ def face(replica: str, release: asyncio.Event | None = None) -> Face:
     @router.get("/broken")
     async def broken() -> Echo:
         raise ValueError("a mistake")
+
+    @router.get("/full/disk")
+    async def full_disk() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/state/layer")
+
+    @router.get("/full/database")
+    async def full_database() -> None:
+        with contextlib.closing(sqlite3.connect(":memory:")) as database:
+            database.execute("PRAGMA max_page_count = 1")
+            database.execute("CREATE TABLE words (word TEXT)")
 
     @router.get("/slow")
     async def slow() -> Echo:
@@ -143,8 +156,12 @@ async def test_errors_keep_their_kind_and_field(tmp_path: Path, caller: ServiceC
         assert caught.value.field == "thing"
         with pytest.raises(InvalidArgument, match="text"):
             await caller.call("POST", "/v1/echo", Echo, context_free())
-        with pytest.raises(Exception, match="a mistake"):
+        with pytest.raises(Internal, match="a mistake"):
             await caller.call("GET", "/v1/broken", Echo)
+        with pytest.raises(ResourceExhausted, match="no room for /state/layer: .*No space left on device"):
+            await caller.call("GET", "/v1/full/disk", Echo)
+        with pytest.raises(ResourceExhausted, match="no room for the database of .*: database or disk is full"):
+            await caller.call("GET", "/v1/full/database", Echo)
 
 
 def context_free() -> BaseModel:

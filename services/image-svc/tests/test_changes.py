@@ -1,5 +1,6 @@
 """A writable layer that goes through a checkpoint comes back as it was. Needs root, for device nodes and trusted attributes."""
 
+import gzip
 import os
 import stat
 import tarfile
@@ -71,6 +72,10 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tar at all")
     with pytest.raises(InvalidArgument, match="can't be read as a checkpoint"):
         changes.image_of(tmp_path / "text")
+    cut = gzip.compress(os.urandom(1000) * 20)[:700]
+    (tmp_path / "cut").write_bytes(cut)
+    with pytest.raises(InvalidArgument, match="can't be read as a checkpoint"):
+        changes.image_of(tmp_path / "cut")
     with tarfile.open(tmp_path / "other.tar", "w") as archive:
         archive.add(tmp_path / "text", "file")
     with pytest.raises(InvalidArgument, match="no checkpoint of a container"):

@@ -1,5 +1,7 @@
 """The FastAPI application of a service: its routes, plus what every service shows of itself."""
 
+import errno
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Any
@@ -11,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from servicekit import context, logs, metrics
-from servicekit.errors import CrispError, InvalidArgument, Unavailable, to_problem
+from servicekit.errors import CrispError, InvalidArgument, ResourceExhausted, Unavailable, to_problem
 
 Readiness = Callable[[], Awaitable[None]]
 _log = logs.get()
@@ -25,6 +27,8 @@ def create_app(service: str, routers: Iterable[APIRouter], ready: Readiness) -> 
     app.include_router(_own_routes(ready))
     app.add_exception_handler(CrispError, _crisp_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(OSError, _full_disk)
+    app.add_exception_handler(sqlite3.OperationalError, _full_disk)
     app.add_exception_handler(Exception, _unexpected_error)
     app.add_middleware(CallMiddleware)
     return app
@@ -81,6 +85,19 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
     first: dict[str, Any] = dict(error.errors()[0])
     field = ".".join(str(part) for part in first["loc"] if part != "body")
     return _problem(InvalidArgument(f"{field} = {first.get('input')!r}: {first['msg']}; see /docs for what it takes", field=field))
+
+
+async def _full_disk(request: Request, error: Exception) -> Response:
+    """A full disk by that name, whoever has met it; anything else stays unexpected."""
+    where = None
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "a file"
+    elif isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        where = f"the database of {request.app.title}"
+    if where is None:
+        raise error
+    _log.error("disk-full", method=request.method, path=request.url.path, error=str(error))
+    return _problem(ResourceExhausted(f"no room for {where}: {error}; free some on its disk, as by removing images"))
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from crisp_proto import checkpoint
 from crisp_proto.checkpoint import ArchiveConfig
 from image_svc import layers
+from servicekit.archives import UNREADABLE
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
 _FIELD = "image.image"
@@ -46,7 +47,7 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(archive) as file:
             yield file
-    except (FileNotFoundError, IsADirectoryError, PermissionError, tarfile.TarError) as error:
+    except UNREADABLE as error:
         raise InvalidArgument(f"{_FIELD} = {str(archive)!r}: can't be read as a checkpoint: {error}", field=_FIELD) from error
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from image_svc.manifests import Descriptor
+from servicekit.archives import UNREADABLE
 from servicekit.errors import InvalidArgument, NotFound
 
 _PIECE = 1 << 18
@@ -64,7 +65,7 @@ def open_layout(path: Path, scratch: Path) -> Iterator[Layout]:
         try:
             with tarfile.open(path) as archive:
                 _extract(archive, Path(folder))
-        except (OSError, tarfile.TarError) as error:
+        except UNREADABLE as error:
             raise InvalidArgument(f"{path} is neither a folder nor a tar: {error}", field="path") from error
         yield Layout(Path(folder))
 

@@ -9,6 +9,7 @@ from crisp_proto import checkpoint
 from crisp_proto.checkpoint import ArchiveConfig
 from crisp_proto.runtime import Container
 from runtime_svc.oci_runtime import OciRuntime
+from servicekit.archives import UNREADABLE
 from servicekit.errors import InvalidArgument
 
 
@@ -26,7 +27,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                     assert source is not None
                     with open(images / name, "xb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
-    except (FileNotFoundError, tarfile.TarError) as error:
+    except UNREADABLE as error:
         shutil.rmtree(folder)
         raise InvalidArgument(f"image.image = {str(archive)!r}: can't be read as a checkpoint: {error}", field="image.image") from error
     return images
