@@ -53,8 +53,17 @@ def test_systemd_gets_the_same_as_properties() -> None:
         "CPUQuotaPeriodUSec": 10_000,
         "MemoryMax": 100,
         "MemorySwapMax": 50,
+        "MemoryHigh": 90,
         "AllowedCPUs": bytes([1, 0b110]),
         "AllowedMemoryNodes": bytes([2]),
     }
+    unified = {"pids.max": "max", "cpu.max": "max 50000", "cpuset.cpus": "3", "hugetlb.2MB.max": "0", "memory.low": "7"}
+    found = {name: variant.value for name, variant in pod_limits.to_properties(LinuxContainerResources(unified=unified)).items()}
+    quota = {"CPUQuotaPerSecUSec": (1 << 64) - 1, "CPUQuotaPeriodUSec": 50_000}
+    assert found == {"TasksMax": (1 << 64) - 1, "AllowedCPUs": bytes([8]), "MemoryLow": 7, **quota}
+    scope = pod_limits.scope_properties(LinuxContainerResources(unified={"pids.max": "5"}), 9)
+    assert scope["TasksMax"].value == 5
+    with pytest.raises(InvalidArgument, match=r"unified\[memory\.high\] = 'much'"):
+        pod_limits.to_properties(LinuxContainerResources(unified={"memory.high": "much"}))
     free = LinuxContainerResources(memory_limit_in_bytes=5, memory_swap_limit_in_bytes=-1)
     assert pod_limits.to_properties(free)["MemorySwapMax"].value == (1 << 64) - 1

@@ -19,6 +19,18 @@ _NONE = LinuxContainerResources()
 _V1_SWAP = "memory.memsw.limit_in_bytes"
 # Where the kernel does not count them there is nothing to limit; kubelet sends a limit for every page size.
 _WHERE_COUNTED = ("hugetlb.", _V1_SWAP, "memory.swap.max")
+# Files of version 2 that are systemd's to write: what is written past it, it writes over.
+_NUMBER_PROPERTIES = {
+    "cpu.weight": "CPUWeight",
+    "memory.min": "MemoryMin",
+    "memory.low": "MemoryLow",
+    "memory.high": "MemoryHigh",
+    "memory.max": "MemoryMax",
+    "memory.swap.max": "MemorySwapMax",
+    "pids.max": "TasksMax",
+}
+_SET_PROPERTIES = {"cpuset.cpus": "AllowedCPUs", "cpuset.mems": "AllowedMemoryNodes"}
+_SYSTEMDS = {*_NUMBER_PROPERTIES, *_SET_PROPERTIES, "cpu.max"}
 # kubelet sends it for pods too and means containers: the pod's own would have the kernel end all of them for one.
 _FOR_CONTAINERS = {"memory.oom.group"}
 
@@ -60,7 +72,7 @@ def write(cgroups: Cgroups, cgroup: str, limits: LinuxContainerResources) -> Non
 
 def write_what_systemd_lacks(cgroups: Cgroups, cgroup: str, limits: LinuxContainerResources) -> None:
     """Writes the limits that systemd has no properties for."""
-    _write(cgroups, cgroup, _others(cgroups.version, limits))
+    _write(cgroups, cgroup, [file for file in _others(cgroups.version, limits) if file[1] not in _SYSTEMDS])
 
 
 def to_properties(limits: LinuxContainerResources) -> "Properties":
@@ -81,6 +93,19 @@ def to_properties(limits: LinuxContainerResources) -> "Properties":
     for name, numbers in (("AllowedCPUs", limits.cpuset_cpus), ("AllowedMemoryNodes", limits.cpuset_mems)):
         if numbers:
             found[name] = Variant("ay", _mask(numbers))
+    for name, value in limits.unified.items():
+        try:
+            if name in _NUMBER_PROPERTIES:
+                found[_NUMBER_PROPERTIES[name]] = Variant("t", _INFINITY if value == "max" else int(value))
+            elif name in _SET_PROPERTIES:
+                found[_SET_PROPERTIES[name]] = Variant("ay", _mask(value))
+            elif name == "cpu.max":
+                quota, _, period = value.partition(" ")
+                found |= to_properties(
+                    LinuxContainerResources(cpu_quota=-1 if quota == "max" else int(quota), cpu_period=int(period or _PERIOD))
+                )
+        except ValueError as error:
+            raise InvalidArgument(f"linux.resources.unified[{name}] = {value!r}: {error}", field="linux.resources.unified") from error
     return found
 
 
@@ -88,7 +113,7 @@ def scope_properties(limits: LinuxContainerResources, pids: int) -> "Properties"
     """A container's scope: its limits, and in place of systemd's default number of tasks its own, 0 for no limit."""
     from dbus_fast import Variant
 
-    return {**to_properties(limits), "TasksMax": Variant("t", pids or _INFINITY)}
+    return {"TasksMax": Variant("t", pids or _INFINITY), **to_properties(limits)}
 
 
 def _swap_alone(limits: LinuxContainerResources) -> int:
