@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -98,6 +99,59 @@ def test_containers_keep_the_runtime_that_made_them(own_node: Node, world: World
         assert list(state.iterdir()) == []
         client.run(pod, container_config(world.image, SLEEP, name="anew"), config)
         client.remove_pod(pod)
+
+
+def a_disk() -> tuple[str, str]:
+    """A block device of this machine that can be throttled: its path and its number."""
+    for disk in sorted(Path("/sys/block").iterdir()):
+        if not disk.name.startswith(("loop", "ram", "zram", "sr", "fd")) and int((disk / "size").read_text()):
+            return f"/dev/{disk.name}", (disk / "dev").read_text().strip()
+    pytest.skip("this machine has no disk of its own whose input and output could be limited")
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World, tmp_path: Path, handler: str) -> None:
+    disk, number = a_disk()
+    own_node.settings = {
+        "runtime.blockio_classes.slow.read_bytes": {f'"{disk}"': 1 << 20},
+        "runtime.blockio_classes.slow.write_operations": {f'"{disk}"': 500},
+        "runtime.blockio_classes.slower.read_bytes": {f'"{disk}"': 1 << 19},
+        "runtime.blockio_classes.nowhere.read_bytes": {'"/dev/none"': 1},
+    }
+    own_node.start()
+    version_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    annotation = "blockio.resources.beta.kubernetes.io"
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        config = pod_config(
+            "throttled", log_directory=tmp_path, annotations={f"{annotation}/pod": "slow", f"{annotation}/container.db": "slower"}
+        )
+        with client.pod(config, handler) as pod:
+            for name, bytes_read, writes in (("web", 1 << 20, 500), ("db", 1 << 19, None)):
+                container = client.run(pod, container_config(world.image, SLEEP, name=name), config)
+
+                def kernels(file: str, container: str = container) -> str:
+                    return client.exec(container, "cat", f"/sys/fs/cgroup/{file}").stdout.decode().strip()
+
+                if version_2:
+                    assert kernels("io.max") == f"{number} rbps={bytes_read} wbps=max riops=max wiops={writes or 'max'}"
+                else:
+                    assert kernels("blkio/blkio.throttle.read_bps_device") == f"{number} {bytes_read}"
+                    assert kernels("blkio/blkio.throttle.write_iops_device") == (f"{number} {writes}" if writes else "")
+            for class_name, expected, said in (
+                ("fast", grpc.StatusCode.INVALID_ARGUMENT, "'fast' is not configured (runtime.blockio_classes)"),
+                ("nowhere", grpc.StatusCode.FAILED_PRECONDITION, "/dev/none"),
+            ):
+                other = pod_config("throttled", log_directory=tmp_path, annotations={f"{annotation}/pod": class_name})
+                with client.pod(other, handler) as wrong:
+                    code, message = error_of(partial(client.create, wrong, container_config(world.image, SLEEP), other))
+                assert code == expected
+                assert said in message
+            unequal = pod_config("unequal", log_directory=tmp_path, annotations={"rdt.resources.beta.kubernetes.io/pod": "gold"})
+            with client.pod(unequal, handler) as wrong:
+                code, message = error_of(partial(client.create, wrong, container_config(world.image, SLEEP), unequal))
+            assert code == grpc.StatusCode.FAILED_PRECONDITION
+            assert "/sys/fs/resctrl/gold must exist, on a processor that has RDT" in message
 
 
 def pod_memory(node: Node, pod: str) -> int:

@@ -33,8 +33,8 @@ from runtime_svc.cdi import Registry
 from runtime_svc.features import Features
 from runtime_svc.mounts import MountContext
 from runtime_svc.pod_files import PodFiles
-from runtime_svc.settings import HandlerSettings, RuntimeSettings
-from servicekit.errors import InvalidArgument
+from runtime_svc.settings import BlockIoClass, HandlerSettings, RuntimeSettings
+from servicekit.errors import FailedPrecondition, InvalidArgument
 
 IMAGE = ImageConfig(entrypoint=["/entry"], cmd=["default"], env=["A=image", "B=image"], user="web")
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/var/www:/bin/sh\n"
@@ -268,6 +268,32 @@ def test_limits_that_no_cgroup_takes_are_named(field: str, value: int | str) -> 
     asked = LinuxContainerResources(**{field: value})
     with pytest.raises(InvalidArgument, match=rf"linux\.resources\.{field} = {value}: "):
         resources.check(asked, "linux.resources")
+
+
+def test_classes_come_from_the_pods_annotations_for_one_container_or_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "RESCTRL", tmp_path)
+    (tmp_path / "gold").mkdir()
+    (tmp_path / "info").mkdir()
+    settings = RuntimeSettings(blockio_classes={"slow": BlockIoClass(weight=10), "slower": BlockIoClass(weight=5)})
+    annotations = {
+        "blockio.resources.beta.kubernetes.io/pod": "slow",
+        "blockio.resources.beta.kubernetes.io/container.db": "slower",
+        "rdt.resources.beta.kubernetes.io/container.db": "gold",
+    }
+    found = resources.classes(annotations, "db", settings)
+    assert (found.block_io, found.rdt) == ({"blockIO": {"weight": 5}}, {"intelRdt": {"closID": "gold"}})
+    found = resources.classes(annotations, "web", settings)
+    assert (found.block_io, found.rdt) == ({"blockIO": {"weight": 10}}, {})
+    for name, kind in (
+        ("silver", FailedPrecondition),
+        ("..", InvalidArgument),
+        ("info", InvalidArgument),
+        ("gold/../info", InvalidArgument),
+    ):
+        with pytest.raises(kind, match="RDT class"):
+            resources.classes({"rdt.resources.beta.kubernetes.io/pod": name}, "web", settings)
+    with pytest.raises(InvalidArgument, match="'fast' is not configured .*; there are: slow, slower"):
+        resources.classes({"blockio.resources.beta.kubernetes.io/pod": "fast"}, "web", settings)
 
 
 @pytest.mark.parametrize("page_size", ["", "2", "MB", "0MB", "2TB", "../2MB"])

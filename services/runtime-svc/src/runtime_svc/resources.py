@@ -19,6 +19,8 @@ _LEAST_CPU_US, _MOST_CPU_PERIOD_US = 1000, 1_000_000  # kernel's sched-bwc.rst
 _MOST_CPU_SHARES = 1 << 18
 _NUMBERS = re.compile(r"^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$")
 _PAGE_SIZE = re.compile(r"^[1-9]\d*[KMG]B$")
+RESCTRL = Path("/sys/fs/resctrl")
+_NO_RDT_CLASSES = {".", "..", "info", "mon_data", "mon_groups"}  # the kernel's filesystems/resctrl.rst
 _log = logs.get()
 
 
@@ -102,9 +104,11 @@ def classes(pod_annotations: Mapping[str, str], container: str, settings: Runtim
             f"block I/O class {block_io!r} is not configured (runtime.blockio_classes); there are: {', '.join(settings.blockio_classes) or 'none'}",
             field="annotations",
         )
-    if rdt and not Path(f"/sys/fs/resctrl/{rdt}").is_dir():
+    if rdt and ("/" in rdt or rdt in _NO_RDT_CLASSES):
+        raise InvalidArgument(f"RDT class {rdt!r}: the name of a folder of {RESCTRL} that is a class", field="annotations")
+    if rdt and not (RESCTRL / rdt).is_dir():
         raise FailedPrecondition(
-            f"RDT class {rdt!r} is not on this node: /sys/fs/resctrl/{rdt} must exist, on a processor that has RDT", field="annotations"
+            f"RDT class {rdt!r} is not on this node: {RESCTRL / rdt} must exist, on a processor that has RDT", field="annotations"
         )
     return Classes(
         {"blockIO": settings.blockio_classes[block_io].to_oci()} if block_io else {}, {"intelRdt": {"closID": rdt}} if rdt else {}
