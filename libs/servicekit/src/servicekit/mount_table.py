@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,9 @@ class Mounted:
     source: str
 
 
-def read(process: int | str = "self") -> list[Mounted]:
+def read(process: int | str = "self") -> Iterator[Mounted]:
     """All mounts in the order of the kernel's list: of two with the same target, the later one is on top. Raises OSError without the process."""
-    return [_parse(line) for line in Path(f"/proc/{process}/mountinfo").read_bytes().splitlines()]
+    return map(_parse, Path(f"/proc/{process}/mountinfo").read_bytes().splitlines())
 
 
 def _parse(line: bytes) -> Mounted:
@@ -34,4 +35,4 @@ def _parse(line: bytes) -> Mounted:
 
 
 def _text(word: bytes) -> str:
-    return os.fsdecode(_ESCAPED.sub(lambda escaped: bytes([int(escaped[1], 8)]), word))
+    return os.fsdecode(_ESCAPED.sub(lambda escaped: bytes([int(escaped[1], 8)]), word) if b"\\" in word else word)
