@@ -88,18 +88,6 @@ def test_the_default_seccomp_profile_forbids_and_allows(cri_client: Cri, world: 
         assert b"Seccomp:\t2" in cri_client.exec(container, "cat", "/proc/self/status").stdout
 
 
-def test_orders_to_the_oci_runtime_cannot_be_given_by_annotation(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    _, text = run_once(
-        cri_client,
-        world,
-        tmp_path,
-        ["grep", "Seccomp:", "/proc/self/status"],
-        linux=security(seccomp=DEFAULT_SECCOMP),
-        annotations={"run.oci.seccomp_bpf_data": "BgAAAAAA/38="},
-    )
-    assert text.split() == ["Seccomp:", "2"]
-
-
 def test_masked_and_readonly_paths_and_a_readonly_root(cri_client: Cri, world: World, tmp_path: Path) -> None:
     script = "cat /proc/timer_list | wc -c; cat /etc/passwd | wc -c; echo x > /proc/sys/kernel/hostname || echo refused; touch /x || echo readonly"
     assert Path("/proc/timer_list").read_text(), "this machine's own file is empty, so the test would show nothing"

@@ -1,0 +1,117 @@
+"""What the settings of runtime-svc and of a handler change, each seen by its effect (docs/configuration.md)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import networks
+import pytest
+from expect import error_of
+from world import World
+
+from crisp_proto.cri import api_pb2 as cri
+from crisplab.cri import Cri, container_config, pod_config
+from crisplab.node import Node
+
+SLEEP = ["sleep", "600"]
+ORDER = {"run.oci.seccomp_bpf_data": "BgAAAAAA/38="}
+"""A seccomp program that allows everything, in the form that crun takes by annotation."""
+
+
+@pytest.fixture
+def client(own_node: Node, world: World) -> Iterator[Cri]:
+    """A client of a node that has nothing as it is by default, and an image."""
+    profiles = own_node.root / "profiles"
+    profiles.mkdir(parents=True)
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
+    (profiles / "no-folders.json").write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    crun = {"path": "/usr/bin/crun"}
+    own_node.settings = {
+        "runtime": {
+            "default_handler": "plain",
+            "pids_limit": 23,
+            "shm_size": 1 << 20,
+            "seccomp_profiles": str(profiles),
+            "unset_seccomp": "runtime/default",
+        },
+        "runtime.handlers.plain": crun,
+        "runtime.handlers.open": {**crun, "allowed_annotations": [r"run\.oci\.seccomp_bpf_data$"], "privileged_without_host_devices": True},
+        "runtime.handlers.given.default_annotations": {f'"{name}"': value for name, value in ORDER.items()},
+        "runtime.handlers.given": crun,
+        "runtime.handlers.away": crun,
+        "net.handler_conf_dirs": {"away": str(own_node.root / "away.d")},
+    }
+    own_node.start()
+    with Cri(own_node.socket) as found:
+        found.pull(world.image)
+        yield found
+
+
+def test_a_node_limits_processes_and_shared_memory(client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("many", log_directory=tmp_path)
+    with client.pod(config) as pod:
+        container = client.run(pod, container_config(world.image, SLEEP), config)
+        said = client.exec(container, "sh", "-c", "for n in $(seq 20); do sleep 60 & done; echo 20; for n in $(seq 10); do sleep 60 & done")
+        assert (said.stdout, b"can't fork" in said.stderr) == (b"20\n", True)
+        other = client.run(pod, container_config(world.image, SLEEP, name="other"), config)
+        said = client.exec(other, "dd", "if=/dev/zero", "of=/dev/shm/file", "bs=1k", "count=1025")
+        assert b"No space left" in said.stderr
+        assert client.exec(other, "stat", "-c", "%s", "/dev/shm/file").stdout == b"1048576\n"
+
+
+def test_a_container_that_names_no_seccomp_profile_gets_the_nodes(client: Cri, world: World, tmp_path: Path) -> None:
+    config = pod_config("unset", log_directory=tmp_path)
+    unconfined = cri.LinuxContainerConfig()
+    unconfined.security_context.seccomp.profile_type = cri.SecurityProfile.Unconfined
+    with client.pod(config) as pod:
+        for name, linux, mode in (("unset", cri.LinuxContainerConfig(), b"2"), ("unconfined", unconfined, b"0")):
+            container = client.run(pod, container_config(world.image, SLEEP, name=name, linux=linux), config)
+            assert client.exec(container, "grep", "Seccomp:", "/proc/self/status").stdout.split()[1] == mode
+
+
+def test_orders_to_the_oci_runtime_are_the_nodes_to_allow(client: Cri, world: World, tmp_path: Path) -> None:
+    """The order replaces a profile, which is found by its name in the node's folder, by one that allows everything."""
+    for handler, annotations, is_made in (
+        ("", {}, False),
+        ("", ORDER, False),
+        ("open", {}, False),
+        ("open", ORDER, True),
+        ("given", {}, True),
+    ):
+        config = pod_config("orders", log_directory=tmp_path)
+        wanted = container_config(world.image, SLEEP, annotations=annotations)
+        profile = wanted.linux.security_context.seccomp
+        profile.profile_type, profile.localhost_ref = cri.SecurityProfile.Localhost, "no-folders.json"
+        with client.pod(config, handler) as pod:
+            container = client.run(pod, wanted, config)
+            assert (client.exec(container, "mkdir", "/x").exit_code == 0) is is_made, (handler, annotations)
+
+
+def test_a_handlers_privileged_containers_may_be_without_the_nodes_devices(client: Cri, world: World, tmp_path: Path) -> None:
+    for handler, has_devices in (("plain", True), ("open", False)):
+        config = pod_config("mighty", log_directory=tmp_path)
+        config.linux.security_context.privileged = True
+        wanted = container_config(world.image, SLEEP)
+        wanted.linux.security_context.privileged = True
+        with client.pod(config, handler) as pod:
+            container = client.run(pod, wanted, config)
+            assert (client.exec(container, "test", "-c", "/dev/kmsg").exit_code == 0) is has_devices
+            assert b"CapEff:\t000001f" in client.exec(container, "cat", "/proc/self/status").stdout
+
+
+def test_a_handlers_pods_may_have_a_network_of_their_own(client: Cri, own_node: Node, tmp_path: Path) -> None:
+    config = pod_config("elsewhere", log_directory=tmp_path)
+    code, message = error_of(lambda: client.run_pod(config, "away"))
+    assert code == grpc.StatusCode.FAILED_PRECONDITION
+    assert f"no CNI configuration in {own_node.root / 'away.d'}, the folder of runtime handler 'away'" in message
+    document = json.loads(networks.conflist(own_node))
+    subnet = own_node.names.subnet.rpartition(".")[0]
+    document["plugins"][0]["ipam"]["ranges"][0][0] |= {"rangeStart": f"{subnet}.200", "rangeEnd": f"{subnet}.210"}
+    (own_node.root / "away.d").mkdir()
+    (own_node.root / "away.d/10-own.conflist").write_text(json.dumps(document))
+    plain = pod_config("plain", log_directory=tmp_path)
+    with client.pod(config, "away") as pod, client.pod(plain) as other:
+        own, usual = (int(client.pod_status(name).network.ip.rpartition(".")[2]) for name in (pod, other))
+        assert 200 <= own <= 210
+        assert usual < 200
