@@ -1,5 +1,6 @@
-"""What the settings of runtime-svc and of a handler change, each seen by its effect (docs/configuration.md)."""
+"""What settings change, each seen by its effect (docs/configuration.md)."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from world import World
 from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
+from crisplab.registry import free_port
 
 SLEEP = ["sleep", "600"]
 ORDER = {"run.oci.seccomp_bpf_data": "BgAAAAAA/38="}
@@ -115,3 +117,88 @@ def test_a_handlers_pods_may_have_a_network_of_their_own(client: Cri, own_node: 
         own, usual = (int(client.pod_status(name).network.ip.rpartition(".")[2]) for name in (pod, other))
         assert 200 <= own <= 210
         assert usual < 200
+
+
+def test_what_takes_too_long_is_given_up_and_leaves_nothing(own_node: Node, world: World, tmp_path: Path) -> None:
+    """An OCI runtime that hangs when it creates, and a CNI plugin that hangs when it adds."""
+    hanging = "98765"
+    stuck, plugin = own_node.root / "stuck", own_node.root / "bin/stuck-plugin"
+    plugin.parent.mkdir(parents=True)
+    (own_node.root / "cni").mkdir()
+    stuck.write_text(f'#!/bin/sh\ncase "$*" in *" create "*) sleep {hanging};; *) exec crun "$@";; esac\n')
+    plugin.write_text(
+        f'#!/bin/sh\ncase "$CNI_COMMAND" in ADD) sleep {hanging};; VERSION) echo \'{{"cniVersion": "1.0.0", "supportedVersions": ["0.4.0"]}}\';; esac\n'
+    )
+    stuck.chmod(0o755)
+    own_node.settings = {
+        "runtime.handlers.crun": {"path": "/usr/bin/crun"},
+        "runtime.handlers.stuck": {"path": str(stuck)},
+        "monitor": {"create_timeout": 1},
+        "net": {"cni_timeout": 1, "cni_bin_dirs": [str(plugin.parent), "/opt/cni/bin", "/usr/lib/cni"]},
+    }
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        config = pod_config("stuck", log_directory=tmp_path)
+        with client.pod(config, "stuck") as pod:
+            code, message = error_of(lambda: client.create(pod, container_config(world.image, SLEEP), config))
+            assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "did not create container" in message
+            assert client.containers() == []
+        networks.use(own_node, plugin)
+        code, message = error_of(lambda: client.run_pod(config))
+        assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "stuck-plugin" in message
+        assert client.pods() == []
+    assert _running(hanging) == []
+
+
+def _running(argument: str) -> list[str]:
+    """The command lines of processes with this argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            found += [" ".join(words)] * (argument in words)
+    return found
+
+
+def test_smaller_settings_of_the_other_services(own_node: Node, world: World, tmp_path: Path) -> None:
+    port = free_port()
+    own_node.settings = {
+        "image": {"pinned": [world.image]},
+        "monitor": {"exec_output_limit": 1000},
+        "gateway": {"stream_port": port, "stream_address": "127.0.0.2"},
+    }
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        assert [image.pinned for image in client.images()] == [True]
+        config = pod_config("small", log_directory=tmp_path)
+        with client.pod(config) as pod:
+            container = client.run(pod, container_config(world.image, SLEEP), config)
+            said = client.exec(container, "sh", "-c", "head -c 1001 /dev/zero; head -c 1000 /dev/zero >&2")
+            assert said.stdout == bytes(1000) + b"\n[output cut: over the limit of monitor.exec_output_limit]\n"
+            assert said.stderr == bytes(1000)
+            request = cri.ExecRequest(container_id=container, cmd=["true"], stdout=True)
+            assert client.runtime.Exec(request, timeout=20).url.startswith(f"http://127.0.0.2:{port}/")
+
+
+def test_without_the_built_in_network_the_node_waits_for_an_add_on(own_node: Node, tmp_path: Path) -> None:
+    own_node.settings = {"net": {"builtin_network": False}}
+    own_node.start()
+    with Cri(own_node.socket) as client:
+
+        def network() -> cri.RuntimeCondition:
+            return next(
+                found for found in client.runtime.Status(cri.StatusRequest(), timeout=20).status.conditions if found.type == "NetworkReady"
+            )
+
+        config = pod_config("early", log_directory=tmp_path)
+        assert not network().status
+        assert "install a network add-on" in network().message
+        assert error_of(lambda: client.run_pod(config))[0] == grpc.StatusCode.FAILED_PRECONDITION
+        (own_node.root / "cni/10-addon.conflist").write_text(networks.conflist(own_node))
+        assert network().status
+        with client.pod(config) as pod:
+            assert client.pod_status(pod).network.ip

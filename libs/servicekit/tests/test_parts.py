@@ -252,10 +252,19 @@ def test_a_label_never_leaves_its_folder(tmp_path: Path, monkeypatch: pytest.Mon
             os.getxattr(path, "security.selinux")
 
 
-async def test_programs_run_and_are_killed_in_time() -> None:
+async def test_programs_run_and_are_killed_in_time(tmp_path: Path) -> None:
     finished = await processes.run(["sh", "-c", "cat; echo problem >&2; exit 3"], deadline=10, stdin=b"given")
     assert (finished.returncode, finished.stdout, finished.stderr) == (3, b"given", b"problem\n")
     with pytest.raises(DeadlineExceeded, match=r"0\.2 s"):
         await processes.run(["sleep", "60"], deadline=0.2)
+    with pytest.raises(DeadlineExceeded):  # a child that holds no pipe of it, so that only its end is to be seen
+        await processes.run(["sh", "-c", f"sleep 61 >/dev/null 2>&1 & echo $! > {tmp_path}/child; wait"], deadline=0.5)
+    child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
+    for _ in range(200):
+        if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        await asyncio.sleep(0.01)
+    else:
+        pytest.fail("the child goes on")
     with pytest.raises(FailedPrecondition, match="/no/such/program"):
         await processes.run(["/no/such/program"], deadline=1)

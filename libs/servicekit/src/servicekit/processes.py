@@ -5,8 +5,10 @@ under uvloop, which forks this whole process.
 """
 
 import asyncio
+import contextlib
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +59,12 @@ class Child:
     def kill(self) -> None:
         """SIGKILL; fine if it has ended."""
         self._popen.kill()
+
+    def kill_group(self) -> None:
+        """SIGKILL to it and to what it has started in its session, which it must have been given; nothing if it has been waited for."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
 
 def start(
@@ -121,7 +129,7 @@ def _write(path: str, text: str) -> None:
 async def run(argv: Sequence[str], *, deadline: float, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Finished:
     """Runs `argv` and answers how it ended, whatever its exit code.
 
-    Raises FailedPrecondition if there is no such program, DeadlineExceeded after `deadline` seconds (it is killed then).
+    Raises FailedPrecondition if there is no such program, DeadlineExceeded after `deadline` seconds (it is killed then, with its children).
     """
     given = os.memfd_create("stdin")
     output, errors = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
@@ -130,7 +138,7 @@ async def run(argv: Sequence[str], *, deadline: float, stdin: bytes = b"", env: 
         if stdin:
             os.write(given, stdin)
             os.lseek(given, 0, os.SEEK_SET)
-        child = start(argv, stdin=given, stdout=output[1], stderr=errors[1], env=env)
+        child = start(argv, stdin=given, stdout=output[1], stderr=errors[1], env=env, start_new_session=True)
         for fd in (output[1], errors[1]):
             os.close(fd)
         output, errors = (output[0], -1), (errors[0], -1)
@@ -142,7 +150,7 @@ async def run(argv: Sequence[str], *, deadline: float, stdin: bytes = b"", env: 
         raise DeadlineExceeded(f"{' '.join(argv[:4])} … did not end within {deadline:g} s and was killed") from error
     finally:
         if child is not None and child.returncode is None:
-            child.kill()
+            child.kill_group()
             await child.wait()
         for fd in (given, *output, *errors):
             if fd >= 0:

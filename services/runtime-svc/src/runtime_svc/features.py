@@ -134,14 +134,15 @@ async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Callable[
         try:
             said = os.open(f"{folder}/said", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)  # no pipe: the container would keep it open
             try:
-                creating = start([*runtime.command, "create", f"--bundle={folder}", f"--pid-file={pid_file}", name], stderr=said)
+                command = [*runtime.command, "create", f"--bundle={folder}", f"--pid-file={pid_file}", name]
+                creating = start(command, stderr=said, start_new_session=True)
             finally:
                 os.close(said)
             try:
                 async with asyncio.timeout(_TRIAL_SECONDS):
                     await creating.wait()
             finally:
-                creating.kill()  # does nothing, if it has ended
+                creating.kill_group()
                 await creating.wait()
             mounts = mount_table.read(int(pid_file.read_text()))
         except (OSError, ValueError, CrispError) as error:
