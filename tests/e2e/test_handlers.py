@@ -109,8 +109,7 @@ def a_disk() -> tuple[str, str]:
     pytest.skip("this machine has no disk of its own whose input and output could be limited")
 
 
-@pytest.mark.parametrize("handler", ["crun", "runc"])
-def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World, tmp_path: Path, handler: str) -> None:
+def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World, tmp_path: Path) -> None:
     disk, number = a_disk()
     own_node.settings = {
         "runtime.blockio_classes.slow.read_bytes": {f'"{disk}"': 1 << 20},
@@ -120,38 +119,33 @@ def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World,
     }
     own_node.start()
     version_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    annotation = "blockio.resources.beta.kubernetes.io"
+    block_io, rdt = "blockio.resources.beta.kubernetes.io", "rdt.resources.beta.kubernetes.io"
     with Cri(own_node.socket) as client:
         client.pull(world.image)
-        config = pod_config(
-            "throttled", log_directory=tmp_path, annotations={f"{annotation}/pod": "slow", f"{annotation}/container.db": "slower"}
-        )
-        with client.pod(config, handler) as pod:
-            for name, bytes_read, writes in (("web", 1 << 20, 500), ("db", 1 << 19, None)):
-                container = client.run(pod, container_config(world.image, SLEEP, name=name), config)
-
-                def kernels(file: str, container: str = container) -> str:
-                    return client.exec(container, "cat", f"/sys/fs/cgroup/{file}").stdout.decode().strip()
-
-                if version_2:
-                    assert kernels("io.max") == f"{number} rbps={bytes_read} wbps=max riops=max wiops={writes or 'max'}"
-                else:
-                    assert kernels("blkio/blkio.throttle.read_bps_device") == f"{number} {bytes_read}"
-                    assert kernels("blkio/blkio.throttle.write_iops_device") == (f"{number} {writes}" if writes else "")
-            for class_name, expected, said in (
-                ("fast", grpc.StatusCode.INVALID_ARGUMENT, "'fast' is not configured (runtime.blockio_classes)"),
-                ("nowhere", grpc.StatusCode.FAILED_PRECONDITION, "/dev/none"),
-            ):
-                other = pod_config("throttled", log_directory=tmp_path, annotations={f"{annotation}/pod": class_name})
-                with client.pod(other, handler) as wrong:
-                    code, message = error_of(partial(client.create, wrong, container_config(world.image, SLEEP), other))
-                assert code == expected
-                assert said in message
-            unequal = pod_config("unequal", log_directory=tmp_path, annotations={"rdt.resources.beta.kubernetes.io/pod": "gold"})
-            with client.pod(unequal, handler) as wrong:
-                code, message = error_of(partial(client.create, wrong, container_config(world.image, SLEEP), unequal))
-            assert code == grpc.StatusCode.FAILED_PRECONDITION
-            assert "/sys/fs/resctrl/gold must exist, on a processor that has RDT" in message
+        for handler in ("crun", "runc"):
+            annotations = {f"{block_io}/pod": "slow", f"{block_io}/container.db": "slower"}
+            config = pod_config("throttled", log_directory=tmp_path, annotations=annotations)
+            with client.pod(config, handler) as pod:
+                for name, bytes_read, writes in (("web", 1 << 20, 500), ("db", 1 << 19, None)):
+                    container = client.run(pod, container_config(world.image, SLEEP, name=name), config)
+                    files = {"io.max": f"{number} rbps={bytes_read} wbps=max riops=max wiops={writes or 'max'}"}
+                    if not version_2:
+                        files = {
+                            "blkio/blkio.throttle.read_bps_device": f"{number} {bytes_read}",
+                            "blkio/blkio.throttle.write_iops_device": f"{number} {writes}" if writes else "",
+                        }
+                    for file, expected in files.items():
+                        assert client.exec(container, "cat", f"/sys/fs/cgroup/{file}").stdout.decode().strip() == expected
+        for annotation, name, code, said in (
+            (block_io, "fast", grpc.StatusCode.INVALID_ARGUMENT, "'fast' is not configured (runtime.blockio_classes)"),
+            (block_io, "nowhere", grpc.StatusCode.FAILED_PRECONDITION, "/dev/none"),
+            (rdt, "gold", grpc.StatusCode.FAILED_PRECONDITION, "/sys/fs/resctrl/gold must exist, on a processor that has RDT"),
+        ):
+            config = pod_config("wrong", log_directory=tmp_path, annotations={f"{annotation}/pod": name})
+            with client.pod(config) as pod:
+                found, message = error_of(partial(client.create, pod, container_config(world.image, SLEEP), config))
+            assert found == code
+            assert said in message
 
 
 def pod_memory(node: Node, pod: str) -> int:
