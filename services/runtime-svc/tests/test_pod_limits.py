@@ -65,5 +65,8 @@ def test_systemd_gets_the_same_as_properties() -> None:
     assert scope["TasksMax"].value == 5
     with pytest.raises(InvalidArgument, match=r"unified\[memory\.high\] = 'much'"):
         pod_limits.to_properties(LinuxContainerResources(unified={"memory.high": "much"}))
+    for numbers in ("1-", "0-99999999999"):
+        with pytest.raises(InvalidArgument, match=r"unified\[cpuset\.cpus\] = .*numbers and ranges"):
+            pod_limits.to_properties(LinuxContainerResources(unified={"cpuset.cpus": numbers}))
     free = LinuxContainerResources(memory_limit_in_bytes=5, memory_swap_limit_in_bytes=-1)
     assert pod_limits.to_properties(free)["MemorySwapMax"].value == (1 << 64) - 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from crisp_proto.config import LinuxContainerResources
 from runtime_svc.cgroups import Cgroups
-from runtime_svc.resources import check
+from runtime_svc.resources import NUMBERS, NUMBERS_RULE, check, check_unified
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
@@ -76,37 +76,32 @@ def write_what_systemd_lacks(cgroups: Cgroups, cgroup: str, limits: LinuxContain
 
 
 def to_properties(limits: LinuxContainerResources) -> "Properties":
-    """The others, as properties of a unit (systemd.resource-control(5))."""
-    from dbus_fast import Variant
-
-    found: dict[str, Variant] = {}
-    if limits.cpu_shares:
-        found["CPUWeight"] = Variant("t", weight(limits.cpu_shares))
-    if limits.cpu_quota:
-        per_second = _INFINITY if limits.cpu_quota < 0 else limits.cpu_quota * 1_000_000 // (limits.cpu_period or _PERIOD)
-        found["CPUQuotaPerSecUSec"] = Variant("t", per_second)
-        found["CPUQuotaPeriodUSec"] = Variant("t", limits.cpu_period or _PERIOD)
-    if limits.memory_limit_in_bytes:
-        found["MemoryMax"] = Variant("t", limits.memory_limit_in_bytes)
-    if limits.memory_swap_limit_in_bytes:
-        found["MemorySwapMax"] = Variant("t", _INFINITY if (swap := _swap_alone(limits)) < 0 else swap)
-    for name, numbers in (("AllowedCPUs", limits.cpuset_cpus), ("AllowedMemoryNodes", limits.cpuset_mems)):
-        if numbers:
-            found[name] = Variant("ay", _mask(numbers))
-    for name, value in limits.unified.items():
+    """The others, as properties of a unit (systemd.resource-control(5)). Raises InvalidArgument for a value of `unified` that is none."""
+    found: Properties = {}
+    for _, name, value in _cpu_and_memory(2, limits):
+        found = {**found, **_properties(name, value)}
+    for name, value in limits.unified.items():  # what is said there has the last word
         try:
-            if name in _NUMBER_PROPERTIES:
-                found[_NUMBER_PROPERTIES[name]] = Variant("t", _INFINITY if value == "max" else int(value))
-            elif name in _SET_PROPERTIES:
-                found[_SET_PROPERTIES[name]] = Variant("ay", _mask(value))
-            elif name == "cpu.max":
-                quota, _, period = value.partition(" ")
-                found |= to_properties(
-                    LinuxContainerResources(cpu_quota=-1 if quota == "max" else int(quota), cpu_period=int(period or _PERIOD))
-                )
+            found = {**found, **_properties(name, value)}
         except ValueError as error:
             raise InvalidArgument(f"linux.resources.unified[{name}] = {value!r}: {error}", field="linux.resources.unified") from error
     return found
+
+
+def _properties(name: str, value: str) -> "Properties":
+    """A file of version 2 as systemd has it; nothing for one that is not systemd's. Raises ValueError."""
+    from dbus_fast import Variant
+
+    if name in _NUMBER_PROPERTIES:
+        return {_NUMBER_PROPERTIES[name]: Variant("t", _INFINITY if value == "max" else int(value))}
+    if name in _SET_PROPERTIES:
+        return {_SET_PROPERTIES[name]: Variant("ay", _mask(value))}
+    if name == "cpu.max":
+        quota, _, period = value.partition(" ")
+        microseconds = int(period or _PERIOD)
+        per_second = _INFINITY if quota == "max" else int(quota) * 1_000_000 // microseconds
+        return {"CPUQuotaPerSecUSec": Variant("t", per_second), "CPUQuotaPeriodUSec": Variant("t", microseconds)}
+    return {}
 
 
 def scope_properties(limits: LinuxContainerResources, pids: int) -> "Properties":
@@ -116,14 +111,10 @@ def scope_properties(limits: LinuxContainerResources, pids: int) -> "Properties"
     return {"TasksMax": Variant("t", pids or _INFINITY), **to_properties(limits)}
 
 
-def _swap_alone(limits: LinuxContainerResources) -> int:
-    """Bytes of swap, as version 2 counts them; -1 for no limit."""
-    both = limits.memory_swap_limit_in_bytes
-    return both if both < 0 else both - limits.memory_limit_in_bytes
-
-
 def _mask(numbers: str) -> bytes:
-    """`0,2-3` as a bit for each, the lowest first, as systemd wants it."""
+    """`0,2-3` as a bit for each, the lowest first, as systemd wants it. Raises ValueError."""
+    if not NUMBERS.match(numbers):
+        raise ValueError(NUMBERS_RULE)
     mask = 0
     for part in numbers.split(","):
         first, _, last = part.partition("-")
@@ -150,7 +141,8 @@ def _cpu_and_memory(version: int, limits: LinuxContainerResources) -> Iterator[t
         if limits.memory_limit_in_bytes:
             yield "memory", "memory.max", str(limits.memory_limit_in_bytes)
         if limits.memory_swap_limit_in_bytes:
-            yield "memory", "memory.swap.max", "max" if (swap := _swap_alone(limits)) < 0 else str(swap)
+            both = limits.memory_swap_limit_in_bytes
+            yield "memory", "memory.swap.max", "max" if both < 0 else str(both - limits.memory_limit_in_bytes)
         return
     if limits.cpu_shares:
         yield "cpu", "cpu.shares", str(limits.cpu_shares)
@@ -168,8 +160,7 @@ def _cpu_and_memory(version: int, limits: LinuxContainerResources) -> Iterator[t
 def _others(version: int, limits: LinuxContainerResources) -> Iterator[tuple[str, str, str]]:
     for page in limits.hugepage_limits:
         yield "hugetlb", f"hugetlb.{page.page_size}.{'max' if version == 2 else 'limit_in_bytes'}", str(page.limit)
-    if limits.unified and version == 1:
-        raise InvalidArgument("linux.resources.unified needs cgroup version 2, this node has version 1", field="linux.resources.unified")
+    check_unified(limits, version)
     for name, value in limits.unified.items():
         yield "", name, value
 

@@ -17,7 +17,8 @@ from servicekit.errors import FailedPrecondition, InvalidArgument
 Document = dict[str, Any]
 _LEAST_CPU_US, _MOST_CPU_PERIOD_US = 1000, 1_000_000  # kernel's sched-bwc.rst
 _MOST_CPU_SHARES = 1 << 18
-_NUMBERS = re.compile(r"^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$")
+NUMBERS = re.compile(r"^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$")
+NUMBERS_RULE = "numbers and ranges as in 0,2-3 (cpuset(7), List format)"
 _PAGE_SIZE = re.compile(r"^[1-9]\d*[KMG]B$")
 RESCTRL = Path("/sys/fs/resctrl")
 _NO_RDT_CLASSES = {".", "..", "info", "mon_data", "mon_groups"}  # the kernel's filesystems/resctrl.rst
@@ -43,15 +44,18 @@ def to_oci(resources: LinuxContainerResources, *, cgroup_version: int, pids_limi
             for limit in resources.hugepage_limits
             if _has_hugetlb(limit.page_size, cgroup_version)
         ]
+    check_unified(resources, cgroup_version)
     if resources.unified:
-        if cgroup_version == 1:
-            raise InvalidArgument(
-                "linux.resources.unified needs cgroup version 2, this node has version 1", field="linux.resources.unified"
-            )
         document["unified"] = resources.unified
     if pids_limit:
         document["pids"] = {"limit": pids_limit}
     return _set(document)
+
+
+def check_unified(resources: LinuxContainerResources, cgroup_version: int) -> None:
+    """Raises InvalidArgument for files of version 2 on a machine with version 1."""
+    if resources.unified and cgroup_version == 1:
+        raise InvalidArgument("linux.resources.unified needs cgroup version 2, this node has version 1", field="linux.resources.unified")
 
 
 def check(resources: LinuxContainerResources, field: str) -> None:
@@ -72,8 +76,8 @@ def check(resources: LinuxContainerResources, field: str) -> None:
         refuse("cpu_quota", f"must be {_LEAST_CPU_US} µs or more; -1 takes the limit away, 0 leaves it")
     for name in ("cpuset_cpus", "cpuset_mems"):
         numbers = getattr(resources, name)
-        if numbers and not _NUMBERS.match(numbers):
-            refuse(name, "numbers and ranges as in 0,2-3 (cpuset(7), List format)")
+        if numbers and not NUMBERS.match(numbers):
+            refuse(name, NUMBERS_RULE)
     for limit in resources.hugepage_limits:
         if not _PAGE_SIZE.match(limit.page_size):
             raise InvalidArgument(
