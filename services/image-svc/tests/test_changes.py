@@ -70,8 +70,9 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"image\.image = '/none': can't be read as a checkpoint"):
         changes.image_of(Path("/none"))
     (tmp_path / "text").write_text("no tar at all")
-    with pytest.raises(InvalidArgument, match="can't be read as a checkpoint"):
-        changes.image_of(tmp_path / "text")
+    for path in (tmp_path / "text", tmp_path / "text/below"):
+        with pytest.raises(InvalidArgument, match="can't be read as a checkpoint"):
+            changes.image_of(path)
     cut = gzip.compress(os.urandom(1000) * 20)[:700]
     (tmp_path / "cut").write_bytes(cut)
     with pytest.raises(InvalidArgument, match="can't be read as a checkpoint"):

@@ -6,7 +6,7 @@ import tarfile
 import zlib
 
 UNREADABLE = (
-    FileNotFoundError, IsADirectoryError, PermissionError,
+    FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError,
     tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError,
 )  # fmt: skip
 """What opening and reading one raises if it is not there, or is none, or not whole; a full disk, which it is often unpacked to, is not in it."""

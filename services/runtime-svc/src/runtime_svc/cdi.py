@@ -79,10 +79,10 @@ class Registry:
     def _files(self) -> Iterator[Version]:
         for folder in self.folders:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                for path in sorted(folder.iterdir()):
+                for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".yaml")):
                     with contextlib.suppress(FileNotFoundError):  # who replaces a file renames another one over it
                         status = path.stat()
-                        if path.suffix in (".json", ".yaml") and stat.S_ISREG(status.st_mode):
+                        if stat.S_ISREG(status.st_mode):
                             yield path, status.st_ino, status.st_mtime_ns, status.st_size
 
     def _load(self, path: Path) -> None:
