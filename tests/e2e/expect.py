@@ -16,6 +16,10 @@ from crisplab import clone
 from crisplab.cri import Cri
 
 T = TypeVar("T")
+NO_FOLDERS = (
+    '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]}'
+)
+"""A seccomp profile under which no folder can be made."""
 
 
 def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exception] | tuple[type[Exception], ...] = ()) -> T:
@@ -38,6 +42,12 @@ def exited(client: Cri, container: str) -> cri.ContainerStatus | None:
     """The status of a container once it has ended, for `until`."""
     status = client.status(container)
     return status if status.state == cri.CONTAINER_EXITED else None
+
+
+def network_condition(client: Cri, timeout: float = 20) -> cri.RuntimeCondition:
+    """What the node says of its network (Status)."""
+    status = client.runtime.Status(cri.StatusRequest(), timeout=timeout).status
+    return next(condition for condition in status.conditions if condition.type == "NetworkReady")
 
 
 def page(address: str, timeout: float = 5) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cgroup_files import VERSION_2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft4Validator
@@ -24,7 +25,6 @@ from crisplab.node import Node
 SCHEMAS = clone.ROOT / ".cache/debian/usr/share/gocode/src/github.com/opencontainers/runtime-spec/schema"
 FAULTS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED}
 MIB = 1 << 20
-VERSION_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 
 
 @cache

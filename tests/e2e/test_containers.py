@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cgroup_files import VERSION_2, kernels
 from expect import LogLine, code_of, error_of, exited, log_lines, output_of, until
 from world import World
 
@@ -137,24 +138,21 @@ def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node
 
 def kept(shares: int) -> int:
     """What is left of shares after version 2's weight, which is coarser; the OCI runtimes convert so."""
-    if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+    if not VERSION_2:
         return shares
     return round(2 + (shares - 2) * 9999 // 262142 * 262142 / 9999)
 
 
 def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
     """cpu shares, quota in µs and memory in bytes as the kernel has them; version 2's weight is turned back into shares."""
-    path = node.names.container_cgroup(pod, container).lstrip("/")
-    root = Path("/sys/fs/cgroup")
-    if (root / "cgroup.controllers").exists():
-        weight = int((root / path / "cpu.weight").read_text())
-        quota = int((root / path / "cpu.max").read_text().split()[0].replace("max", "-1"))
-        return round(2 + (weight - 1) * 262142 / 9999), quota, int((root / path / "memory.max").read_text())
-    return (
-        int((root / "cpu" / path / "cpu.shares").read_text()),
-        int((root / "cpu" / path / "cpu.cfs_quota_us").read_text()),
-        int((root / "memory" / path / "memory.limit_in_bytes").read_text()),
+    cgroup = node.names.container_cgroup(pod, container)
+    if VERSION_2:
+        quota = int(kernels(cgroup, "cpu.max").split()[0].replace("max", "-1"))
+        return round(2 + (int(kernels(cgroup, "cpu.weight")) - 1) * 262142 / 9999), quota, int(kernels(cgroup, "memory.max"))
+    shares, quota, memory = (
+        int(kernels(cgroup, file)) for file in ("cpu/cpu.shares", "cpu/cpu.cfs_quota_us", "memory/memory.limit_in_bytes")
     )
+    return shares, quota, memory
 
 
 EAT = "dd if=/dev/zero of=/dev/null bs=200M count=1"

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from crashes import arm, crashpoints, retried
-from expect import error_of, exited, log_lines, page, page_once_up, until
+from expect import error_of, exited, log_lines, network_condition, page, page_once_up, until
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -144,8 +144,7 @@ def test_a_service_that_is_away_is_named(own_node: Node, world: World, tmp_path:
     own_node.start()
     own_node.stop_service("net-svc")
     with Cri(own_node.socket) as client:
-        status = client.runtime.Status(cri.StatusRequest(), timeout=60 * clone.SLOWNESS).status
-        network = next(condition for condition in status.conditions if condition.type == "NetworkReady")
+        network = network_condition(client, timeout=60 * clone.SLOWNESS)
         assert not network.status
         assert "net-svc is away" in network.message
         code, message = error_of(lambda: client.run_pod(pod_config("away", log_directory=tmp_path)))

@@ -1,16 +1,15 @@
 """Fields of PodSandboxConfig and ContainerConfig that no flow of the other tests needs, each seen by its effect (docs/cri-fields.md)."""
 
-import json
 import os
 import stat
 import subprocess
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
-from expect import error_of, exited, until
+from cgroup_files import VERSION_2, kernels
+from expect import NO_FOLDERS, error_of, exited, until
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -18,7 +17,6 @@ from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
 SLEEP = ["sleep", "600"]
-VERSION_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 
 
 def test_what_means_the_pause_container_changes_no_container(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -229,28 +227,20 @@ def test_limits_of_every_kind_are_the_pods(cri_client: Cri, node: Node, world: W
         linux = cri.LinuxContainerConfig()
         linux.security_context.namespace_options.pid = cri.POD
         container = cri_client.run(pod, container_config(world.image, SLEEP, linux=linux), config)
-        assert _kernels(node, pod, files) == files
+        cgroup = node.names.pod_cgroup(pod)
+        assert {file: kernels(cgroup, file) for file in files} == files
         allowed = cri_client.exec(container, "grep", "Cpus_allowed_list", "/proc/self/status").stdout
         assert allowed.split() == [b"Cpus_allowed_list:", b"0"], "a container is within its pod"
         assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"123\n", "process 1 is the pause process"
         more = cri.LinuxContainerResources(oom_score_adj=456, memory_limit_in_bytes=128 << 20, memory_swap_limit_in_bytes=256 << 20)
         cri_client.update_pod(pod, resources=more)
         files = {"memory.swap.max": str(128 << 20)} if VERSION_2 else {"memory/memory.memsw.limit_in_bytes": str(264 << 20)}
-        assert _kernels(node, pod, files) == files
+        assert {file: kernels(cgroup, file) for file in files} == files
         assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"456\n"
         less = cri.LinuxContainerResources(memory_limit_in_bytes=16 << 20)  # and what is not said stays
         cri_client.update_pod(pod, overhead=less)
         files = {"memory.max": str(144 << 20)} if VERSION_2 else {"memory/memory.limit_in_bytes": str(144 << 20)}
-        assert _kernels(node, pod, files) == files
-
-
-def _kernels(node: Node, pod: str, files: Iterable[str]) -> dict[str, str]:
-    """What the kernel has in files of a pod's cgroup: `memory.max`, or on version 1 `CONTROLLER/FILE`."""
-    cgroup, found = node.names.pod_cgroup(pod), {}
-    for name in files:
-        controller, _, file = name.rpartition("/")
-        found[name] = Path(f"/sys/fs/cgroup/{controller}{cgroup}/{file}").read_text().strip()
-    return found
+        assert {file: kernels(cgroup, file) for file in files} == files
 
 
 def test_what_is_said_is_told_again(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -290,8 +280,7 @@ def test_the_requests_stop_signal_comes_before_the_images(cri_client: Cri, world
 def test_a_localhost_seccomp_profile_is_enforced(cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str) -> None:
     """By the field of today and by the one that old clients write."""
     profile = node.root / "no-folders.json"
-    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
-    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    profile.write_text(NO_FOLDERS)
     today = cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=str(profile))
     config = pod_config("profile", log_directory=tmp_path)
     with cri_client.pod(config, handler) as pod:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cgroup_files import VERSION_2, kernels
 from expect import error_of
 from world import World
 
@@ -101,7 +102,7 @@ def test_containers_keep_the_runtime_that_made_them(own_node: Node, world: World
         client.remove_pod(pod)
 
 
-def a_disk() -> tuple[str, str]:
+def block_device() -> tuple[str, str]:
     """A block device of this machine that can be throttled: its path and its number."""
     for disk in sorted(Path("/sys/block").iterdir()):
         if not disk.name.startswith(("loop", "ram", "zram", "sr", "fd")) and int((disk / "size").read_text()):
@@ -110,7 +111,7 @@ def a_disk() -> tuple[str, str]:
 
 
 def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World, tmp_path: Path) -> None:
-    disk, number = a_disk()
+    disk, number = block_device()
     own_node.settings = {
         "runtime.blockio_classes.slow.read_bytes": {f'"{disk}"': 1 << 20},
         "runtime.blockio_classes.slow.write_operations": {f'"{disk}"': 500},
@@ -118,7 +119,6 @@ def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World,
         "runtime.blockio_classes.nowhere.read_bytes": {'"/dev/none"': 1},
     }
     own_node.start()
-    version_2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
     block_io, rdt = "blockio.resources.beta.kubernetes.io", "rdt.resources.beta.kubernetes.io"
     with Cri(own_node.socket) as client:
         client.pull(world.image)
@@ -129,7 +129,7 @@ def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World,
                 for name, bytes_read, writes in (("web", 1 << 20, 500), ("db", 1 << 19, None)):
                     container = client.run(pod, container_config(world.image, SLEEP, name=name), config)
                     files = {"io.max": f"{number} rbps={bytes_read} wbps=max riops=max wiops={writes or 'max'}"}
-                    if not version_2:
+                    if not VERSION_2:
                         files = {
                             "blkio/blkio.throttle.read_bps_device": f"{number} {bytes_read}",
                             "blkio/blkio.throttle.write_iops_device": f"{number} {writes}" if writes else "",
@@ -150,9 +150,7 @@ def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World,
 
 def pod_memory(node: Node, pod: str) -> int:
     """The memory limit of a pod's cgroup in bytes, as the kernel has it."""
-    root, path = Path("/sys/fs/cgroup"), node.names.pod_cgroup(pod).lstrip("/")
-    version2 = (root / "cgroup.controllers").exists()
-    return int((root / path / "memory.max" if version2 else root / "memory" / path / "memory.limit_in_bytes").read_text())
+    return int(kernels(node.names.pod_cgroup(pod), "memory.max" if VERSION_2 else "memory/memory.limit_in_bytes"))
 
 
 def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cgroup_files import ROOT, VERSION_2
 from expect import until
 from world import World
 
@@ -14,8 +15,6 @@ from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
 pytestmark = pytest.mark.xdist_group("metrics")  # one worker, one container for all
-ROOT = Path("/sys/fs/cgroup")
-VERSION_2 = (ROOT / "cgroup.controllers").exists()
 LIMIT = 64 << 20
 # One container with all that there is something to count for, and a second process with a socket.
 BUSY = (

@@ -12,7 +12,7 @@ import grpc
 import networks
 import pytest
 from crashes import retried
-from expect import code_of, error_of, page_once_up, until
+from expect import code_of, error_of, network_condition, page_once_up, until
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -176,8 +176,7 @@ def test_a_broken_configuration_is_named_and_leaves_nothing(own_node: Node, worl
             assert fault in message
             assert client.pods() == []
         file.write_text("{")
-        status = client.runtime.Status(cri.StatusRequest(), timeout=20).status
-        network = next(condition for condition in status.conditions if condition.type == "NetworkReady")
+        network = network_condition(client)
         assert (network.status, network.reason) == (False, "NetworkPluginNotReady")
         assert str(file) in network.message
         file.unlink()

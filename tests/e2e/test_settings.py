@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import networks
 import pytest
-from expect import error_of
+from expect import NO_FOLDERS, error_of, network_condition
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -26,8 +26,7 @@ def client(own_node: Node, world: World) -> Iterator[Cri]:
     """A client of a node that has nothing as it is by default, and an image."""
     profiles = own_node.root / "profiles"
     profiles.mkdir(parents=True)
-    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
-    (profiles / "no-folders.json").write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    (profiles / "no-folders.json").write_text(NO_FOLDERS)
     crun = {"path": "/usr/bin/crun"}
     own_node.settings = {
         "runtime": {
@@ -188,17 +187,11 @@ def test_without_the_built_in_network_the_node_waits_for_an_add_on(own_node: Nod
     own_node.settings = {"net": {"builtin_network": False}}
     own_node.start()
     with Cri(own_node.socket) as client:
-
-        def network() -> cri.RuntimeCondition:
-            return next(
-                found for found in client.runtime.Status(cri.StatusRequest(), timeout=20).status.conditions if found.type == "NetworkReady"
-            )
-
         config = pod_config("early", log_directory=tmp_path)
-        assert not network().status
-        assert "install a network add-on" in network().message
+        assert not network_condition(client).status
+        assert "install a network add-on" in network_condition(client).message
         assert error_of(lambda: client.run_pod(config))[0] == grpc.StatusCode.FAILED_PRECONDITION
         (own_node.root / "cni/10-addon.conflist").write_text(networks.conflist(own_node))
-        assert network().status
+        assert network_condition(client).status
         with client.pod(config) as pod:
             assert client.pod_status(pod).network.ip
