@@ -217,9 +217,17 @@ def shell(script: str, name: str = "main", **more: Any) -> Object:
     return {"name": name, "command": ["sh", "-c", script], **more}
 
 
+def when(path: str) -> str:
+    """The part of a script that waits for a file."""
+    return f"while ! test -e {path}; do sleep 0.1; done;"
+
+
 def then_sleeps(script: str, name: str = "main", **more: Any) -> Object:
-    """A container that runs a script, whose end `Cluster.output` waits for, and stays."""
-    return shell(f"{script}; echo {THE_END}; exec sleep 600", name, **more)
+    """A container that runs a script, whose end `Cluster.output` waits for, and stays.
+
+    All that it says goes through one pipe: of two, conmon may log the later line first, and the end would not be the last line.
+    """
+    return shell(f"exec 2>&1; {script}; echo {THE_END}; exec sleep 600", name, **more)
 
 
 def container_status(status: Object, name: str = "main") -> Object:

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from cluster import THE_END, Cluster, Object, container_status, shell, terminated, then_sleeps, waiting
+from cluster import THE_END, Cluster, Object, container_status, shell, terminated, waiting, when
 from expect import until
 
 from crisplab import clone
@@ -11,11 +11,12 @@ from crisplab import clone
 
 def test_init_containers_run_one_after_the_other_then_a_sidecar_and_the_rest(cluster: Cluster) -> None:
     volume: Object = {"volumeMounts": [{"name": "work", "mountPath": "/common"}]}
+    written = {"exec": {"command": ["grep", "side", "/common/order"]}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 60}
     spec = {
         "volumes": [{"name": "work", "emptyDir": {}}],
         "initContainers": [
             shell("echo one >> /common/order", "first", **volume),
-            shell("echo side >> /common/order; exec sleep 600", "side", restartPolicy="Always", **volume),
+            shell("echo side >> /common/order; exec sleep 600", "side", restartPolicy="Always", startupProbe=written, **volume),
             shell("echo two >> /common/order", "second", **volume),
         ],
         "containers": [shell("cat /common/order; echo main ends", **volume)],
@@ -66,12 +67,12 @@ def test_a_container_that_can_not_be_started_says_why(cluster: Cluster) -> None:
 
 
 def test_a_command_probe_makes_ready_and_a_liveness_probe_restarts(cluster: Cluster) -> None:
-    probe = {"periodSeconds": 1, "failureThreshold": 1}
+    probe = {"periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 1}
     main = shell(
         "touch /alive; sleep 600",
         readinessProbe={"exec": {"command": ["test", "-e", "/ready"]}, **probe},
         livenessProbe={"exec": {"command": ["test", "-e", "/alive"]}, **probe, "initialDelaySeconds": 1},
-        startupProbe={"exec": {"command": ["true"]}, **probe},
+        startupProbe={"exec": {"command": ["test", "-e", "/alive"]}, **probe, "failureThreshold": 60},
     )
     with cluster.pod({"containers": [main]}) as name:
         cluster.wait(name, lambda status: container_status(status).get("started"))
@@ -93,16 +94,20 @@ def test_network_probes(cluster: Cluster, probe: dict[str, object]) -> None:
 
 
 def test_lifecycle_hooks_run_after_the_start_and_before_the_end(cluster: Cluster) -> None:
-    main = then_sleeps(
-        "while ! test -e /started; do sleep 0.1; done; echo main",
+    main = shell(
+        f"{when('/started')} echo main; echo {THE_END}; {when('/stop')}",
         lifecycle={
             "postStart": {"exec": {"command": ["touch", "/started"]}},
-            "preStop": {"exec": {"command": ["sh", "-c", "echo hook > /proc/1/fd/1; touch /host/stopped"]}},
+            "preStop": {"exec": {"command": ["sh", "-c", "touch /host/stopped /stop"]}},
         },
         volumeMounts=[{"name": "host", "mountPath": "/host"}],
     )
     folder = cluster.kubelet.root / "hooks"
-    spec = {"containers": [main], "volumes": [{"name": "host", "hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}}]}
+    spec = {
+        "containers": [main],
+        "volumes": [{"name": "host", "hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}}],
+        "terminationGracePeriodSeconds": 50,  # for the hook; main ends by itself after it
+    }
     with cluster.pod(spec) as name:
         assert cluster.output(name) == "main\n"
     assert (folder / "stopped").exists()
@@ -122,9 +127,11 @@ def test_the_grace_period_is_given_and_then_over(cluster: Cluster) -> None:
             "terminationGracePeriodSeconds": long,
         }
     )
-    deaf = cluster.create({"containers": [shell("trap '' TERM; while :; do sleep 0.1; done")], "terminationGracePeriodSeconds": 3})
-    cluster.output(gentle)  # from then on it listens
-    cluster.ready(deaf)
+    deaf = cluster.create(
+        {"containers": [shell(f"trap '' TERM; echo {THE_END}; while :; do sleep 0.1; done")], "terminationGracePeriodSeconds": 3}
+    )
+    for name in (gentle, deaf):
+        cluster.output(name)  # from then on it has its trap
     begun = time.monotonic()
     cluster.delete(gentle)
     assert time.monotonic() - begun < long / 2

@@ -10,7 +10,7 @@ import kubernetes.client
 import kubernetes.config
 import kubernetes.stream
 import pytest
-from cluster import Cluster, shell
+from cluster import Cluster, shell, when
 from expect import page, until
 from world import PAGE
 
@@ -27,7 +27,8 @@ def _by(transport: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def pod(cluster: Cluster) -> Iterator[str]:
     """A pod with a web server, and one that repeats what it hears."""
-    with cluster.pod({"containers": [{"name": "main"}, shell("while read line; do echo heard $line; done", "ear", stdin=True)]}) as name:
+    web = {"name": "main", "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}}
+    with cluster.pod({"containers": [web, shell("while read line; do echo heard $line; done", "ear", stdin=True)]}) as name:
         cluster.ready(name)
         yield name
 
@@ -90,12 +91,12 @@ def test_files_are_copied_both_ways(cluster: Cluster, pod: str, by: str, tmp_pat
 def test_logs_are_followed_and_limited(cluster: Cluster) -> None:
     with cluster.pod(
         {
-            "containers": [shell("for i in 1 2 3; do echo line $i; done; while ! test -e /go; do sleep 0.1; done; echo last")],
+            "containers": [shell(f"for i in 1 2 3; do echo line $i; done; {when('/go')} echo last")],
             "restartPolicy": "Never",
         }
     ) as name:
         cluster.ready(name)
-        assert until(lambda: cluster.kubectl("logs", "--tail=1", name) or None) == "line 3\n"
+        until(lambda: cluster.kubectl("logs", "--tail=1", name) == "line 3\n" or None)
         with subprocess.Popen(cluster.command("logs", "-f", name), stdout=subprocess.PIPE, text=True) as following:
             assert following.stdout is not None
             assert following.stdout.readline() == "line 1\n"

@@ -1,6 +1,6 @@
 """Volumes: what kubelet prepares on the host, and how a container finds it."""
 
-from cluster import Cluster, shell, then_sleeps
+from cluster import Cluster, shell, then_sleeps, when
 
 
 def test_empty_dirs_are_shared_by_containers_and_survive_a_restart(cluster: Cluster) -> None:
@@ -9,7 +9,7 @@ def test_empty_dirs_are_shared_by_containers_and_survive_a_restart(cluster: Clus
         "volumes": [{"name": "work", "emptyDir": {}}],
         "containers": [
             shell("test -e /common/restarted && exec sleep 600; touch /common/restarted; exit 1", "writer", **mount),
-            then_sleeps("while ! test -e /common/restarted; do sleep 0.1; done; echo seen", "reader", **mount),
+            then_sleeps(f"{when('/common/restarted')} echo seen", "reader", **mount),
         ],
     }
     with cluster.pod(spec) as name:
