@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import grpc
 import networks
 import pytest
 from expect import NO_FOLDERS, error_of, network_condition
+from streams import V4, spdy
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -181,6 +183,34 @@ def test_smaller_settings_of_the_other_services(own_node: Node, world: World, tm
             assert said.stderr == bytes(1000)
             request = cri.ExecRequest(container_id=container, cmd=["true"], stdout=True)
             assert client.runtime.Exec(request, timeout=20).url.startswith(f"http://127.0.0.2:{port}/")
+
+
+def test_who_says_nothing_is_given_up(own_node: Node, world: World, tmp_path: Path) -> None:
+    """A registry that takes connections and is silent, and clients that do not open all their streams."""
+    own_node.settings = {"image": {"pull_timeout": 1}, "gateway": {"stream_creation_timeout": 1}}
+    own_node.start()
+    with socket.create_server(("127.0.0.1", 0)) as silent, Cri(own_node.socket) as client:
+        registry = f"127.0.0.1:{silent.getsockname()[1]}"
+        code, message = error_of(lambda: client.pull(f"{registry}/any/image:1"))
+        assert code == grpc.StatusCode.UNAVAILABLE
+        assert f"registry {registry} is not reachable" in message
+        assert "timed out" in message
+        client.pull(world.image)
+        config = pod_config("silent", log_directory=tmp_path)
+        with client.pod(config) as pod:
+            container = client.run(pod, container_config(world.image, SLEEP), config)
+            wanted = cri.ExecRequest(container_id=container, cmd=["touch", "/ran"], stdout=True)
+            with spdy(client.runtime.Exec(wanted, timeout=20).url, V4) as late:
+                error = late.open(streamtype="error")
+                while not late.over:
+                    late.step()
+                assert b"did not open its streams stdout within 1 s" in late.received[error]
+            assert client.exec(container, "test", "-e", "/ran").exit_code == 1
+            ports = cri.PortForwardRequest(pod_sandbox_id=pod, port=[80])
+            with spdy(client.runtime.PortForward(ports, timeout=20).url, "portforward.k8s.io") as late:
+                half = late.open(streamtype="error", port="80", requestid="0")
+                late.read_until_ended(half)
+                assert (late.resets, late.over) == ({half}, False), "the client's other connections go on"
 
 
 def test_without_the_built_in_network_the_node_waits_for_an_add_on(own_node: Node, tmp_path: Path) -> None:

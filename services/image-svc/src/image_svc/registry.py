@@ -33,7 +33,7 @@ class Repository:
         self._tokens: dict[str, str] = {}
         self._chosen: Endpoint | None = None
         self._clients = {
-            insecure: httpx.Client(timeout=httpx.Timeout(timeout, connect=10), verify=not insecure, follow_redirects=True)
+            insecure: httpx.Client(timeout=httpx.Timeout(timeout, connect=min(timeout, 10)), verify=not insecure, follow_redirects=True)
             for insecure in (False, True)
             if any(e.insecure == insecure for e in self._endpoints)
         }

@@ -1,6 +1,7 @@
 """Exec and Attach: a client's channels and monitor-svc's, joined (Kubernetes' channel protocols v1 to v5)."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
 from cri_gateway.services import MonitorService
@@ -45,15 +46,19 @@ async def over_spdy(monitor: MonitorService, session: Session, connection: spdy.
             complete.set()
 
     async def command() -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(create_timeout):
                 await complete.wait()
-        except TimeoutError:
-            _log.warning("stream-missing", missing=[channel.name for channel in missing])
-            await connection.close()
-            return
         channels = SpdyChannels(connection, streams, plain_errors=protocol != SPDY_PROTOCOLS[0])
-        await _joined(monitor, session, channels)
+        if missing:
+            names = ", ".join(sorted(channel.name.lower() for channel in missing))
+            _log.warning("stream-missing", missing=names)
+            await _tell(
+                channels,
+                failed(f"the client did not open its streams {names} within {create_timeout:g} s (gateway.stream_creation_timeout)"),
+            )
+        else:
+            await _joined(monitor, session, channels)
         await channels.close()
 
     await first_of(command(), connection.serve(opened))
