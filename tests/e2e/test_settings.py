@@ -15,7 +15,7 @@ from world import World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
-from crisplab.node import Node
+from crisplab.node import SERVICES, Node
 from crisplab.registry import free_port
 
 SLEEP = ["sleep", "600"]
@@ -167,6 +167,7 @@ def _running(argument: str) -> list[str]:
 def test_smaller_settings_of_the_other_services(own_node: Node, world: World, tmp_path: Path) -> None:
     port = free_port()
     own_node.settings = {
+        "node": {"log_format": "console"},
         "image": {"pinned": [world.image]},
         "monitor": {"exec_output_limit": 1000},
         "gateway": {"stream_port": port, "stream_address": "127.0.0.2"},
@@ -183,6 +184,10 @@ def test_smaller_settings_of_the_other_services(own_node: Node, world: World, tm
             assert said.stderr == bytes(1000)
             request = cri.ExecRequest(container_id=container, cmd=["true"], stdout=True)
             assert client.runtime.Exec(request, timeout=20).url.startswith(f"http://127.0.0.2:{port}/")
+    for service in SERVICES:
+        begins = {line[:1] for line in own_node.log(service).splitlines()}
+        assert begins, service
+        assert "{" not in begins, "lines for people, and no JSON"
 
 
 def test_who_says_nothing_is_given_up(own_node: Node, world: World, tmp_path: Path) -> None:
