@@ -37,7 +37,7 @@ SERVICES = {
     "monitor-svc": "monitor_svc",
     "cri-gateway": "cri_gateway",
 }
-_START_SECONDS = 30 * clone.SLOWNESS
+_START_SECONDS = 60 * clone.SLOWNESS
 _REFUSED = 2  # the exit code of a service that refuses its settings, and would do so again
 _LEFTOVER_SECONDS = 5 * clone.SLOWNESS
 
