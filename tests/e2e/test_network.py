@@ -211,7 +211,7 @@ def test_a_pod_is_not_shown_before_it_has_its_network(own_node: Node, tmp_path: 
         running = pool.submit(client.run_pod, config)
         try:
             until(lambda: asked.exists() or None)
-            (pod,) = (made["id"] for made in until(lambda: get(own_node, "runtime-svc", "/v1/pods").json()["pods"]))
+            (pod,) = (made["id"] for made in until(lambda: get(own_node, "runtime-svc", "/v1/pods").json()["pods"] or None))
             assert client.pods() == []
             assert code_of(lambda: client.pod_status(pod)) == grpc.StatusCode.NOT_FOUND
             old = own_node.service_pid("cri-gateway")

@@ -111,19 +111,14 @@ def test_a_cgroup_is_found_by_a_part_of_its_name(tmp_path: Path, monkeypatch: py
 
 
 def test_with_a_thousand_containers_the_service_starts_within_two_seconds(tmp_path: Path) -> None:
-    """In one of three attempts: the tests beside this one leave it as much of the processors as they please."""
+    """Not counting the time that it waits for a processor, of which the tests beside this one leave it what they please."""
     fill(tmp_path / "state/runtime-svc/runtime.db", 100, 10)
-    assert any(_seconds_to_list_a_thousand(tmp_path) < 2 for _ in range(3))
-
-
-def _seconds_to_list_a_thousand(folder: Path) -> float:
-    """From the start of a runtime-svc on this folder's state to its first answer."""
-    arguments = [f"node.run_dir={folder}/run", f"node.state_dir={folder}/state"]
+    arguments = [f"node.run_dir={tmp_path}/run", f"node.state_dir={tmp_path}/state"]
     command = [sys.executable, "-m", "runtime_svc", *(part for argument in arguments for part in ("--set", argument))]
     started = time.monotonic()
     service = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"}, stderr=subprocess.DEVNULL)
     try:
-        socket = folder / "run/runtime-svc/0.sock"
+        socket = tmp_path / "run/runtime-svc/0.sock"
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket))) as client:
             while True:
                 try:
@@ -133,8 +128,9 @@ def _seconds_to_list_a_thousand(folder: Path) -> float:
                     assert time.monotonic() - started < 20
                     time.sleep(0.01)
         took = time.monotonic() - started
+        waited = int(Path(f"/proc/{service.pid}/schedstat").read_text().split()[1]) / 1e9
     finally:
         service.terminate()
         service.wait(20)
     assert len(listed) == 1000
-    return took
+    assert took - waited < 2
