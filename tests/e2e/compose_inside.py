@@ -114,9 +114,9 @@ def dockerd(folder: Path) -> Iterator[None]:
 def wait_until_ready(run: Path) -> None:
     """Until all five answer and CRI's conditions are all true."""
 
-    def ready() -> bool | None:
+    def ready() -> bool:
         with Cri(run / "cri.sock", timeout=10) as client:
-            return client.ready() or None
+            return client.ready()
 
     until(ready, seconds=60, ignore=grpc.RpcError)
 

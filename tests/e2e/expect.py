@@ -23,7 +23,7 @@ NO_FOLDERS = (
 
 
 def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exception] | tuple[type[Exception], ...] = ()) -> T:
-    """The first answer that is not None; asks every 20 ms. Fails after `seconds`."""
+    """The first answer that is true; asks every 20 ms. Fails after `seconds`."""
     deadline = time.monotonic() + seconds * clone.SLOWNESS
     last: Exception | None = None
     while time.monotonic() < deadline:
@@ -32,7 +32,7 @@ def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exce
         except ignore as error:
             last = error
         else:
-            if answer is not None:
+            if answer:
                 return answer
         time.sleep(0.02)
     raise AssertionError(f"nothing came within {seconds} s") from last

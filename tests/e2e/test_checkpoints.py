@@ -36,7 +36,7 @@ def counting(cri_client: Cri, world: World, tmp_path: Path) -> Iterator[tuple[st
     config = pod_config("count", log_directory=tmp_path / "logs")
     with cri_client.pod(config, HANDLER) as pod:
         container = cri_client.run(pod, container_config(world.image, COUNTER), config)
-        until(lambda: True if last(tmp_path / "logs/main.log") > 5 else None)
+        until(lambda: last(tmp_path / "logs/main.log") > 5)
         yield pod, container, config
 
 
@@ -44,10 +44,6 @@ def last(log: Path) -> int:
     """The last number of a log; 0 without one."""
     lines = log_lines(log) if log.exists() else []
     return int(lines[-1].text) if lines else 0
-
-
-def _some(log: Path) -> bool | None:
-    return last(log) > 0 or None
 
 
 def checkpoint(client: Cri, container: str, location: Path | str, timeout: int = 0) -> None:
@@ -76,7 +72,7 @@ def test_a_container_goes_on_from_its_checkpoint(cri_client: Cri, counting: tupl
     archive, log = tmp_path / "c.tar", tmp_path / "logs/main.log"
     checkpoint(cri_client, container, archive)
     seen = last(log)
-    until(lambda: True if last(log) > seen + 2 else None)  # it was thawed
+    until(lambda: last(log) > seen + 2)  # it was thawed
     assert archive.stat().st_mode & 0o777 == 0o600
     with tarfile.open(archive) as file:
         names = set(file.getnames())
@@ -90,7 +86,7 @@ def test_a_container_goes_on_from_its_checkpoint(cri_client: Cri, counting: tupl
     status = cri_client.status(restored)
     assert status.state == cri.CONTAINER_CREATED
     cri_client.start(restored)
-    until(lambda: True if last(tmp_path / "logs/again.log") else None)
+    until(lambda: last(tmp_path / "logs/again.log"))
     first = int(log_lines(tmp_path / "logs/again.log")[0].text)
     assert 5 < first <= counted, "it counts on from where it was dumped"
     assert cri_client.status(restored).state == cri.CONTAINER_RUNNING
@@ -108,7 +104,7 @@ def test_a_pod_goes_on_from_its_checkpoint(cri_client: Cri, world: World, tmp_pa
     with cri_client.pod(config, HANDLER) as pod:
         for name in ("one", "two"):
             cri_client.run(pod, container_config(world.image, COUNTER, name=name), config)
-        until(lambda: True if min(last(tmp_path / f"logs/{name}.log") for name in ("one", "two")) > 5 else None)
+        until(lambda: min(last(tmp_path / f"logs/{name}.log") for name in ("one", "two")) > 5)
         cri_client.runtime.CheckpointPod(cri.CheckpointPodRequest(pod_sandbox_id=pod, output_path=str(folder)), timeout=600)
         assert {container.state for container in cri_client.containers(pod_sandbox_id=pod)} == {cri.CONTAINER_RUNNING}
     assert sorted(path.name for path in folder.iterdir()) == ["one.tar", "pod.json", "two.tar"]
@@ -124,7 +120,7 @@ def test_a_pod_goes_on_from_its_checkpoint(cri_client: Cri, world: World, tmp_pa
             assert cri_client.status(entry.container_id).state == cri.CONTAINER_CREATED
             cri_client.start(entry.container_id)
             log = tmp_path / f"logs/{entry.name}.log"
-            until(partial(_some, log))
+            until(partial(last, log))
             assert 5 < int(log_lines(log)[0].text) <= counted[entry.name] + 1
     finally:
         cri_client.stop_pod(answer.pod_sandbox_id)
@@ -162,17 +158,17 @@ def test_a_crash_leaves_nothing_frozen_and_nothing_half(crash_node: Node, world:
         with client.pod(config, HANDLER) as pod:
             container = client.run(pod, container_config(world.image, COUNTER), config)
             log = tmp_path / "logs/main.log"
-            until(lambda: True if last(log) > 3 else None)
+            until(lambda: last(log) > 3)
             request = cri.CheckpointPodRequest(pod_sandbox_id=pod, output_path=str(tmp_path / "pod"))
             retried(lambda: client.runtime.CheckpointPod(request, timeout=600))
             seen = last(log)
-            until(lambda: True if last(log) > seen + 2 else None)
+            until(lambda: last(log) > seen + 2)
             retried(lambda: client.remove(container))
             log.unlink()
             answer = retried(lambda: client.runtime.RestorePod(cri.RestorePodRequest(checkpoint_path=str(tmp_path / "pod")), timeout=600))
             assert answer.pod_sandbox_id == pod
             retried(lambda: client.start(answer.restored_containers[0].container_id))
-            until(lambda: True if last(log) > 3 else None)
+            until(lambda: last(log) > 3)
             assert not armed.exists(), f"nobody passed the crash point {point}"
         assert sorted(path.name for path in (tmp_path / "pod").iterdir()) == ["main.tar", "pod.json"]
     wait_until_clean(crash_node)

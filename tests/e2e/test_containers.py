@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from cgroup_files import VERSION_2, kernels
-from expect import LogLine, code_of, error_of, exited, log_lines, output_of, until
+from expect import code_of, error_of, exited, log_lines, output_of, until
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -27,11 +27,6 @@ def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: 
         status = until(partial(exited, client, container))
         text = output_of(logs / "main.log")
     return status.exit_code, text
-
-
-def some_lines(log: Path) -> list[LogLine] | None:
-    """The lines of a log once there are any, for `until`."""
-    return log_lines(log) or None
 
 
 DEFAULT_SECCOMP = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
@@ -247,7 +242,7 @@ def test_exec_past_its_timeout_is_killed_with_its_children(cri_client: Cri, worl
             code_of(lambda: cri_client.exec(container, "sh", "-c", "sleep 123 & sleep 321", timeout=1)) == grpc.StatusCode.DEADLINE_EXCEEDED
         )
         assert time.monotonic() - begun < 8
-        until(lambda: True if not {b"sleep 123", b"sleep 321"} & commands(cri_client, container) else None)
+        until(lambda: not {b"sleep 123", b"sleep 321"} & commands(cri_client, container))
 
 
 def commands(client: Cri, container: str) -> set[bytes]:
@@ -288,7 +283,7 @@ def test_stop_sends_the_signal_first_and_kills_after_the_grace_time(cri_client: 
             pod, container_config(world.image, ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"], name="deaf"), config
         )
         for name in ("polite", "deaf"):
-            until(partial(some_lines, tmp_path / f"{name}.log"))
+            until(partial(log_lines, tmp_path / f"{name}.log"))
         cri_client.stop(polite, timeout=20)
         assert cri_client.status(polite).exit_code == 5
         begun = time.monotonic()
@@ -319,7 +314,7 @@ def test_statistics_agree_with_the_kernel(cri_client: Cri, node: Node, world: Wo
             "dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 600"
         )
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
-        until(lambda: log_lines(tmp_path / "main.log") or None)
+        until(lambda: log_lines(tmp_path / "main.log"))
         stats = cri_client.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), timeout=20).stats
         assert stats.cpu.usage_core_nano_seconds.value > 10_000_000
         assert 0 < stats.memory.working_set_bytes.value < 64 << 20

@@ -26,11 +26,6 @@ IMAGE_POINTS = {"image-layers-unpacked"}
 OTHERS = re.compile("checkpoint-|restore-")  # test_checkpoints.py arms them
 
 
-def answering(node: Node, service: str, replica: str) -> bool | None:
-    """True once a replica answers, for `until`."""
-    return node.answers(service, replica) or None
-
-
 @pytest.mark.parametrize("point", [point for point in POINTS if point not in IMAGE_POINTS and not OTHERS.match(point)])
 def test_a_pod_starts_and_ends_over_a_crash_at(crash_node: Node, world: World, tmp_path: Path, point: str) -> None:
     armed = arm(crash_node, point)
@@ -52,7 +47,7 @@ def test_a_pod_starts_and_ends_over_a_crash_at(crash_node: Node, world: World, t
         retried(lambda: client.stop_pod(pod))
         retried(lambda: client.remove_pod(pod))
         assert not armed.exists(), f"nobody passed the crash point {point}"
-        until(lambda: True if all(crash_node.answers(service) for service in SERVICES) else None)
+        until(lambda: all(crash_node.answers(service) for service in SERVICES))
         assert retried(client.pods) == []
     wait_until_clean(crash_node)
 
@@ -119,7 +114,7 @@ def test_a_running_pod_does_not_notice_the_death_of(node: Node, cri_client: Cri,
         assert ended.finished_at > ended.started_at
         assert cri_client.exec(web, "echo", "here").stdout == b"here\n"
         seen = len(log_lines(tmp_path / "ticker.log"))
-        until(lambda: True if len(log_lines(tmp_path / "ticker.log")) > seen + 5 else None)
+        until(lambda: len(log_lines(tmp_path / "ticker.log")) > seen + 5)
         numbers = [int(line.text) for line in log_lines(tmp_path / "ticker.log")]
         assert numbers == list(range(len(numbers)))
         cri_client.stop(ticker)
@@ -188,7 +183,7 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
         try:
             for service in SERVICES:
                 if service != "cri-gateway":
-                    until(partial(answering, own_node, service, "1"))
+                    until(partial(own_node.answers, service, "1"))
                     own_node.stop_service(service)
                     stopped.append(service)
             assert client.exec(container, "echo", "still").stdout == b"still\n"
@@ -212,7 +207,7 @@ def test_lists_are_never_old_whichever_replica_answers(own_node: Node, world: Wo
     own_node.start()
     other = own_node.start_replica("runtime-svc", "1")
     try:
-        until(partial(answering, own_node, "runtime-svc", "1"))
+        until(partial(own_node.answers, "runtime-svc", "1"))
         with Cri(own_node.socket) as client, ThreadPoolExecutor(8) as pool:
             client.pull(world.image)
             config = pod_config("listed", log_directory=tmp_path)
@@ -258,8 +253,8 @@ def test_what_a_killed_gateway_left_is_found(own_node: Node, world: World, tmp_p
         image_svc.put(f"/v1/rootfs/{'a' * 64}", json={"image": world.image}).raise_for_status()
         with client_of(own_node, "net-svc") as net_svc:
             net_svc.put(f"/v1/attachments/{'b' * 64}", json={"namespace": "n", "name": "n", "uid": "u"}).raise_for_status()
-        until(lambda: True if not get(own_node, "image-svc", "/v1/rootfs").json()["ages"] else None)
-        until(lambda: True if not get(own_node, "net-svc", "/v1/attachments").json()["ages"] else None)
+        until(lambda: not get(own_node, "image-svc", "/v1/rootfs").json()["ages"])
+        until(lambda: not get(own_node, "net-svc", "/v1/attachments").json()["ages"])
     wait_until_clean(own_node)
     assert "leftover-removed" in own_node.log("cri-gateway")
 

@@ -95,7 +95,7 @@ def desk(program: Path, cri_client: Cri, node: Node, world: World, tmp_path: Pat
         for name, words in (("web", ()), ("talker", ("sh", "-c", LINES))):
             made.append(desk.run("create", pod, desk.container_file(name, *words), desk.pod_file("desk")).strip())
             assert desk.run("start", made[-1]).strip() == made[-1]
-        until(lambda: ((tmp_path / "talker.log").exists() and "trouble" in (tmp_path / "talker.log").read_text()) or None)
+        until(lambda: (tmp_path / "talker.log").exists() and "trouble" in (tmp_path / "talker.log").read_text())
         yield Desk(command, cri_client, tmp_path, world.image, pod, *made)
     finally:
         desk.run("rmp", "--force", pod)
@@ -308,11 +308,11 @@ def test_events_show_what_happens(desk: Desk) -> None:
             os.set_blocking(output.fileno(), False)
             shown = ""
 
-            def happens() -> bool | None:
+            def happens() -> bool:
                 nonlocal shown
                 desk.run("rm", desk.run("create", desk.pod, desk.container_file("brief"), desk.pod_file("desk")).strip())
                 shown += output.read() or ""
-                return "CONTAINER_DELETED_EVENT" in shown or None
+                return "CONTAINER_DELETED_EVENT" in shown
 
             until(happens)  # crictl does not say when it has begun to listen
             assert re.search(r'"name": +"brief"', shown)

@@ -117,7 +117,7 @@ def test_attach_types_and_sees(desk: Desk) -> None:
         os.set_blocking(attached.stdout.fileno(), False)
         seen = b""
 
-        def type_and_look() -> bool | None:
+        def type_and_look() -> bool:
             nonlocal seen
             assert attached.stdin is not None
             assert attached.stdout is not None
@@ -125,7 +125,7 @@ def test_attach_types_and_sees(desk: Desk) -> None:
             attached.stdin.flush()
             time.sleep(0.1)
             seen += attached.stdout.read() or b""
-            return b"hello\n" in seen or None
+            return b"hello\n" in seen
 
         until(type_and_look)
         attached.send_signal(signal.SIGINT)

@@ -46,10 +46,10 @@ def listening(client: Cri) -> Iterator[list[cri.ContainerEventResponse]]:
 def _until_listening(client: Cri, *ears: list[cri.ContainerEventResponse]) -> None:
     """A call's start has no answer, so a pod comes and goes until all have heard of one."""
 
-    def heard() -> bool | None:
+    def heard() -> bool:
         with client.pod(pod_config("are-you-there")):
             pass
-        return all(ears) or None
+        return all(ears)
 
     until(heard)
 
@@ -64,12 +64,12 @@ def test_two_subscribers_hear_the_whole_life_of_a_pod_with_statuses(cri_client: 
         config = pod_config("life", log_directory=tmp_path)
         pod = cri_client.run_pod(config)
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", "exit 3"]), config)
-        until(lambda: all(STOPPED in _of(heard, container) for heard in (one, two)) or None)
+        until(lambda: all(STOPPED in _of(heard, container) for heard in (one, two)))
         cri_client.remove(container)
         cri_client.stop_pod(pod)
         cri_client.stop_pod(pod)
         cri_client.remove_pod(pod)
-        until(lambda: all(DELETED in _of(heard, pod) for heard in (one, two)) or None)
+        until(lambda: all(DELETED in _of(heard, pod) for heard in (one, two)))
         for heard in (one, two):
             assert _of(heard, pod) == [CREATED, STARTED, STOPPED, DELETED]
             assert sorted(_of(heard, container)) == [CREATED, STARTED, STOPPED, DELETED]
@@ -94,7 +94,7 @@ def test_a_subscription_goes_on_over_the_death_of_monitor_svc(cri_client: Cri, n
         node.kill("monitor-svc")
         node.wait_for_new("monitor-svc", old)
         cri_client.stop(container)
-        until(lambda: len(_of(heard, container)) >= 3 or None)
+        until(lambda: len(_of(heard, container)) >= 3)
         assert sorted(_of(heard, container)) == [CREATED, STARTED, STOPPED]  # the note of the start may have to be sent again, and late
 
 
@@ -128,7 +128,7 @@ def test_a_subscriber_that_does_not_read_holds_nobody_up_and_is_told_that_it_mis
         for number in range(15):
             with client.pod(pod_config(f"busy-{number}", annotations={"long": "x" * (256 << 10)})) as pod:
                 pods.append(pod)
-        until(lambda: all(_of(heard, pod) == [CREATED, STARTED, STOPPED, DELETED] for pod in pods) or None)
+        until(lambda: all(_of(heard, pod) == [CREATED, STARTED, STOPPED, DELETED] for pod in pods))
         with refused(grpc.StatusCode.FAILED_PRECONDITION, "subscribe again"):
             for _ in asleep:
                 pass

@@ -270,7 +270,7 @@ def test_the_requests_stop_signal_comes_before_the_images(cri_client: Cri, world
         for signal, code in ((cri.SIGNAL_RUNTIME_DEFAULT, 10), (cri.SIGNAL_SIGUSR1, 11)):
             wanted = container_config(world.image, ["sh", "-c", script], name=f"signal{signal}", stop_signal=signal)
             container = cri_client.run(pod, wanted, config)
-            until(lambda name=container: cri_client.exec(name, "test", "-e", "/ready").exit_code == 0 or None)  # type: ignore[misc]
+            until(lambda name=container: cri_client.exec(name, "test", "-e", "/ready").exit_code == 0)  # type: ignore[misc]
             assert cri_client.status(container).stop_signal == (signal or cri.SIGNAL_SIGTERM)
             cri_client.stop(container, timeout=20)
             assert until(partial(exited, cri_client, container)).exit_code == code

@@ -75,7 +75,7 @@ def kinds(node: Node, container: str) -> list[str]:
 def wait_for(kind: str, node: Node, container: str) -> None:
     """Waits for an event about a container; if it does not come, tells what there is instead."""
     try:
-        until(lambda: kind in kinds(node, container) or None)
+        until(lambda: kind in kinds(node, container))
     except AssertionError as error:
         about_logs = [line for line in get(node, "monitor-svc", "/metrics").text.splitlines() if line.startswith("crisp_log_")]
         raise AssertionError(f"no {kind}: {kinds(node, container)}, {about_logs}") from error
@@ -119,27 +119,27 @@ def held(holding: tuple[Node, Cri], world: World, folder: Path) -> Iterator[tupl
     """The same, once the container waits for room."""
     node, client = holding
     with flooding(node, client, world, folder, mebibytes=40) as (disk, container):
-        until(lambda: is_held(node) or None, seconds=60)
+        until(lambda: is_held(node), seconds=60)
         yield disk, container
 
 
 def test_a_container_goes_on_and_what_found_no_room_is_told(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     lost = metric(node, "crisp_log_lost_bytes_total")
     with flooding(node, cri_client, world, tmp_path, mebibytes=1) as (disk, container):
-        until(lambda: is_done(cri_client, container) or None, seconds=60)
+        until(lambda: is_done(cri_client, container), seconds=60)
         numbers = disk.numbers()
         assert numbers[:5000] == list(range(1, 5001))
         assert numbers == sorted(set(numbers))
         assert 5000 < len(numbers) < LINES
         wait_for("log-lost", node, container)
-        until(lambda: is_drained(node) or None)  # a megabyte in the pipe would fill the disk anew
+        until(lambda: is_drained(node))  # a megabyte in the pipe would fill the disk anew
         assert LINES * 67 * 0.4 < metric(node, "crisp_log_lost_bytes_total") - lost <= LINES * 67 * 1.01
         assert metric(node, "crisp_log_disks_short") == 1
 
         disk.log.unlink()
         cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
         cri_client.exec(container, "touch", "/go")
-        until(lambda: b"stdout F later\n" in disk.log.read_bytes() or None)
+        until(lambda: b"stdout F later\n" in disk.log.read_bytes())
         wait_for("log-resumed", node, container)
         assert metric(node, "crisp_log_disks_short") == 0
 
@@ -149,11 +149,11 @@ def test_held_a_container_waits_and_nothing_is_lost(holding: tuple[Node, Cri], w
     with held(holding, world, tmp_path) as (disk, container):
         assert not is_done(client, container)  # and it answers meanwhile
         node.kill("monitor-svc")
-        until(lambda: is_held(node) or None)  # the next monitor-svc holds it in its turn
+        until(lambda: is_held(node))  # the next monitor-svc holds it in its turn
         disk.grow(400)
-        until(lambda: is_done(client, container) or None, seconds=60)
+        until(lambda: is_done(client, container), seconds=60)
         client.exec(container, "touch", "/go")
-        until(lambda: b"stdout F later\n" in disk.log.read_bytes() or None)
+        until(lambda: b"stdout F later\n" in disk.log.read_bytes())
         assert disk.numbers() == list(range(1, LINES + 1))
         assert kinds(node, container) == ["created", "started"]
         assert metric(node, "crisp_log_lost_bytes_total") == 0
@@ -179,7 +179,7 @@ def test_after_the_time_limit_it_goes_on(own_node: Node, world: World, tmp_path:
     with Cri(own_node.socket) as client:
         client.pull(world.image)
         with flooding(own_node, client, world, tmp_path, mebibytes=40) as (_, container):
-            until(lambda: is_done(client, container) or None, seconds=60)
+            until(lambda: is_done(client, container), seconds=60)
             wait_for("log-lost", own_node, container)
             assert not is_held(own_node)
 

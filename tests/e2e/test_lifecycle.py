@@ -94,7 +94,7 @@ def test_containers_of_a_pod_share_its_network_and_not_its_processes(cri_client:
     with cri_client.pod(config) as pod:
         cri_client.run(pod, container_config(world.image, name="server"), config)
         other = cri_client.run(pod, container_config(world.image, ["sleep", "600"], name="client"), config)
-        page = until(lambda: cri_client.exec(other, "wget", "-q", "-O", "-", "http://127.0.0.1/").stdout.decode() or None)
+        page = until(lambda: cri_client.exec(other, "wget", "-q", "-O", "-", "http://127.0.0.1/").stdout.decode())
         assert page == PAGE
         assert b"httpd" not in cri_client.exec(other, "ps").stdout
 
@@ -145,7 +145,7 @@ def test_logs_have_time_stream_and_text_and_survive_rotation(cri_client: Cri, wo
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
         log = Path(cri_client.status(container).log_path)
         assert log == tmp_path / "main.log"
-        until(lambda: len(log_lines(log)) >= 3 or None)
+        until(lambda: len(log_lines(log)) >= 3)
         rotated = log.rename(tmp_path / "main.log.1")
         cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
         cri_client.exec(container, "touch", "/go")
@@ -225,7 +225,7 @@ def test_thirty_containers_of_a_pod_stop_at_the_same_time(cri_client: Cri, world
     config = pod_config("thirty", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         containers = [cri_client.run(pod, container_config(world.image, ["sh", "-c", script], name=f"c{n}"), config) for n in range(30)]
-        until(lambda: True if all(log_lines(log) for log in tmp_path.glob("*.log")) else None)
+        until(lambda: all(log_lines(log) for log in tmp_path.glob("*.log")))
         begun = time.monotonic()
         with ThreadPoolExecutor(30) as pool:
             list(pool.map(lambda container: cri_client.stop(container, timeout=60), containers))
@@ -238,7 +238,7 @@ def test_a_second_shorter_stop_shortens_the_first(cri_client: Cri, world: World,
     with cri_client.pod(config) as pod, ThreadPoolExecutor(1) as pool:
         script = "trap '' TERM; echo up; while :; do sleep 0.1; done"
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
-        until(lambda: log_lines(tmp_path / "main.log") or None)
+        until(lambda: log_lines(tmp_path / "main.log"))
         first = pool.submit(cri_client.stop, container, timeout=100)
         time.sleep(0.5)
         assert not first.done()

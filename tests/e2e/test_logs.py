@@ -108,11 +108,11 @@ def test_opening_a_log_anew_that_nobody_renamed_keeps_its_lines(cri_client: Cri,
             config,
         )
         log = tmp_path / "main.log"
-        until(lambda: (log.exists() and "before" in log.read_text()) or None)
+        until(lambda: log.exists() and "before" in log.read_text())
         for _ in range(2):
             cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
         cri_client.exec(container, "touch", "/go")
-        until(lambda: "after" in log.read_text() or None)
+        until(lambda: "after" in log.read_text())
         assert "before" in log.read_text()
 
 

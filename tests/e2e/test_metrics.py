@@ -83,7 +83,7 @@ def busy(node: Node, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
         linux = cri.LinuxContainerConfig(resources=resources)
         container = client.run(pod, container_config(world.image, ["sh", "-c", BUSY], linux=linux), config)
         found = Busy(client, node, pod, container)
-        until(lambda: b"sleep 600" in client.exec(container, "ps", "-o", "args").stdout.splitlines() or None, seconds=60)
+        until(lambda: b"sleep 600" in client.exec(container, "ps", "-o", "args").stdout.splitlines(), seconds=60)
         yield found
 
 

@@ -119,7 +119,7 @@ def test_zombies_of_a_shared_pid_namespace_are_reaped(cri_client: Cri, world: Wo
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, SLEEP, linux=linux(options(pid=cri.POD))), config)
         cri_client.exec(container, "sh", "-c", "(sleep 0.1 & ) ; true")
-        until(lambda: True if b"[sleep]" not in (out := cri_client.exec(container, "ps").stdout) and b"sleep 0.1" not in out else None)
+        until(lambda: b"[sleep]" not in (out := cri_client.exec(container, "ps").stdout) and b"sleep 0.1" not in out)
 
 
 def test_a_pod_with_a_user_namespace(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_pods_have_loopback_a_route_and_reach_each_other(cri_client: Cri, node: 
         asker = cri_client.run(second, container_config(world.image, SLEEP), two)
         address = cri_client.pod_status(first).network.ip
         assert address != cri_client.pod_status(second).network.ip
-        assert until(lambda: cri_client.exec(asker, "wget", "-q", "-O", "-", f"http://{address}/").stdout.decode() or None) == PAGE
+        assert until(lambda: cri_client.exec(asker, "wget", "-q", "-O", "-", f"http://{address}/").stdout.decode()) == PAGE
         assert b"127.0.0.1" in cri_client.exec(asker, "ip", "addr", "show", "lo").stdout
         assert cri_client.exec(asker, "ip", "route").stdout.startswith(b"default via ")
 
@@ -54,7 +54,7 @@ def world_outside(node: Node) -> Iterator[str]:
     server = subprocess.Popen(["unshare", "--net", "sh", "-c", up, "sh", sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     try:
         own = Path("/proc/self/ns/net").readlink()
-        until(lambda: True if Path(f"/proc/{server.pid}/ns/net").readlink() != own else None)
+        until(lambda: Path(f"/proc/{server.pid}/ns/net").readlink() != own)
         subprocess.run(["ip", "link", "add", link, "type", "veth", "peer", "name", "w0", "netns", str(server.pid)], check=True)
         subprocess.run(["ip", "addr", "add", f"{here}/30", "dev", link], check=True)
         subprocess.run(["ip", "link", "set", link, "up"], check=True)
@@ -123,8 +123,8 @@ def test_cni_plugins_by_exec(own_node: Node, world: World, tmp_path: Path) -> No
     def inside(*command: str) -> str:
         return subprocess.run([*own_node.enter(), *command], capture_output=True, text=True, check=False).stdout
 
-    def fetched(url: str) -> str | None:
-        return inside("curl", "-s", "-m", "2", url) or None
+    def fetched(url: str) -> str:
+        return inside("curl", "-s", "-m", "2", url)
 
     with Cri(own_node.socket) as client:
         config = pod_config("cni", log_directory=tmp_path, port_mappings=[cri.PortMapping(container_port=80, host_port=port)])
@@ -210,8 +210,8 @@ def test_a_pod_is_not_shown_before_it_has_its_network(own_node: Node, tmp_path: 
     with Cri(own_node.socket) as client, ThreadPoolExecutor(1) as pool:
         running = pool.submit(client.run_pod, config)
         try:
-            until(lambda: asked.exists() or None)
-            (pod,) = (made["id"] for made in until(lambda: get(own_node, "runtime-svc", "/v1/pods").json()["pods"] or None))
+            until(asked.exists)
+            (pod,) = (made["id"] for made in until(lambda: get(own_node, "runtime-svc", "/v1/pods").json()["pods"]))
             assert client.pods() == []
             assert code_of(lambda: client.pod_status(pod)) == grpc.StatusCode.NOT_FOUND
             old = own_node.service_pid("cri-gateway")

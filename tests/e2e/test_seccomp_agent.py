@@ -57,7 +57,7 @@ def test_an_agent_answers_for_the_kernel(cri_client: Cri, world: World, tmp_path
     with cri_client.pod(config, handler) as pod:
         command = ["sh", "-c", "mkdir /tmp/new 2>&1; exec sleep 600"]
         container = cri_client.run(pod, container_config(world.image, command, linux=linux), config)
-        said = until(lambda: (tmp_path / "logs/main.log").read_text() or None)
+        said = until(lambda: (tmp_path / "logs/main.log").read_text())
         assert "No medium found" in said
         assert agent.asked == 1
         state = agent.state["state"]

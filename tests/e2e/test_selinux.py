@@ -83,7 +83,7 @@ def test_a_container_reads_and_writes_its_own_and_nothing_else(cri_client: Cri, 
         log = tmp_path / "main.log"
         with enforcing():
             try:
-                until(lambda: b"tried\n" in log.read_bytes() or None)
+                until(lambda: b"tried\n" in log.read_bytes())
             finally:
                 print(*denials(), sep="\n")
         lines = [line.split(b" F ", 1)[1].decode() for line in log.read_bytes().splitlines()]

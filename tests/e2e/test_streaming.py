@@ -177,7 +177,7 @@ def test_a_command_that_does_not_exist_is_named(box: Box) -> None:
 def test_who_hangs_up_ends_the_command_and_its_children(box: Box) -> None:
     with websocket(box.exec("sh", "-c", "sleep 4321 & echo on; wait", stdin=True), V4) as client:
         assert _piece(client.recv(timeout=SECONDS)) == b"on\n"
-    until(lambda: "sleep 4321" not in box.client.exec(box.sleeper, "ps").stdout.decode() or None)
+    until(lambda: "sleep 4321" not in box.client.exec(box.sleeper, "ps").stdout.decode())
 
 
 def test_commands_of_a_killed_service_are_ended_by_the_next(box: Box, node: Node) -> None:
@@ -187,7 +187,7 @@ def test_commands_of_a_killed_service_are_ended_by_the_next(box: Box, node: Node
         node.kill("monitor-svc")
         assert "went away" in json.loads(channels(client)[3])["message"]
         node.wait_for_new("monitor-svc", old)
-    until(lambda: "sleep 4322" not in box.client.exec(box.sleeper, "ps").stdout.decode() or None)
+    until(lambda: "sleep 4322" not in box.client.exec(box.sleeper, "ps").stdout.decode())
 
 
 def test_stopping_a_container_ends_what_is_executed_in_it(box: Box) -> None:
@@ -336,7 +336,7 @@ def test_a_client_that_does_not_read_is_dropped_and_slows_nobody(box: Box, node:
     with websocket(box.attach(talker), V4) as lazy:
         time.sleep(0.3)
         lazy.send(b"\0go\n")
-        until(lambda: b" done\n" in _end_of(log) or None, seconds=60)
+        until(lambda: b" done\n" in _end_of(log), seconds=60)
         time.sleep(6)  # it may take its time, and is told all the same
         status = json.loads(channels(lazy)[3])
     assert status["status"] == "Failure"
@@ -463,7 +463,7 @@ def test_a_stream_on_which_nothing_moves_is_closed(own_node: Node, world: World,
                 began = time.monotonic()
                 channels(silent)
                 assert time.monotonic() - began > idle / 2
-            until(lambda: "sleep 4323" not in client.exec(box.sleeper, "ps").stdout.decode() or None)
+            until(lambda: "sleep 4323" not in client.exec(box.sleeper, "ps").stdout.decode())
             with spdy(box.attach(box.cat), V4) as attached:
                 stdin = attached.open(streamtype="stdin")
                 attached.read_until_ended(stdin)

@@ -71,7 +71,7 @@ class Cluster:
     def delete(self, name: str) -> None:
         """Deletes a pod, and waits until kubelet has ended it."""
         self.api.delete(f"/api/v1/namespaces/default/pods/{name}")
-        until(lambda: self.api.get(f"/api/v1/namespaces/default/pods/{name}").status_code == 404 or None, seconds=60)
+        until(lambda: self.api.get(f"/api/v1/namespaces/default/pods/{name}").status_code == 404, seconds=60)
 
     def get(self, name: str) -> Object:
         """A pod as the API server has it."""
@@ -177,7 +177,7 @@ def running(folder: Path, world: World) -> Iterator[Cluster]:
         with httpx.Client(base_url=plane.url, verify=authority.client_context(), timeout=60 * clone.SLOWNESS, trust_env=False) as api:
             try:
                 kubelet.start()
-                until(lambda: api.get(f"/api/v1/nodes/{kubelet.name}").is_success or None, seconds=60)
+                until(lambda: api.get(f"/api/v1/nodes/{kubelet.name}").is_success, seconds=60)
                 yield Cluster(plane, kubelet, node, world.image, api)
             finally:
                 kubelet.end()

@@ -104,4 +104,4 @@ def test_dead_containers_are_collected(cluster: Cluster) -> None:
     with cluster.pod({"containers": [shell("exit 1")]}) as name, Cri(cluster.node.socket) as client:
         cluster.wait(name, lambda status: container_status(status).get("restartCount", 0) >= 4)
         labels = {"io.kubernetes.pod.name": name}
-        until(lambda: len(client.containers(label_selector=labels)) <= 2 or None)
+        until(lambda: len(client.containers(label_selector=labels)) <= 2)

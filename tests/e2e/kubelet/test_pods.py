@@ -55,7 +55,7 @@ def test_a_container_that_fails_is_started_again_after_a_back_off(cluster: Clust
         pod = cluster.wait(name, lambda status: container_status(status).get("restartCount", 0) >= 2)
         assert pod["status"]["phase"] == "Running"
         cluster.event(name, "BackOff", "restarting failed container")
-        until(lambda: cluster.kubectl("logs", "--previous", name).strip() == "again" or None)
+        until(lambda: cluster.kubectl("logs", "--previous", name).strip() == "again")
 
 
 def test_a_container_that_can_not_be_started_says_why(cluster: Cluster) -> None:

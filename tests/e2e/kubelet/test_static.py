@@ -74,7 +74,7 @@ def test_a_pod_keeps_its_sandbox_though_its_network_takes_seconds(kubernetes: No
     try:
         kubelet.start()
         name = manifest(kubelet, f"{world.registry}/test/absent:1", {"containers": [{"name": "main"}]})
-        until(lambda: asked.exists() or None, seconds=60)
+        until(asked.exists, seconds=60)
         time.sleep(3 * clone.SLOWNESS)  # three looks
         go.touch()
         # At its second look: it has tried, and looked at the pod again.
@@ -90,11 +90,11 @@ def test_a_changed_or_removed_manifest_is_followed(alone: Kubelet, world: World)
     name = manifest(alone, world.image, {"containers": [shell("exec sleep 600")], "terminationGracePeriodSeconds": 1})
     first = static_pod(alone, name)["metadata"]["uid"]
     manifest(alone, world.image, {"containers": [shell("exec sleep 500")], "terminationGracePeriodSeconds": 1})
-    until(lambda: static_pod(alone, name)["metadata"]["uid"] != first or None)
+    until(lambda: static_pod(alone, name)["metadata"]["uid"] != first)
     (alone.manifests / "static.json").unlink()
-    until(lambda: not alone.pods() or None)
+    until(lambda: not alone.pods())
     with Cri(alone.node.socket) as client:
-        until(lambda: not client.pods(state={"state": 0}) or None)
+        until(lambda: not client.pods(state={"state": 0}))
 
 
 def test_images_that_nobody_needs_are_collected_when_the_disk_is_full(alone: Kubelet, world: World) -> None:
@@ -112,6 +112,6 @@ def test_images_that_nobody_needs_are_collected_when_the_disk_is_full(alone: Kub
             "imageMinimumGCAge": "1s",
         }
         alone.start()
-        until(lambda: all(unneeded not in image.repo_tags for image in client.images()) or None, seconds=60)
+        until(lambda: all(unneeded not in image.repo_tags for image in client.images()), seconds=60)
         assert any(world.image in image.repo_tags for image in client.images())
         static_pod(alone, name)

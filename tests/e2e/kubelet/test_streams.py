@@ -96,7 +96,7 @@ def test_logs_are_followed_and_limited(cluster: Cluster) -> None:
         }
     ) as name:
         cluster.ready(name)
-        until(lambda: cluster.kubectl("logs", "--tail=1", name) == "line 3\n" or None)
+        until(lambda: cluster.kubectl("logs", "--tail=1", name) == "line 3\n")
         with subprocess.Popen(cluster.command("logs", "-f", name), stdout=subprocess.PIPE, text=True) as following:
             assert following.stdout is not None
             assert following.stdout.readline() == "line 1\n"
