@@ -190,7 +190,8 @@ def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str)
         said = _powered(command, deadline)
     found = _DONE.search(said)
     if found is None:
-        print(f"vm: the machine ended without a word; its console:\n{console.read_text(errors='replace')[-3000:]}")
+        how = f"was switched off after {seconds / 60:g} minutes (--minutes)" if time.monotonic() >= deadline else "ended without a word"
+        _say(f"the machine {how}; its console:\n{console.read_text(errors='replace')[-3000:]}")
         return 1
     return int(found[1])
 
