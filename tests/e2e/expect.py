@@ -38,6 +38,11 @@ def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exce
     raise AssertionError(f"nothing came within {seconds} s") from last
 
 
+def when(path: str) -> str:
+    """The part of a script that waits for a file."""
+    return f"while ! test -e {path}; do sleep 0.1; done;"
+
+
 def exited(client: Cri, container: str) -> cri.ContainerStatus | None:
     """The status of a container once it has ended, for `until`."""
     status = client.status(container)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from cgroup_files import VERSION_2, kernels
+from cgroup_files import ROOT, VERSION_2, kernels
 from expect import NO_FOLDERS, error_of, exited, until
 from world import World
 
@@ -200,7 +200,7 @@ def test_limits_of_every_kind_are_the_kernels(cri_client: Cri, world: World, tmp
 
 
 def _has_controller(name: str) -> bool:
-    return name in Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
+    return name in (ROOT / "cgroup.controllers").read_text().split()
 
 
 def test_limits_of_every_kind_are_the_pods(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from expect import error_of, exited, until
+from expect import error_of, exited, until, when
 from log_lines import entries, written
 from traces import get
 from world import World
@@ -26,7 +26,7 @@ from crisplab.node import Node
 LINES = 900_000
 _WHOLE = re.compile(rb"\d{6} x{60}")
 # Some 100 MB of log in a few seconds, more than the disk has room for; then a word when it is told to.
-SCRIPT = f"""awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) printf "%06d {"x" * 60}\\n", i }}'; touch /done; while ! test -e /go; do sleep 0.1; done; echo later; exec sleep 600"""
+SCRIPT = f"""awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) printf "%06d {"x" * 60}\\n", i }}'; touch /done; {when("/go")} echo later; exec sleep 600"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from threading import Event
 
 import grpc
 import pytest
-from expect import code_of, exited, log_lines, page_once_up, until
+from expect import code_of, exited, log_lines, page_once_up, until, when
 from traces import file_descriptors
 from world import PAGE, World
 
@@ -140,7 +140,7 @@ def test_removing_a_pod_takes_its_running_containers(cri_client: Cri, world: Wor
 
 def test_logs_have_time_stream_and_text_and_survive_rotation(cri_client: Cri, world: World, tmp_path: Path) -> None:
     config = pod_config("logs", log_directory=tmp_path)
-    script = "echo one; echo two >&2; printf three; while [ ! -e /go ]; do sleep 0.1; done; echo four"
+    script = f"echo one; echo two >&2; printf three; {when('/go')} echo four"
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
         log = Path(cri_client.status(container).log_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from crashes import retried
-from expect import exited, until
+from expect import exited, until, when
 from log_count import LAST, REST, Count, go_first
 from log_lines import entries, written
 from traces import get
@@ -104,7 +104,7 @@ def test_opening_a_log_anew_that_nobody_renamed_keeps_its_lines(cri_client: Cri,
     with cri_client.pod(config) as pod:
         container = cri_client.run(
             pod,
-            container_config(world.image, ["sh", "-c", "echo before; while ! test -e /go; do sleep 0.1; done; echo after; exec sleep 600"]),
+            container_config(world.image, ["sh", "-c", f"echo before; {when('/go')} echo after; exec sleep 600"]),
             config,
         )
         log = tmp_path / "main.log"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cgroup_files import ROOT, VERSION_2
+from cgroup_files import VERSION_2, kernels
 from expect import until
 from world import World
 
@@ -49,8 +49,7 @@ class Busy:
 
     def kernel(self, controller: str, file: str) -> str:
         """A file of the container's cgroup."""
-        folder = ROOT if VERSION_2 else ROOT / controller
-        return (folder / self._cgroup.lstrip("/") / file).read_text()
+        return kernels(self._cgroup, file if VERSION_2 else f"{controller}/{file}")
 
     def entry(self, controller: str, file: str, key: str) -> int:
         """An entry of such a file with lines like `key 12`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from expect import refused, until
+from expect import refused, until, when
 from traces import get
 from world import World
 
@@ -26,7 +26,7 @@ LEVEL = "s0:c10,c20"
 LABEL = f"system_u:object_r:container_file_t:{LEVEL}"
 # What can be read and written, once it is told to.
 TRY = (
-    "while ! test -e /tmp/go; do sleep 0.1; done; for f in /etc/passwd /etc/resolv.conf /relabelled/x /foreign/x; do cat $f >/dev/null 2>&1 && echo read $f; done;"
+    f"{when('/tmp/go')} for f in /etc/passwd /etc/resolv.conf /relabelled/x /foreign/x; do cat $f >/dev/null 2>&1 && echo read $f; done;"
     " for f in /new /dev/shm/new /relabelled/new /foreign/new; do touch $f 2>/dev/null && echo wrote $f; done; echo tried; exec sleep 600"
 )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cgroup_files import ROOT, VERSION_2
 from expect import until
 from traces import started
 from world import World
@@ -157,9 +158,7 @@ class Cluster:
 
     def cgroups(self, pod: Object, controller: str) -> Path:
         """The folder of a pod's cgroup, on version 1 in this controller's hierarchy."""
-        base = Path("/sys/fs/cgroup")
-        if not (base / "cgroup.controllers").exists():
-            base /= controller
+        base = ROOT if VERSION_2 else ROOT / controller
         uid = pod["metadata"]["uid"]
         found = [
             path for spelled in (uid, uid.replace("-", "_")) for path in base.glob(f"{self.node.names.cgroup.lstrip('/')}/**/*{spelled}*")
@@ -215,11 +214,6 @@ def static_pod(kubelet: Kubelet, name: str, wanted: Callable[[Object], Any] | No
 def shell(script: str, name: str = "main", **more: Any) -> Object:
     """A container that runs a script."""
     return {"name": name, "command": ["sh", "-c", script], **more}
-
-
-def when(path: str) -> str:
-    """The part of a script that waits for a file."""
-    return f"while ! test -e {path}; do sleep 0.1; done;"
 
 
 def then_sleeps(script: str, name: str = "main", **more: Any) -> Object:

@@ -3,8 +3,8 @@
 import time
 
 import pytest
-from cluster import THE_END, Cluster, Object, container_status, shell, terminated, waiting, when
-from expect import until
+from cluster import THE_END, Cluster, Object, container_status, shell, terminated, waiting
+from expect import until, when
 
 from crisplab import clone
 

@@ -10,8 +10,8 @@ import kubernetes.client
 import kubernetes.config
 import kubernetes.stream
 import pytest
-from cluster import Cluster, shell, when
-from expect import page, until
+from cluster import Cluster, shell
+from expect import page, until, when
 from world import PAGE
 
 from crisplab import clone

@@ -1,6 +1,7 @@
 """Volumes: what kubelet prepares on the host, and how a container finds it."""
 
-from cluster import Cluster, shell, then_sleeps, when
+from cluster import Cluster, shell, then_sleeps
+from expect import when
 
 
 def test_empty_dirs_are_shared_by_containers_and_survive_a_restart(cluster: Cluster) -> None:
