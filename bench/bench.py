@@ -34,7 +34,9 @@ GROUPS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=25, help="repetitions of each figure; the median counts")
     parser.add_argument("--peer", metavar="NAME=SOCKET", help="a runtime to measure beside crisp")
     parser.add_argument("--containerd", action="store_true", help="start Debian's containerd as the peer")
@@ -55,7 +57,16 @@ def main() -> int:
         elif options.peer:
             name, _, socket = options.peer.partition("=")
             subjects.append(
-                Subject(name, stack.enter_context(Cri(socket)), address, f"{address}/bench/busybox:1", list, list, root, is_peer=True)
+                Subject(
+                    name,
+                    stack.enter_context(Cri(socket)),
+                    address,
+                    f"{address}/bench/busybox:1",
+                    list,
+                    list,
+                    root,
+                    is_peer=True,
+                )
             )
         for subject in subjects:
             subject.client.pull(subject.image)
@@ -85,7 +96,16 @@ def _print(figures: dict[str, dict[str, float]]) -> None:
     budgets = tomllib.loads((Path(__file__).parent / "budgets.toml").read_text())
     table = Table(title=f"crisp against its budgets (load average {measures.load_average()})")
     peer = next((name for name in figures if name != "crisp"), "")
-    for column in ("what", "unit", "crisp", *([peer, f"crisp / {peer}"] if peer else []), "must", "goal", "CRI-O 1.37*", "containerd 2.4*"):
+    for column in (
+        "what",
+        "unit",
+        "crisp",
+        *([peer, f"crisp / {peer}"] if peer else []),
+        "must",
+        "goal",
+        "CRI-O 1.37*",
+        "containerd 2.4*",
+    ):
         table.add_column(column, justify="left" if column == "what" else "right")
     for key, budget in budgets.items():
         own = figures["crisp"].get(key)
@@ -112,7 +132,9 @@ def _print(figures: dict[str, dict[str, float]]) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return (
+        "-" if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -142,7 +142,9 @@ def pulls(subject: Subject, rounds: int) -> dict[str, float]:
     """A small image several times, a big one three times; each time nothing of it is there before."""
     source = random.Random(7)
     small = images.build([_layer(source, files=4, size=300_000, zeros=0.5)], {"Cmd": ["/x"]})
-    big = images.build([_layer(source, files=1250, size=18_000, zeros=0.6) for _ in range(12)], {"Cmd": ["/x"]}, level=1)
+    big = images.build(
+        [_layer(source, files=1250, size=18_000, zeros=0.6) for _ in range(12)], {"Cmd": ["/x"]}, level=1
+    )
     figures = {}
     for name, image, times in (("pull_small", small, rounds), ("pull_big", big, 3)):
         reference = f"{subject.registry}/bench/{name}:1"
@@ -162,7 +164,9 @@ def log_speed(subject: Subject, megabytes: int = 200) -> dict[str, float]:
     config = subject.pod_config()
     with subject.client.pod(config, subject.handler) as pod:
         lines = megabytes * 1_000_000 // 120
-        container = subject.client.create(pod, container_config(subject.image, ["sh", "-c", f"yes {_LINE} | head -n {lines}"]), config)
+        container = subject.client.create(
+            pod, container_config(subject.image, ["sh", "-c", f"yes {_LINE} | head -n {lines}"]), config
+        )
         begun = time.perf_counter()
         subject.client.start(container)
         while subject.client.status(container).state != cri.CONTAINER_EXITED:

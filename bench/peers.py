@@ -49,7 +49,9 @@ def containerd(root: Path, registry: str) -> Iterator[Subject]:
     command = namespaces.private([str(program), "--config", str(root / "config.toml")])
     environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}:/usr/sbin"}
     with open(root / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
     try:
         with Cri(root / "containerd.sock") as client:
             _wait(client, root / "log")
@@ -100,6 +102,11 @@ def _shims(root: Path) -> list[int]:
 
 
 def _network(leases: Path) -> dict[str, object]:
-    ipam = {"type": "host-local", "ranges": [[{"subnet": "10.127.255.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": str(leases)}
+    ipam = {
+        "type": "host-local",
+        "ranges": [[{"subnet": "10.127.255.0/24"}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+        "dataDir": str(leases),
+    }
     bridge = {"type": "bridge", "bridge": _BRIDGE, "isGateway": True, "ipam": ipam}
     return {"cniVersion": "0.4.0", "name": "bench-peer", "plugins": [bridge]}

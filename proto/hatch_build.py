@@ -28,4 +28,6 @@ class StubsHook(BuildHookInterface[Any]):
             ]
         )
         if code != 0:
-            raise RuntimeError(f"protoc could not translate {root / 'cri/api.proto'}: exit status {code}, its message is above")
+            raise RuntimeError(
+                f"protoc could not translate {root / 'cri/api.proto'}: exit status {code}, its message is above"
+            )

@@ -23,7 +23,11 @@ SECTIONS: dict[str, type[Section]] = {"node": NodeSettings} | {
         ("gateway", "cri_gateway", "GatewaySettings"),
     )
 }
-TRACKED = [path for path in ROOT.rglob("*") if path.is_file() and not {".git", ".venv", ".cache"} & set(path.relative_to(ROOT).parts)]
+TRACKED = [
+    path
+    for path in ROOT.rglob("*")
+    if path.is_file() and not {".git", ".venv", ".cache"} & set(path.relative_to(ROOT).parts)
+]
 DOCUMENTS = [path for path in TRACKED if path.suffix == ".md" and path.name != "conformance.md"]
 
 
@@ -40,7 +44,9 @@ def test_every_field_of_cri_has_a_row_with_a_test_that_exists() -> None:
         fields = set(_leaves(api_pb2.DESCRIPTOR.message_types_by_name[message]))
         covered = {field for field in fields if any(field == row or field.startswith(f"{row}.") for row in rows)}
         assert fields - covered == set()
-        assert {row for row in rows if not any(field == row or field.startswith(f"{row}.") for field in fields)} == set()
+        assert {
+            row for row in rows if not any(field == row or field.startswith(f"{row}.") for field in fields)
+        } == set()
     silent = []
     for field, links in re.findall(r"^\| `([\w.]+)` \| .+ \| (\[test_.+) \|$", text, re.M):
         tests = re.findall(r"\[(test_\w+)\]\(\.\./([\w./-]+)\)", links)
@@ -67,14 +73,23 @@ def _names_of(node: ast.stmt) -> list[str]:
     """What a statement of a module defines."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [node.name]
-    return [target.id for target in getattr(node, "targets", [getattr(node, "target", None)]) if isinstance(target, ast.Name)]
+    return [
+        target.id
+        for target in getattr(node, "targets", [getattr(node, "target", None)])
+        if isinstance(target, ast.Name)
+    ]
 
 
 def _leaves(message: Descriptor, prefix: str = "") -> Iterator[str]:
     """The fields of a message that are no messages themselves, with their path; what is for Windows counts as one."""
     for field in message.fields:
         inner = field.message_type
-        if inner is None or inner.GetOptions().map_entry or inner.name.startswith("Windows") or inner.name == "Int64Value":
+        if (
+            inner is None
+            or inner.GetOptions().map_entry
+            or inner.name.startswith("Windows")
+            or inner.name == "Int64Value"
+        ):
             yield f"{prefix}{field.name}"
         else:
             yield from _leaves(inner, f"{prefix}{field.name}.")

@@ -9,7 +9,9 @@ from crisp_proto.cri import api_pb2
 PAIRS = [
     (getattr(config, name), getattr(api_pb2, name))
     for name in dir(config)
-    if isinstance(getattr(config, name), type) and issubclass(getattr(config, name), BaseModel) and hasattr(api_pb2, name)
+    if isinstance(getattr(config, name), type)
+    and issubclass(getattr(config, name), BaseModel)
+    and hasattr(api_pb2, name)
 ]
 
 

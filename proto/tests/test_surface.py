@@ -23,7 +23,9 @@ def facts(kind: str) -> set[tuple[str, ...]]:
 def messages(container: dict[str, Descriptor]) -> Iterator[Descriptor]:
     for message in container.values():
         yield message
-        yield from (nested for nested in messages(dict(message.nested_types_by_name)) if not nested.GetOptions().map_entry)
+        yield from (
+            nested for nested in messages(dict(message.nested_types_by_name)) if not nested.GetOptions().map_entry
+        )
 
 
 def type_name(field: FieldDescriptor) -> str:
@@ -46,7 +48,13 @@ def fields() -> Iterator[tuple[str, ...]]:
 
 def test_every_rpc_is_there_with_its_types() -> None:
     found = {
-        (service.name, method.name, method.input_type.name, method.output_type.name, "server-stream" if method.server_streaming else "-")
+        (
+            service.name,
+            method.name,
+            method.input_type.name,
+            method.output_type.name,
+            "server-stream" if method.server_streaming else "-",
+        )
         for service in api_pb2.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }

@@ -24,12 +24,18 @@ _DIGEST = "9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--handler", default="", help="the one runtime handler to test; docs/conformance.md stays as it is")
+    parser = argparse.ArgumentParser(
+        prog="conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--handler", default="", help="the one runtime handler to test; docs/conformance.md stays as it is"
+    )
     parser.add_argument("--focus", default="", help="only specs whose names match; docs/conformance.md stays as it is")
     parser.add_argument("--jobs", type=int, default=4, help="specs at once")
     parser.add_argument("--build", action="store_true", help="only build critest, for --as-built")
-    parser.add_argument("--as-built", action="store_true", help="with what is in .cache/conformance, on a machine that can't have Go")
+    parser.add_argument(
+        "--as-built", action="store_true", help="with what is in .cache/conformance, on a machine that can't have Go"
+    )
     options = parser.parse_args()
     built = clone.ROOT / ".cache/conformance"
     if not options.as_built:
@@ -56,7 +62,10 @@ def main() -> int:
         try:
             node.start()
             handlers = [options.handler] if options.handler else HANDLERS
-            outcomes = {handler: _run(node, built, folder / handler, handler, options.focus, options.jobs) for handler in handlers}
+            outcomes = {
+                handler: _run(node, built, folder / handler, handler, options.focus, options.jobs)
+                for handler in handlers
+            }
         finally:
             node.destroy()
         left = node.leftovers(names)
@@ -72,7 +81,9 @@ def _told(handler: str, specs: list[report.Spec], *, part: bool) -> bool:
     """Prints how the specs went, of a part only what failed; answers whether something got worse."""
     print(
         f"{handler}:",
-        ", ".join(f"{sum(spec.outcome == outcome for spec in specs)} {outcome}" for outcome in ("passed", "failed", "skipped")),
+        ", ".join(
+            f"{sum(spec.outcome == outcome for spec in specs)} {outcome}" for outcome in ("passed", "failed", "skipped")
+        ),
     )
     for spec in [] if part else report.improvements(specs, handler):
         print(f"BETTER, take it out of known.toml: {spec.name}")
@@ -93,7 +104,9 @@ def _build_tools(built: Path, digest: str) -> None:
     constants = copy / "pkg/validate/consts.go"
     text = constants.read_text()
     if _DIGEST not in text:
-        raise RuntimeError(f"{constants} has no digest {_DIGEST} any more; look at what the new version of cri-tools wants")
+        raise RuntimeError(
+            f"{constants} has no digest {_DIGEST} any more; look at what the new version of cri-tools wants"
+        )
     constants.write_text(text.replace(_DIGEST, digest))
     (built / "go.mod").write_text((GO / "go.mod").read_text() + f"\nreplace {_TOOLS} => {copy}\n")
     shutil.copy(GO / "go.sum", built / "go.sum")
@@ -111,12 +124,15 @@ def _run(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: 
     flags = [f"-websocket-{call}" for call in ("exec", "attach", "portforward")]
     web = _specs(node, built, folder / "websocket", handler, "Streaming", jobs, flags)
     return sorted(
-        first + [dataclasses.replace(spec, name=f"{spec.name} (WebSocket)") for spec in web if "Streaming" in spec.name],
+        first
+        + [dataclasses.replace(spec, name=f"{spec.name} (WebSocket)") for spec in web if "Streaming" in spec.name],
         key=lambda spec: spec.name,
     )
 
 
-def _specs(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int, flags: list[str]) -> list[report.Spec]:
+def _specs(
+    node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int, flags: list[str]
+) -> list[report.Spec]:
     """Specs, several at once; what fails is asked once more, alone, since specs share ports and images."""
     folder.mkdir()
     first = _ginkgo(node, built, folder / "first", handler, [f"--focus={focus}"] if focus else [], jobs, flags)
@@ -124,7 +140,9 @@ def _specs(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs
     if not failed or len(failed) > 40:
         return first
     print(f"{len(failed)} failed; once more, one at a time", flush=True)
-    again = _ginkgo(node, built, folder / "again", handler, [f"--focus={_literal(spec.name)}" for spec in failed], 1, flags)
+    again = _ginkgo(
+        node, built, folder / "again", handler, [f"--focus={_literal(spec.name)}" for spec in failed], 1, flags
+    )
     outcomes = {spec.name: spec for spec in again if spec.outcome != "skipped"}
     return [outcomes.get(spec.name, spec) if spec.outcome == "failed" else spec for spec in first]
 
@@ -133,7 +151,9 @@ def _literal(name: str) -> str:
     return "".join(f"\\{character}" if character in r"\.+*?()|[]{}^$" else character for character in name)
 
 
-def _ginkgo(node: Node, built: Path, folder: Path, handler: str, choice: list[str], jobs: int, flags: list[str]) -> list[report.Spec]:
+def _ginkgo(
+    node: Node, built: Path, folder: Path, handler: str, choice: list[str], jobs: int, flags: list[str]
+) -> list[report.Spec]:
     folder.mkdir()
     command = [
         *node.enter(), str(built / "ginkgo"), f"--procs={jobs}", "--timeout=30m", "--silence-skips", "--no-color", "--succinct",
@@ -141,7 +161,9 @@ def _ginkgo(node: Node, built: Path, folder: Path, handler: str, choice: list[st
         f"-runtime-endpoint=unix://{node.socket}", f"-image-endpoint=unix://{node.socket}", f"-runtime-handler={handler}", *flags,
     ]  # fmt: skip
     with open(folder / "output", "wb") as output:
-        subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder, check=False)
+        subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder, check=False
+        )
     kept = clone.ROOT / ".cache/conformance"
     shutil.copy(folder / "output", kept / f"{handler}-{folder.parent.name}-{folder.name}.log")
     for service in ("cri-gateway", "runtime-svc", "monitor-svc", "net-svc", "image-svc"):

@@ -56,7 +56,9 @@ def write(outcomes: dict[str, list[Spec]], path: Path) -> None:
     """Writes docs/conformance.md: what does not pass with each handler, and why."""
     lines = [_HEAD, "| handler | passed | failed | skipped |", "|---|---|---|---|"]
     for handler, specs in outcomes.items():
-        counts = " | ".join(str(sum(spec.outcome == outcome for spec in specs)) for outcome in ("passed", "failed", "skipped"))
+        counts = " | ".join(
+            str(sum(spec.outcome == outcome for spec in specs)) for outcome in ("passed", "failed", "skipped")
+        )
         lines.append(f"| {handler} | {counts} |")
     for outcome in ("failed", "skipped"):
         rows: dict[tuple[str, str], list[str]] = {}
@@ -67,7 +69,10 @@ def write(outcomes: dict[str, list[Spec]], path: Path) -> None:
                     rows.setdefault((spec.name, known.get((spec.name, outcome)) or spec.said), []).append(handler)
         if rows:
             lines += ["", f"## {outcome.capitalize()}", "", "| spec | with | why |", "|---|---|---|"]
-            lines += [f"| {name} | {', '.join(handlers)} | {why} |".replace("\n", " ") for (name, why), handlers in sorted(rows.items())]
+            lines += [
+                f"| {name} | {', '.join(handlers)} | {why} |".replace("\n", " ")
+                for (name, why), handlers in sorted(rows.items())
+            ]
     path.write_text("\n".join([*lines, ""]))
 
 

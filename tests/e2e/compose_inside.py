@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 import httpx
-from expect import until
+from expect import wait_for
 from rich.console import Console
 
 from crisp_proto.cri import api_pb2 as cri
@@ -56,9 +56,9 @@ def main(folder: Path, base: Path, cgroup: str) -> None:
                 outlive(client, f"{address}/demo/web:1", folder, show)
         finally:
             print(
-                subprocess.run(["docker-compose", "logs", "--tail=15"], cwd=clone.ROOT, capture_output=True, text=True, check=False).stdout[
-                    -6000:
-                ]
+                subprocess.run(
+                    ["docker-compose", "logs", "--tail=15"], cwd=clone.ROOT, capture_output=True, text=True, check=False
+                ).stdout[-6000:]
             )
             compose("down")
             remove_cgroups(cgroup)
@@ -118,7 +118,7 @@ def wait_until_ready(run: Path) -> None:
         with Cri(run / "cri.sock", timeout=10) as client:
             return client.ready()
 
-    until(ready, seconds=60, ignore=grpc.RpcError)
+    wait_for(ready, seconds=60, ignore=grpc.RpcError)
 
 
 def compose(*arguments: str) -> None:

@@ -16,13 +16,13 @@ from crisplab import clone
 from crisplab.cri import Cri
 
 T = TypeVar("T")
-NO_FOLDERS = (
-    '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]}'
-)
+NO_FOLDERS = '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]}'
 """A seccomp profile under which no folder can be made."""
 
 
-def until(ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exception] | tuple[type[Exception], ...] = ()) -> T:
+def wait_for(
+    ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exception] | tuple[type[Exception], ...] = ()
+) -> T:
     """The first answer that is true; asks every 20 ms. Fails after `seconds`."""
     deadline = time.monotonic() + seconds * clone.SLOWNESS
     last: Exception | None = None
@@ -62,7 +62,7 @@ def page(address: str, timeout: float = 5) -> str:
 
 def page_once_up(address: str, timeout: float = 5) -> str:
     """The same of a web server that may not listen yet."""
-    return until(partial(page, address, timeout), ignore=httpx.HTTPError)
+    return wait_for(partial(page, address, timeout), ignore=httpx.HTTPError)
 
 
 def error_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
@@ -110,4 +110,6 @@ def log_lines(path: Path) -> list[LogLine]:
 
 def output_of(path: Path) -> str:
     """A container's standard output so far; pieces of a line (P) are put together."""
-    return "".join(line.text + ("" if line.tag == "P" else "\n") for line in log_lines(path) if line.stream == "stdout").rstrip("\n")
+    return "".join(
+        line.text + ("" if line.tag == "P" else "\n") for line in log_lines(path) if line.stream == "stdout"
+    ).rstrip("\n")

@@ -80,7 +80,9 @@ def spdy(url: str, *protocols: str) -> Iterator[Spdy]:
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=SECONDS) as connection:
         head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
-        connection.sendall((head + "".join(f"X-Stream-Protocol-Version: {name}\r\n" for name in protocols) + "\r\n").encode())
+        connection.sendall(
+            (head + "".join(f"X-Stream-Protocol-Version: {name}\r\n" for name in protocols) + "\r\n").encode()
+        )
         answer = b""
         while b"\r\n\r\n" not in answer:
             piece = connection.recv(65536)
@@ -91,7 +93,9 @@ def spdy(url: str, *protocols: str) -> Iterator[Spdy]:
         if " 101 " not in head.splitlines()[0]:
             raise Refused(answer.decode())
         assert rest == ""
-        chosen = next(line.partition(": ")[2] for line in head.splitlines() if line.startswith("X-Stream-Protocol-Version"))
+        chosen = next(
+            line.partition(": ")[2] for line in head.splitlines() if line.startswith("X-Stream-Protocol-Version")
+        )
         yield Spdy(connection, chosen)
 
 

@@ -15,7 +15,8 @@ from crisplab.cri import Cri, container_config, pod_config
 
 ENABLED = Path("/sys/module/apparmor/parameters/enabled")
 pytestmark = pytest.mark.skipif(
-    not ENABLED.exists() or not ENABLED.read_text().startswith("Y"), reason="the kernel of this machine has no AppArmor (make test-vm has)"
+    not ENABLED.exists() or not ENABLED.read_text().startswith("Y"),
+    reason="the kernel of this machine has no AppArmor (make test-vm has)",
 )
 Profile = cri.SecurityProfile
 OWN = "crisp-test-no-tmp"
@@ -40,19 +41,28 @@ def tried(client: Cri, world: World, logs: Path, **security: object) -> list[str
     pod = pod_config("apparmor", log_directory=logs)
     pod.linux.security_context.privileged = bool(security.get("privileged"))
     with client.pod(pod) as pod_id:
-        context = cri.LinuxContainerSecurityContext(capabilities=cri.Capability(add_capabilities=["SYS_ADMIN"]), **security)  # type: ignore[arg-type]
+        capabilities = cri.Capability(add_capabilities=["SYS_ADMIN"])
+        context = cri.LinuxContainerSecurityContext(capabilities=capabilities, **security)  # type: ignore[arg-type]
         linux = cri.LinuxContainerConfig(security_context=context)
         container = client.run(pod_id, container_config(world.image, ["sleep", "600"], linux=linux), pod)
         return client.exec(container, "sh", "-c", TRY, timeout=60).stdout.decode().splitlines()
 
 
 def test_the_default_profile_is_enforced(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    for security in ({}, {"apparmor": Profile(profile_type=Profile.RuntimeDefault)}, {"apparmor_profile": "runtime/default"}):
+    for security in (
+        {},
+        {"apparmor": Profile(profile_type=Profile.RuntimeDefault)},
+        {"apparmor_profile": "runtime/default"},
+    ):
         assert tried(cri_client, world, tmp_path, **security) == ["crisp-default (enforce)", "written"]
 
 
 def test_unconfined_and_privileged_are_not_confined(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    assert tried(cri_client, world, tmp_path, apparmor=Profile(profile_type=Profile.Unconfined))[:3] == ["unconfined", "mounted", "written"]
+    assert tried(cri_client, world, tmp_path, apparmor=Profile(profile_type=Profile.Unconfined))[:3] == [
+        "unconfined",
+        "mounted",
+        "written",
+    ]
     assert tried(cri_client, world, tmp_path, privileged=True)[:3] == ["unconfined", "mounted", "written"]
 
 

@@ -36,7 +36,10 @@ POD_CASES: dict[str, tuple[Callable[[cri.PodSandboxConfig], object], str]] = {
     "no uid": (lambda config: config.metadata.ClearField("uid"), "metadata.uid"),
     "hostname too long": (lambda config: setattr(config, "hostname", "h" * 65), "64 characters"),
     "sysctl of the node": (lambda config: config.linux.sysctls.update({"vm.swappiness": "1"}), "vm.swappiness"),
-    "sysctl with a wrong value": (lambda config: config.linux.sysctls.update({"net.ipv4.ip_forward": "many"}), "net.ipv4.ip_forward"),
+    "sysctl with a wrong value": (
+        lambda config: config.linux.sysctls.update({"net.ipv4.ip_forward": "many"}),
+        "net.ipv4.ip_forward",
+    ),
     "cgroup parent of the other driver": (
         lambda config: setattr(config.linux, "cgroup_parent", "/pods" if uses_systemd() else "pods.slice"),
         "linux.cgroup_parent",
@@ -66,14 +69,26 @@ CONTAINER_CASES: dict[str, tuple[Edit, grpc.StatusCode, str]] = {
     "no name": (lambda config: config.metadata.ClearField("name"), INVALID, "metadata.name"),
     "log outside of the folder": (lambda config: setattr(config, "log_path", "../x"), INVALID, "log_path"),
     "relative working_dir": (lambda config: setattr(config, "working_dir", "here"), INVALID, "working_dir"),
-    "unknown capability": (lambda config: config.linux.security_context.capabilities.add_capabilities.append("FLY"), INVALID, "'FLY'"),
-    "unknown user": (lambda config: setattr(config.linux.security_context, "run_as_username", "somebody"), INVALID, "somebody"),
+    "unknown capability": (
+        lambda config: config.linux.security_context.capabilities.add_capabilities.append("FLY"),
+        INVALID,
+        "'FLY'",
+    ),
+    "unknown user": (
+        lambda config: setattr(config.linux.security_context, "run_as_username", "somebody"),
+        INVALID,
+        "somebody",
+    ),
     "group without user": (
         lambda config: config.linux.security_context.run_as_group.CopyFrom(cri.Int64Value(value=1)),
         INVALID,
         "run_as_group",
     ),
-    "negative user": (lambda config: config.linux.security_context.run_as_user.CopyFrom(cri.Int64Value(value=-1)), INVALID, "run_as_user"),
+    "negative user": (
+        lambda config: config.linux.security_context.run_as_user.CopyFrom(cri.Int64Value(value=-1)),
+        INVALID,
+        "run_as_user",
+    ),
     "missing seccomp profile": (
         lambda config: config.linux.security_context.seccomp.CopyFrom(
             cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref="/no/such/profile.json")
@@ -88,9 +103,21 @@ CONTAINER_CASES: dict[str, tuple[Edit, grpc.StatusCode, str]] = {
         INVALID,
         "recursive_read_only",
     ),
-    "device that is not there": (lambda config: config.devices.add(host_path="/dev/nothing"), INVALID, "devices[0].host_path"),
-    "negative memory": (lambda config: setattr(config.linux.resources, "memory_limit_in_bytes", -1), INVALID, "memory_limit_in_bytes"),
-    "oom score out of range": (lambda config: setattr(config.linux.resources, "oom_score_adj", 2000), INVALID, "oom_score_adj"),
+    "device that is not there": (
+        lambda config: config.devices.add(host_path="/dev/nothing"),
+        INVALID,
+        "devices[0].host_path",
+    ),
+    "negative memory": (
+        lambda config: setattr(config.linux.resources, "memory_limit_in_bytes", -1),
+        INVALID,
+        "memory_limit_in_bytes",
+    ),
+    "oom score out of range": (
+        lambda config: setattr(config.linux.resources, "oom_score_adj", 2000),
+        INVALID,
+        "oom_score_adj",
+    ),
     "CDI device": (lambda config: config.CDI_devices.add(name="vendor.com/gpu=0"), INVALID, "'vendor.com/gpu=0'"),
     "image volume of no image": (
         lambda config: config.mounts.add(container_path="/x", image=cri.ImageSpec(image="x")),
@@ -104,7 +131,11 @@ CONTAINER_CASES: dict[str, tuple[Edit, grpc.StatusCode, str]] = {
         INVALID if Path("/sys/module/apparmor/parameters/enabled").exists() else PRECONDITION,
         "no-such-profile",
     ),
-    "cpuset that the machine lacks": (lambda config: setattr(config.linux.resources, "cpuset_cpus", "4095"), UNKNOWN, "cpuset"),
+    "cpuset that the machine lacks": (
+        lambda config: setattr(config.linux.resources, "cpuset_cpus", "4095"),
+        UNKNOWN,
+        "cpuset",
+    ),
 }
 
 
@@ -147,7 +178,10 @@ def test_a_pod_that_is_unknown_or_stopped_takes_no_containers(cri_client: Cri, w
         code, message = error_of(lambda: cri_client.run_pod(config))
         assert code == grpc.StatusCode.FAILED_PRECONDITION
         assert "attempt" in message
-    assert error_of(lambda: cri_client.create("f" * 64, container_config(world.image, SLEEP), config))[0] == grpc.StatusCode.NOT_FOUND
+    assert (
+        error_of(lambda: cri_client.create("f" * 64, container_config(world.image, SLEEP), config))[0]
+        == grpc.StatusCode.NOT_FOUND
+    )
 
 
 def test_a_repeated_create_that_fails_takes_nothing_from_the_container_there_is(
@@ -164,7 +198,9 @@ def test_a_repeated_create_that_fails_takes_nothing_from_the_container_there_is(
         assert cri_client.status(container_id).state == cri.CONTAINER_EXITED
 
 
-def test_the_same_pod_with_another_handler_is_refused_and_keeps_running(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_the_same_pod_with_another_handler_is_refused_and_keeps_running(
+    cri_client: Cri, world: World, tmp_path: Path
+) -> None:
     config = pod_config("same", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, SLEEP), config)

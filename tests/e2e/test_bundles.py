@@ -33,7 +33,10 @@ def schema() -> Draft4Validator:
     base = "https://opencontainers.org/schema/"
     documents = {path.name: json.loads(path.read_text()) for path in SCHEMAS.glob("*.json")}
     registry: Registry[Any] = Registry().with_resources(
-        [(f"{base}{name}", Resource.from_contents(document, default_specification=DRAFT4)) for name, document in documents.items()]
+        [
+            (f"{base}{name}", Resource.from_contents(document, default_specification=DRAFT4))
+            for name, document in documents.items()
+        ]
     )
     return Draft4Validator({**documents["config-schema.json"], "id": f"{base}config-schema.json"}, registry=registry)
 
@@ -105,8 +108,13 @@ def configs(image: str, host: Path) -> st.SearchStrategy[cri.ContainerConfig]:
     """Configurations, most of them right."""
     mounts = message(
         cri.Mount,
-        container_path=of("/data", "/etc/hosts", "/dev/shm", "/www/index.html", "/a/../b", "/new/deep/dir", bad=("relative",)),
-        host_path=of(*(str(host / name) for name in ("dir", "link", "dir/below", "made/by/us")), bad=("relative", str(host / "file/no"))),
+        container_path=of(
+            "/data", "/etc/hosts", "/dev/shm", "/www/index.html", "/a/../b", "/new/deep/dir", bad=("relative",)
+        ),
+        host_path=of(
+            *(str(host / name) for name in ("dir", "link", "dir/below", "made/by/us")),
+            bad=("relative", str(host / "file/no")),
+        ),
         readonly=st.booleans(),
         recursive_read_only=of(False, bad=(True,)),
         propagation=of(0, bad=(1, 2)),
@@ -120,7 +128,11 @@ def configs(image: str, host: Path) -> st.SearchStrategy[cri.ContainerConfig]:
     return message(
         cri.ContainerConfig,
         working_dir=of("", "/", "/new/folder", bad=("relative",)),
-        envs=some(message(cri.KeyValue, key=of("A", "B_2", "é", bad=("=",)), value=st.binary(max_size=6).map(_no_nul)).map(_complete_env)),
+        envs=some(
+            message(cri.KeyValue, key=of("A", "B_2", "é", bad=("=",)), value=st.binary(max_size=6).map(_no_nul)).map(
+                _complete_env
+            )
+        ),
         args=some(WORDS),
         mounts=some(mounts),
         devices=some(devices),
@@ -170,7 +182,9 @@ def test_any_configuration_is_refused_by_name_or_makes_a_bundle(
         made = [0]
 
         # The same examples each time: a find here is a test's to keep, not the next one's to stumble over.
-        @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+        @settings(
+            max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+        )
         @given(configs(world.image, host))
         def try_it(config: cri.ContainerConfig) -> None:
             made[0] += _created(cri_client, node, pod, config, pod_of_all)
@@ -188,7 +202,10 @@ def _created(client: Cri, node: Node, pod: str, config: cri.ContainerConfig, of:
         return False
     try:
         bundle = node.run / "runtime-svc/bundles" / container / "config.json"
-        faults = [f"{'/'.join(map(str, fault.path))}: {fault.message}" for fault in schema().iter_errors(json.loads(bundle.read_text()))]
+        faults = [
+            f"{'/'.join(map(str, fault.path))}: {fault.message}"
+            for fault in schema().iter_errors(json.loads(bundle.read_text()))
+        ]
         assert not faults
         assert client.status(container).state == cri.CONTAINER_CREATED
     finally:
@@ -197,7 +214,11 @@ def _created(client: Cri, node: Node, pod: str, config: cri.ContainerConfig, of:
 
 
 def test_the_schema_finds_faults() -> None:
-    document: dict[str, Any] = {"ociVersion": "1.0.2", "root": {"path": "/x"}, "linux": {"resources": {"pids": {"limit": 1}}}}
+    document: dict[str, Any] = {
+        "ociVersion": "1.0.2",
+        "root": {"path": "/x"},
+        "linux": {"resources": {"pids": {"limit": 1}}},
+    }
     assert schema().is_valid(document)
     document["linux"]["resources"]["pids"]["limit"] = "many"
     assert not schema().is_valid(document)

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from crashes import arm, crashpoints, retried
-from expect import error_of, log_lines, until
+from expect import error_of, log_lines, wait_for
 from traces import get, wait_until_clean
 from world import World
 
@@ -18,14 +18,20 @@ from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
 # Counts in its memory; has changed, deleted and added files.
-COUNTER = ["sh", "-c", "rm -r /www; echo new > /added; i=0; while :; do i=$((i+1)); echo $i; echo $i > /count; sleep 0.1; done"]
+COUNTER = [
+    "sh",
+    "-c",
+    "rm -r /www; echo new > /added; i=0; while :; do i=$((i+1)); echo $i; echo $i > /count; sleep 0.1; done",
+]
 HANDLER = "runc"
 
 
 @pytest.fixture
 def able(node: Node) -> None:
     """Skips where CRIU does not work, with the reason that the product gives."""
-    handlers = {handler["name"]: handler["no_checkpoint"] for handler in get(node, "runtime-svc", "/v1/info").json()["handlers"]}
+    handlers = {
+        handler["name"]: handler["no_checkpoint"] for handler in get(node, "runtime-svc", "/v1/info").json()["handlers"]
+    }
     if handlers[HANDLER]:
         pytest.skip(f"{HANDLER} can't checkpoint on this machine: {handlers[HANDLER]}")
 
@@ -36,7 +42,7 @@ def counting(cri_client: Cri, world: World, tmp_path: Path) -> Iterator[tuple[st
     config = pod_config("count", log_directory=tmp_path / "logs")
     with cri_client.pod(config, HANDLER) as pod:
         container = cri_client.run(pod, container_config(world.image, COUNTER), config)
-        until(lambda: last(tmp_path / "logs/main.log") > 5)
+        wait_for(lambda: last(tmp_path / "logs/main.log") > 5)
         yield pod, container, config
 
 
@@ -51,8 +57,12 @@ def checkpoint(client: Cri, container: str, location: Path | str, timeout: int =
     client.runtime.CheckpointContainer(request, timeout=600)
 
 
-def test_where_criu_does_not_work_the_answer_says_why(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
-    handlers = {handler["name"]: handler["no_checkpoint"] for handler in get(node, "runtime-svc", "/v1/info").json()["handlers"]}
+def test_where_criu_does_not_work_the_answer_says_why(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
+    handlers = {
+        handler["name"]: handler["no_checkpoint"] for handler in get(node, "runtime-svc", "/v1/info").json()["handlers"]
+    }
     unable = [name for name, reason in handlers.items() if name and reason]
     assert unable, "Debian's crun is built without CRIU"
     for handler in unable:
@@ -67,16 +77,25 @@ def test_where_criu_does_not_work_the_answer_says_why(cri_client: Cri, node: Nod
 
 
 @pytest.mark.usefixtures("able")
-def test_a_container_goes_on_from_its_checkpoint(cri_client: Cri, counting: tuple[str, str, cri.PodSandboxConfig], tmp_path: Path) -> None:
+def test_a_container_goes_on_from_its_checkpoint(
+    cri_client: Cri, counting: tuple[str, str, cri.PodSandboxConfig], tmp_path: Path
+) -> None:
     pod, container, config = counting
     archive, log = tmp_path / "c.tar", tmp_path / "logs/main.log"
     checkpoint(cri_client, container, archive)
     seen = last(log)
-    until(lambda: last(log) > seen + 2)  # it was thawed
+    wait_for(lambda: last(log) > seen + 2)  # it was thawed
     assert archive.stat().st_mode & 0o777 == 0o600
     with tarfile.open(archive) as file:
         names = set(file.getnames())
-    assert {"config.dump", "spec.dump", "checkpoint", "checkpoint/inventory.img", "rootfs-diff.tar", "dump.log"} <= names
+    assert {
+        "config.dump",
+        "spec.dump",
+        "checkpoint",
+        "checkpoint/inventory.img",
+        "rootfs-diff.tar",
+        "dump.log",
+    } <= names
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.tar", "logs"]
     cri_client.remove(container)
     counted = last(log)
@@ -86,7 +105,7 @@ def test_a_container_goes_on_from_its_checkpoint(cri_client: Cri, counting: tupl
     status = cri_client.status(restored)
     assert status.state == cri.CONTAINER_CREATED
     cri_client.start(restored)
-    until(lambda: last(tmp_path / "logs/again.log"))
+    wait_for(lambda: last(tmp_path / "logs/again.log"))
     first = int(log_lines(tmp_path / "logs/again.log")[0].text)
     assert 5 < first <= counted, "it counts on from where it was dumped"
     assert cri_client.status(restored).state == cri.CONTAINER_RUNNING
@@ -104,8 +123,10 @@ def test_a_pod_goes_on_from_its_checkpoint(cri_client: Cri, world: World, tmp_pa
     with cri_client.pod(config, HANDLER) as pod:
         for name in ("one", "two"):
             cri_client.run(pod, container_config(world.image, COUNTER, name=name), config)
-        until(lambda: min(last(tmp_path / f"logs/{name}.log") for name in ("one", "two")) > 5)
-        cri_client.runtime.CheckpointPod(cri.CheckpointPodRequest(pod_sandbox_id=pod, output_path=str(folder)), timeout=600)
+        wait_for(lambda: min(last(tmp_path / f"logs/{name}.log") for name in ("one", "two")) > 5)
+        cri_client.runtime.CheckpointPod(
+            cri.CheckpointPodRequest(pod_sandbox_id=pod, output_path=str(folder)), timeout=600
+        )
         assert {container.state for container in cri_client.containers(pod_sandbox_id=pod)} == {cri.CONTAINER_RUNNING}
     assert sorted(path.name for path in folder.iterdir()) == ["one.tar", "pod.json", "two.tar"]
     counted = {name: last(tmp_path / f"logs/{name}.log") for name in ("one", "two")}
@@ -120,7 +141,7 @@ def test_a_pod_goes_on_from_its_checkpoint(cri_client: Cri, world: World, tmp_pa
             assert cri_client.status(entry.container_id).state == cri.CONTAINER_CREATED
             cri_client.start(entry.container_id)
             log = tmp_path / f"logs/{entry.name}.log"
-            until(partial(last, log))
+            wait_for(partial(last, log))
             assert 5 < int(log_lines(log)[0].text) <= counted[entry.name] + 1
     finally:
         cri_client.stop_pod(answer.pod_sandbox_id)
@@ -128,7 +149,9 @@ def test_a_pod_goes_on_from_its_checkpoint(cri_client: Cri, world: World, tmp_pa
 
 
 @pytest.mark.usefixtures("able")
-def test_requests_that_cannot_be(cri_client: Cri, world: World, counting: tuple[str, str, cri.PodSandboxConfig], tmp_path: Path) -> None:
+def test_requests_that_cannot_be(
+    cri_client: Cri, world: World, counting: tuple[str, str, cri.PodSandboxConfig], tmp_path: Path
+) -> None:
     pod, container, config = counting
     for location in ("relative.tar", str(tmp_path), str(tmp_path / "none/c.tar")):
         code, message = error_of(partial(checkpoint, cri_client, container, location))
@@ -143,7 +166,9 @@ def test_requests_that_cannot_be(cri_client: Cri, world: World, counting: tuple[
     assert (code, "options: speed" in message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     code, message = error_of(lambda: cri_client.create(pod, container_config("/etc/hostname", name="none"), config))
     assert (code, "can't be read as a checkpoint" in message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
-    code, message = error_of(lambda: cri_client.runtime.RestorePod(cri.RestorePodRequest(checkpoint_path=str(tmp_path)), timeout=60))
+    code, message = error_of(
+        lambda: cri_client.runtime.RestorePod(cri.RestorePodRequest(checkpoint_path=str(tmp_path)), timeout=60)
+    )
     assert (code, "checkpoint_path = " in message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     assert cri_client.status(container).state == cri.CONTAINER_RUNNING
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs"]
@@ -151,24 +176,30 @@ def test_requests_that_cannot_be(cri_client: Cri, world: World, counting: tuple[
 
 @pytest.mark.usefixtures("able")
 @pytest.mark.parametrize("point", [point for point in crashpoints() if re.match("checkpoint-|restore-", point)])
-def test_a_crash_leaves_nothing_frozen_and_nothing_half(crash_node: Node, world: World, tmp_path: Path, point: str) -> None:
+def test_a_crash_leaves_nothing_frozen_and_nothing_half(
+    crash_node: Node, world: World, tmp_path: Path, point: str
+) -> None:
     armed = arm(crash_node, point)
     config = pod_config("crash", log_directory=tmp_path / "logs")
     with Cri(crash_node.socket) as client:
         with client.pod(config, HANDLER) as pod:
             container = client.run(pod, container_config(world.image, COUNTER), config)
             log = tmp_path / "logs/main.log"
-            until(lambda: last(log) > 3)
+            wait_for(lambda: last(log) > 3)
             request = cri.CheckpointPodRequest(pod_sandbox_id=pod, output_path=str(tmp_path / "pod"))
             retried(lambda: client.runtime.CheckpointPod(request, timeout=600))
             seen = last(log)
-            until(lambda: last(log) > seen + 2)
+            wait_for(lambda: last(log) > seen + 2)
             retried(lambda: client.remove(container))
             log.unlink()
-            answer = retried(lambda: client.runtime.RestorePod(cri.RestorePodRequest(checkpoint_path=str(tmp_path / "pod")), timeout=600))
+            answer = retried(
+                lambda: client.runtime.RestorePod(
+                    cri.RestorePodRequest(checkpoint_path=str(tmp_path / "pod")), timeout=600
+                )
+            )
             assert answer.pod_sandbox_id == pod
             retried(lambda: client.start(answer.restored_containers[0].container_id))
-            until(lambda: last(log) > 3)
+            wait_for(lambda: last(log) > 3)
             assert not armed.exists(), f"nobody passed the crash point {point}"
         assert sorted(path.name for path in (tmp_path / "pod").iterdir()) == ["main.tar", "pod.json"]
     wait_until_clean(crash_node)

@@ -21,7 +21,9 @@ from crisplab.node import Node
 def crispctl(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs crispctl against a node, wide enough for whole lines."""
     command = [sys.executable, "-m", "crispctl", "--run-dir", str(node.run), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={"COLUMNS": "220", "PATH": "/usr/bin:/bin"})
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={"COLUMNS": "220", "PATH": "/usr/bin:/bin"}
+    )
 
 
 def test_crispctl_shows_the_node(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
@@ -77,7 +79,9 @@ def test_two_nodes_at_once_do_not_meet(node: Node, world: World, tmp_path: Path)
         wait_until_clean(node, before)
 
 
-def test_make_up_leaves_a_node_make_kubelet_runs_static_pods_on_it_and_make_down_ends_both(kubernetes: None, world: World) -> None:
+def test_make_up_leaves_a_node_make_kubelet_runs_static_pods_on_it_and_make_down_ends_both(
+    kubernetes: None, world: World
+) -> None:
     root = clone.scratch("up")
     if root.exists():
         pytest.skip(f"this checkout's own node is up in {root}; `make down` first")
@@ -118,7 +122,11 @@ def test_events_are_streamed_as_they_happen(cri_client: Cri, node: Node, world: 
             while not seen or seen[-1] != wanted:
                 path = f"/v1/events/stream?after={last}"
                 with client_of(node, "monitor-svc") as client, client.stream("GET", path) as stream:
-                    event = next(json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: "))
+                    event = next(
+                        json.loads(line.removeprefix("data: "))
+                        for line in stream.iter_lines()
+                        if line.startswith("data: ")
+                    )
                 last = event["cursor"]
                 seen += [event["kind"]] if event["container_id"] == container else []
     assert seen == ["created", "started", "stopped", "deleted"]

@@ -18,7 +18,9 @@ def test_the_demos_pod_runs_on_services_in_containers() -> None:
         cgroup = f"crisp-{folder.name.rpartition('-')[2]}"
         inside = Path(__file__).with_name("compose_inside.py")
         command = namespaces.private([sys.executable, str(inside), str(folder), str(base), cgroup], network=True)
-        finished = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        finished = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
         assert finished.returncode == 0, finished.stdout[-4000:] + finished.stderr[-4000:]
         assert "the pod outlived" in finished.stdout
     assert str(folder) not in Path("/proc/self/mounts").read_text()

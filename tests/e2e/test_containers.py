@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from cgroup_files import VERSION_2, kernels
-from expect import code_of, error_of, exited, log_lines, output_of, until
+from expect import code_of, error_of, exited, log_lines, output_of, wait_for
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -24,7 +24,7 @@ def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: 
     config = pod_config("once", log_directory=logs)
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, command, **more), config)
-        status = until(partial(exited, client, container))
+        status = wait_for(partial(exited, client, container))
         text = output_of(logs / "main.log")
     return status.exit_code, text
 
@@ -53,7 +53,9 @@ def test_command_args_env_and_cwd(cri_client: Cri, world: World, tmp_path: Path)
 
 
 def test_user_and_groups(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    linux = security(run_as_user=cri.Int64Value(value=33), run_as_group=cri.Int64Value(value=100), supplemental_groups=[1234])
+    linux = security(
+        run_as_user=cri.Int64Value(value=33), run_as_group=cri.Int64Value(value=100), supplemental_groups=[1234]
+    )
     code, text = run_once(cri_client, world, tmp_path, ["id"], linux=linux)
     assert (code, text) == (0, "uid=33(www-data) gid=100(users) groups=100(users),1234")
     code, text = run_once(cri_client, world, tmp_path / "2", ["id", "-un"], linux=security(run_as_username="nobody"))
@@ -65,7 +67,9 @@ def test_capabilities_seccomp_and_no_new_privs(cri_client: Cri, world: World, tm
     _, text = run_once(cri_client, world, tmp_path / "1", shown, linux=security(seccomp=DEFAULT_SECCOMP))
     assert text.splitlines() == ["CapEff:00000000a80425fb", "NoNewPrivs:0", "Seccomp:2"]
     linux = security(
-        capabilities=cri.Capability(drop_capabilities=["ALL"], add_capabilities=["NET_RAW"]), no_new_privs=True, seccomp=DEFAULT_SECCOMP
+        capabilities=cri.Capability(drop_capabilities=["ALL"], add_capabilities=["NET_RAW"]),
+        no_new_privs=True,
+        seccomp=DEFAULT_SECCOMP,
     )
     _, text = run_once(cri_client, world, tmp_path / "2", shown, linux=linux)
     assert text.splitlines() == ["CapEff:0000000000002000", "NoNewPrivs:1", "Seccomp:2"]
@@ -75,10 +79,14 @@ def test_capabilities_seccomp_and_no_new_privs(cri_client: Cri, world: World, tm
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
-def test_the_default_seccomp_profile_forbids_and_allows(cri_client: Cri, world: World, tmp_path: Path, handler: str) -> None:
+def test_the_default_seccomp_profile_forbids_and_allows(
+    cri_client: Cri, world: World, tmp_path: Path, handler: str
+) -> None:
     config = pod_config("seccomp", log_directory=tmp_path)
     with cri_client.pod(config, handler) as pod:
-        container = cri_client.run(pod, container_config(world.image, SLEEP, linux=security(seccomp=DEFAULT_SECCOMP)), config)
+        container = cri_client.run(
+            pod, container_config(world.image, SLEEP, linux=security(seccomp=DEFAULT_SECCOMP)), config
+        )
         assert cri_client.exec(container, "unshare", "-n", "true").exit_code != 0
         assert cri_client.exec(container, "sh", "-c", "echo fine | cat").stdout == b"fine\n"
         assert b"Seccomp:\t2" in cri_client.exec(container, "cat", "/proc/self/status").stdout
@@ -93,12 +101,18 @@ def test_masked_and_readonly_paths_and_a_readonly_root(cri_client: Cri, world: W
     assert (code, text.splitlines()[0], text.splitlines()[2:]) == (0, "0", ["refused", "readonly"])
     linux = security(masked_paths=["/etc/passwd"], readonly_paths=["/var"])
     code, text = run_once(
-        cri_client, world, tmp_path / "own", ["sh", "-c", "cat /etc/passwd | wc -c; touch /var/x || echo refused"], linux=linux
+        cri_client,
+        world,
+        tmp_path / "own",
+        ["sh", "-c", "cat /etc/passwd | wc -c; touch /var/x || echo refused"],
+        linux=linux,
     )
     assert (code, text.splitlines()) == (0, ["0", "refused"])
 
 
-def test_a_privileged_container_needs_a_privileged_pod_and_sees_devices(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_a_privileged_container_needs_a_privileged_pod_and_sees_devices(
+    cri_client: Cri, world: World, tmp_path: Path
+) -> None:
     plain = pod_config("plain", log_directory=tmp_path)
     with cri_client.pod(plain) as pod:
         code, message = error_of(
@@ -112,14 +126,23 @@ def test_a_privileged_container_needs_a_privileged_pod_and_sees_devices(cri_clie
         container = cri_client.run(pod, container_config(world.image, SLEEP, linux=security(privileged=True)), config)
         status = cri_client.exec(container, "cat", "/proc/self/status").stdout
         assert b"Seccomp:\t0" in status
-        assert cri_client.exec(container, "sh", "-c", "echo x > /sys/kernel/uevent_seqnum 2>&1; mount -t tmpfs none /home").exit_code == 0
+        assert (
+            cri_client.exec(
+                container, "sh", "-c", "echo x > /sys/kernel/uevent_seqnum 2>&1; mount -t tmpfs none /home"
+            ).exit_code
+            == 0
+        )
 
 
 def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
-    resources = cri.LinuxContainerResources(cpu_shares=512, cpu_quota=50_000, cpu_period=100_000, memory_limit_in_bytes=64 << 20)
+    resources = cri.LinuxContainerResources(
+        cpu_shares=512, cpu_quota=50_000, cpu_period=100_000, memory_limit_in_bytes=64 << 20
+    )
     config = pod_config("limits", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
-        container = cri_client.run(pod, container_config(world.image, SLEEP, linux=cri.LinuxContainerConfig(resources=resources)), config)
+        container = cri_client.run(
+            pod, container_config(world.image, SLEEP, linux=cri.LinuxContainerConfig(resources=resources)), config
+        )
         assert limits(node, pod, container) == (kept(512), 50_000, 64 << 20)
         new = cri.LinuxContainerResources(cpu_shares=1024, memory_limit_in_bytes=128 << 20)
         cri_client.update(container, new)
@@ -143,9 +166,14 @@ def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
     cgroup = node.names.container_cgroup(pod, container)
     if VERSION_2:
         quota = int(kernels(cgroup, "cpu.max").split()[0].replace("max", "-1"))
-        return round(2 + (int(kernels(cgroup, "cpu.weight")) - 1) * 262142 / 9999), quota, int(kernels(cgroup, "memory.max"))
+        return (
+            round(2 + (int(kernels(cgroup, "cpu.weight")) - 1) * 262142 / 9999),
+            quota,
+            int(kernels(cgroup, "memory.max")),
+        )
     shares, quota, memory = (
-        int(kernels(cgroup, file)) for file in ("cpu/cpu.shares", "cpu/cpu.cfs_quota_us", "memory/memory.limit_in_bytes")
+        int(kernels(cgroup, file))
+        for file in ("cpu/cpu.shares", "cpu/cpu.cfs_quota_us", "memory/memory.limit_in_bytes")
     )
     return shares, quota, memory
 
@@ -160,7 +188,7 @@ def test_running_out_of_memory_is_told(cri_client: Cri, node: Node, world: World
     (linux if limited == "container" else config.linux).resources.MergeFrom(LITTLE_MEMORY)
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", EAT], linux=linux), config)
-        status = until(partial(exited, cri_client, container))
+        status = wait_for(partial(exited, cri_client, container))
         assert (status.exit_code, status.reason) == (137, "OOMKilled")
     assert not Path(f"/proc/{node.service_pid('monitor-svc')}/cwd/oom").exists()  # conmon makes one where it is started
 
@@ -182,8 +210,10 @@ def test_running_out_of_memory_is_told_though_conmon_missed_it(own_node: Node, w
         client.pull(world.image)
         with client.pod(config) as pod:
             for name, script, reason in (("hungry", EAT, "OOMKilled"), ("killed", "exit 137", "Error")):
-                container = client.run(pod, container_config(world.image, ["sh", "-c", script], name, linux=linux), config)
-                status = until(partial(exited, client, container))
+                container = client.run(
+                    pod, container_config(world.image, ["sh", "-c", script], name, linux=linux), config
+                )
+                status = wait_for(partial(exited, client, container))
                 assert (status.exit_code, status.reason) == (137, reason)
     assert (elsewhere / "exit").exists()  # conmon was there; whether it saw the cgroup is chance
 
@@ -198,7 +228,9 @@ def test_mounts(cri_client: Cri, world: World, tmp_path: Path) -> None:
         cri.Mount(container_path="/made", host_path=str(tmp_path / "not/there/yet")),
         cri.Mount(container_path="/etc/hosts", host_path=str(host / "file"), readonly=True),
     ]
-    script = "cat /data/file; echo; echo new > /data/new; echo x > /fixed/x || echo readonly; ls -d /made; cat /etc/hosts"
+    script = (
+        "cat /data/file; echo; echo new > /data/new; echo x > /fixed/x || echo readonly; ls -d /made; cat /etc/hosts"
+    )
     code, text = run_once(cri_client, world, tmp_path / "logs", ["sh", "-c", script], mounts=mounts)
     assert (code, text.splitlines()) == (0, ["from the host", "readonly", "/made", "from the host"])
     assert (host / "new").read_text() == "new\n"
@@ -239,10 +271,11 @@ def test_exec_past_its_timeout_is_killed_with_its_children(cri_client: Cri, worl
         container = cri_client.run(pod, container_config(world.image, SLEEP), config)
         begun = time.monotonic()
         assert (
-            code_of(lambda: cri_client.exec(container, "sh", "-c", "sleep 123 & sleep 321", timeout=1)) == grpc.StatusCode.DEADLINE_EXCEEDED
+            code_of(lambda: cri_client.exec(container, "sh", "-c", "sleep 123 & sleep 321", timeout=1))
+            == grpc.StatusCode.DEADLINE_EXCEEDED
         )
         assert time.monotonic() - begun < 8
-        until(lambda: not {b"sleep 123", b"sleep 321"} & commands(cri_client, container))
+        wait_for(lambda: not {b"sleep 123", b"sleep 321"} & commands(cri_client, container))
 
 
 def commands(client: Cri, container: str) -> set[bytes]:
@@ -250,12 +283,18 @@ def commands(client: Cri, container: str) -> set[bytes]:
     return {line.split(None, 3)[-1].strip() for line in client.exec(container, "ps").stdout.splitlines()}
 
 
-def test_exec_runs_as_the_containers_user_in_its_folder_with_its_variables(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_exec_runs_as_the_containers_user_in_its_folder_with_its_variables(
+    cri_client: Cri, world: World, tmp_path: Path
+) -> None:
     linux = security(run_as_user=cri.Int64Value(value=33), supplemental_groups=[1234])
-    container = container_config(world.image, SLEEP, linux=linux, working_dir="/var", envs=[cri.KeyValue(key="K", value=b"v")])
+    container = container_config(
+        world.image, SLEEP, linux=linux, working_dir="/var", envs=[cri.KeyValue(key="K", value=b"v")]
+    )
     config = pod_config("execs", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
-        output = cri_client.exec(cri_client.run(pod, container, config), "sh", "-c", "id -u; id -G; pwd; echo $K").stdout.decode()
+        output = cri_client.exec(
+            cri_client.run(pod, container, config), "sh", "-c", "id -u; id -G; pwd; echo $K"
+        ).stdout.decode()
     assert output.splitlines() == ["33", "33 1234", "/var", "v"]
 
 
@@ -271,19 +310,27 @@ def test_exec_needs_a_running_container_and_a_program(cri_client: Cri, world: Wo
         assert code_of(lambda: cri_client.exec("0" * 64, "true")) == grpc.StatusCode.NOT_FOUND
 
 
-def test_stop_sends_the_signal_first_and_kills_after_the_grace_time(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_stop_sends_the_signal_first_and_kills_after_the_grace_time(
+    cri_client: Cri, world: World, tmp_path: Path
+) -> None:
     config = pod_config("stop", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         polite = cri_client.run(
             pod,
-            container_config(world.image, ["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done"], name="polite"),
+            container_config(
+                world.image, ["sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done"], name="polite"
+            ),
             config,
         )
         deaf = cri_client.run(
-            pod, container_config(world.image, ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"], name="deaf"), config
+            pod,
+            container_config(
+                world.image, ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"], name="deaf"
+            ),
+            config,
         )
         for name in ("polite", "deaf"):
-            until(partial(log_lines, tmp_path / f"{name}.log"))
+            wait_for(partial(log_lines, tmp_path / f"{name}.log"))
         cri_client.stop(polite, timeout=20)
         assert cri_client.status(polite).exit_code == 5
         begun = time.monotonic()
@@ -295,7 +342,9 @@ def test_stop_sends_the_signal_first_and_kills_after_the_grace_time(cri_client: 
 def test_a_program_that_is_not_there_fails_the_start_or_create(cri_client: Cri, world: World, tmp_path: Path) -> None:
     config = pod_config("absent", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
-        code, message = error_of(lambda: cri_client.run(pod, container_config(world.image, ["/no/such/program"]), config))
+        code, message = error_of(
+            lambda: cri_client.run(pod, container_config(world.image, ["/no/such/program"]), config)
+        )
         assert code == grpc.StatusCode.UNKNOWN
         assert "/no/such/program" in message
 
@@ -310,11 +359,9 @@ def test_a_container_starts_only_once(cri_client: Cri, world: World, tmp_path: P
 def test_statistics_agree_with_the_kernel(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     config = pod_config("stats", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
-        script = (
-            "dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 600"
-        )
+        script = "dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 600"
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
-        until(lambda: log_lines(tmp_path / "main.log"))
+        wait_for(lambda: log_lines(tmp_path / "main.log"))
         stats = cri_client.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), timeout=20).stats
         assert stats.cpu.usage_core_nano_seconds.value > 10_000_000
         assert 0 < stats.memory.working_set_bytes.value < 64 << 20

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from crashes import arm, crashpoints, retried
-from expect import error_of, exited, log_lines, network_condition, page, page_once_up, until
+from expect import error_of, exited, log_lines, network_condition, page, page_once_up, wait_for
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -47,7 +47,7 @@ def test_a_pod_starts_and_ends_over_a_crash_at(crash_node: Node, world: World, t
         retried(lambda: client.stop_pod(pod))
         retried(lambda: client.remove_pod(pod))
         assert not armed.exists(), f"nobody passed the crash point {point}"
-        until(lambda: all(crash_node.answers(service) for service in SERVICES))
+        wait_for(lambda: all(crash_node.answers(service) for service in SERVICES))
         assert retried(client.pods) == []
     wait_until_clean(crash_node)
 
@@ -79,23 +79,29 @@ def test_no_container_ends_before_it_starts(crash_node: Node, world: World, tmp_
         asked = time.time_ns()
         retried(lambda: client.start(container))
         assert not armed.exists()
-        ended = until(partial(retried, partial(exited, client, container)))
+        ended = wait_for(partial(retried, partial(exited, client, container)))
         assert asked <= ended.started_at <= ended.finished_at
         assert (ended.exit_code, ended.reason) == (0, "Completed")
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_running_pod_does_not_notice_the_death_of(node: Node, cri_client: Cri, world: World, tmp_path: Path, service: str) -> None:
+def test_a_running_pod_does_not_notice_the_death_of(
+    node: Node, cri_client: Cri, world: World, tmp_path: Path, service: str
+) -> None:
     """SIGKILL in the middle of a running pod: it goes on serving and logging, and all answers are as before."""
     config = pod_config("steady", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         web = cri_client.run(pod, container_config(world.image, name="web"), config)
         ticker = cri_client.run(
             pod,
-            container_config(world.image, ["sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done"], name="ticker"),
+            container_config(
+                world.image, ["sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done"], name="ticker"
+            ),
             config,
         )
-        short = cri_client.create(pod, container_config(world.image, ["sh", "-c", "sleep 0.7; exit 9"], name="short"), config)
+        short = cri_client.create(
+            pod, container_config(world.image, ["sh", "-c", "sleep 0.7; exit 9"], name="short"), config
+        )
         address = cri_client.pod_status(pod).network.ip
         page_once_up(address)
         before = (cri_client.status(web), cri_client.status(ticker), cri_client.pod_status(pod))
@@ -109,12 +115,12 @@ def test_a_running_pod_does_not_notice_the_death_of(node: Node, cri_client: Cri,
         after = (retried(lambda: cri_client.status(web)), cri_client.status(ticker), cri_client.pod_status(pod))
         assert after == before
         assert page(address) == PAGE
-        ended = until(partial(exited, cri_client, short))
+        ended = wait_for(partial(exited, cri_client, short))
         assert (ended.exit_code, ended.reason) == (9, "Error")
         assert ended.finished_at > ended.started_at
         assert cri_client.exec(web, "echo", "here").stdout == b"here\n"
         seen = len(log_lines(tmp_path / "ticker.log"))
-        until(lambda: len(log_lines(tmp_path / "ticker.log")) > seen + 5)
+        wait_for(lambda: len(log_lines(tmp_path / "ticker.log")) > seen + 5)
         numbers = [int(line.text) for line in log_lines(tmp_path / "ticker.log")]
         assert numbers == list(range(len(numbers)))
         cri_client.stop(ticker)
@@ -127,7 +133,9 @@ def test_a_failed_create_leaves_nothing(node: Node, cri_client: Cri, world: Worl
     linux = cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(cpuset_cpus="4095"))
     with cri_client.pod(config) as pod:
         before = traces(node)
-        code, message = error_of(lambda: cri_client.create(pod, container_config(world.image, ["sleep", "1"], linux=linux), config))
+        code, message = error_of(
+            lambda: cri_client.create(pod, container_config(world.image, ["sleep", "1"], linux=linux), config)
+        )
         assert code == grpc.StatusCode.UNKNOWN
         assert "could not create container main" in message
         assert traces(node) == before
@@ -152,7 +160,9 @@ def test_a_service_that_is_away_is_named(own_node: Node, world: World, tmp_path:
 
 
 @pytest.mark.parametrize("service", ["image-svc", "runtime-svc", "net-svc", "monitor-svc"])
-def test_restarting_a_service_under_load_fails_no_call(node: Node, cri_client: Cri, world: World, tmp_path: Path, service: str) -> None:
+def test_restarting_a_service_under_load_fails_no_call(
+    node: Node, cri_client: Cri, world: World, tmp_path: Path, service: str
+) -> None:
     """SIGTERM drains: pods are started and ended by three callers all the while, and not one call is refused."""
 
     def life(number: int) -> None:
@@ -183,7 +193,7 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
         try:
             for service in SERVICES:
                 if service != "cri-gateway":
-                    until(partial(own_node.answers, service, "1"))
+                    wait_for(partial(own_node.answers, service, "1"))
                     own_node.stop_service(service)
                     stopped.append(service)
             assert client.exec(container, "echo", "still").stdout == b"still\n"
@@ -207,7 +217,7 @@ def test_lists_are_never_old_whichever_replica_answers(own_node: Node, world: Wo
     own_node.start()
     other = own_node.start_replica("runtime-svc", "1")
     try:
-        until(partial(own_node.answers, "runtime-svc", "1"))
+        wait_for(partial(own_node.answers, "runtime-svc", "1"))
         with Cri(own_node.socket) as client, ThreadPoolExecutor(8) as pool:
             client.pull(world.image)
             config = pod_config("listed", log_directory=tmp_path)
@@ -221,7 +231,9 @@ def test_lists_are_never_old_whichever_replica_answers(own_node: Node, world: Wo
                 return all(pool.map(listed, range(24)))
 
             for number in range(4):
-                container = client.create(pod, container_config(world.image, ["sleep", "600"], name=f"c{number}"), config)
+                container = client.create(
+                    pod, container_config(world.image, ["sleep", "600"], name=f"c{number}"), config
+                )
                 expected[container] = cri.CONTAINER_CREATED
                 assert all_agree()
                 client.start(container)
@@ -235,7 +247,9 @@ def test_lists_are_never_old_whichever_replica_answers(own_node: Node, world: Wo
             client.remove_pod(pod)
         for replica in "0", "1":
             counted = get(own_node, "runtime-svc", "/metrics", replica).text
-            assert 'crisp_request_seconds_count{method="GET",route="/v1/containers",status="304"}' in counted, f"replica {replica}"
+            assert 'crisp_request_seconds_count{method="GET",route="/v1/containers",status="304"}' in counted, (
+                f"replica {replica}"
+            )
         tag = get(own_node, "runtime-svc", "/v1/pods").headers["etag"]
         assert get(own_node, "runtime-svc", "/v1/pods", headers={"if-none-match": tag}).status_code == 304
     finally:
@@ -252,9 +266,11 @@ def test_what_a_killed_gateway_left_is_found(own_node: Node, world: World, tmp_p
         client.pull(world.image)
         image_svc.put(f"/v1/rootfs/{'a' * 64}", json={"image": world.image}).raise_for_status()
         with client_of(own_node, "net-svc") as net_svc:
-            net_svc.put(f"/v1/attachments/{'b' * 64}", json={"namespace": "n", "name": "n", "uid": "u"}).raise_for_status()
-        until(lambda: not get(own_node, "image-svc", "/v1/rootfs").json()["ages"])
-        until(lambda: not get(own_node, "net-svc", "/v1/attachments").json()["ages"])
+            net_svc.put(
+                f"/v1/attachments/{'b' * 64}", json={"namespace": "n", "name": "n", "uid": "u"}
+            ).raise_for_status()
+        wait_for(lambda: not get(own_node, "image-svc", "/v1/rootfs").json()["ages"])
+        wait_for(lambda: not get(own_node, "net-svc", "/v1/attachments").json()["ages"])
     wait_until_clean(own_node)
     assert "leftover-removed" in own_node.log("cri-gateway")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from expect import exited, page, until
+from expect import exited, page, wait_for
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -49,7 +49,12 @@ class Desk:
     def run(self, *words: str, stdin: str = "", code: int = 0) -> str:
         """Standard output of a crictl that must end with this code."""
         done = subprocess.run(
-            [*self.command, *words], input=stdin, capture_output=True, text=True, check=False, timeout=60 * clone.SLOWNESS
+            [*self.command, *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60 * clone.SLOWNESS,
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
@@ -76,8 +81,17 @@ class Desk:
 
     def container_file(self, name: str, *command: str, **more: Any) -> str:
         """A container's configuration."""
-        document = {"metadata": {"name": name}, "image": {"image": self.image}, "command": command, "log_path": f"{name}.log", **more}
-        labels = {"part": name, "io.kubernetes.pod.namespace": "crictl"}  # what `ps --namespace` looks at; kubelet sets it
+        document = {
+            "metadata": {"name": name},
+            "image": {"image": self.image},
+            "command": command,
+            "log_path": f"{name}.log",
+            **more,
+        }
+        labels = {
+            "part": name,
+            "io.kubernetes.pod.namespace": "crictl",
+        }  # what `ps --namespace` looks at; kubelet sets it
         return self.file(f"container-{name}", {**document, "labels": labels})
 
 
@@ -95,7 +109,7 @@ def desk(program: Path, cri_client: Cri, node: Node, world: World, tmp_path: Pat
         for name, words in (("web", ()), ("talker", ("sh", "-c", LINES))):
             made.append(desk.run("create", pod, desk.container_file(name, *words), desk.pod_file("desk")).strip())
             assert desk.run("start", made[-1]).strip() == made[-1]
-        until(lambda: (tmp_path / "talker.log").exists() and "trouble" in (tmp_path / "talker.log").read_text())
+        wait_for(lambda: (tmp_path / "talker.log").exists() and "trouble" in (tmp_path / "talker.log").read_text())
         yield Desk(command, cri_client, tmp_path, world.image, pod, *made)
     finally:
         desk.run("rmp", "--force", pod)
@@ -111,7 +125,19 @@ def test_no_command_is_forgotten(program: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["ps -a", "pods", "images", "stats", "statsp", "imagefsinfo", "info", "inspect {web}", "inspectp {pod}", "inspecti {image}", "version"],
+    [
+        "ps -a",
+        "pods",
+        "images",
+        "stats",
+        "statsp",
+        "imagefsinfo",
+        "info",
+        "inspect {web}",
+        "inspectp {pod}",
+        "inspecti {image}",
+        "version",
+    ],
 )
 def test_output_in_each_format(desk: Desk, words: str) -> None:
     command = words.format(web=desk.web, pod=desk.pod, image=desk.image).split()
@@ -228,7 +254,7 @@ def test_attach_by_each_transport(desk: Desk, transport: str) -> None:
     desk.run("start", cat)
     with desk.start("attach", "--transport", transport, "-i", cat) as attached:
         assert attached.communicate("last words\n", timeout=30 * clone.SLOWNESS)[0] == "last words\n"
-    until(partial(exited, desk.client, cat))
+    wait_for(partial(exited, desk.client, cat))
 
 
 @pytest.mark.parametrize("transport", ["spdy", "websocket"])
@@ -246,7 +272,9 @@ def test_port_forward_by_each_transport(desk: Desk, transport: str) -> None:
 
 def test_logs_with_tail_and_stream_and_after_rotation(desk: Desk) -> None:
     assert desk.run("logs", desk.talker).splitlines() == ["line 1", "line 2", "line 3"]
-    assert desk.run("logs", "--tail", "2", desk.talker).splitlines() == ["line 3"]  # the last but one is on standard error
+    assert desk.run("logs", "--tail", "2", desk.talker).splitlines() == [
+        "line 3"
+    ]  # the last but one is on standard error
     assert "T" in desk.run("logs", "--timestamps", "--stream", "stdout", desk.talker).split()[0]
     (desk.folder / "talker.log").rename(desk.folder / "talker.log.1")
     desk.run("logs", "--reopen", desk.talker)
@@ -310,11 +338,13 @@ def test_events_show_what_happens(desk: Desk) -> None:
 
             def happens() -> bool:
                 nonlocal shown
-                desk.run("rm", desk.run("create", desk.pod, desk.container_file("brief"), desk.pod_file("desk")).strip())
+                desk.run(
+                    "rm", desk.run("create", desk.pod, desk.container_file("brief"), desk.pod_file("desk")).strip()
+                )
                 shown += output.read() or ""
                 return "CONTAINER_DELETED_EVENT" in shown
 
-            until(happens)  # crictl does not say when it has begun to listen
+            wait_for(happens)  # crictl does not say when it has begun to listen
             assert re.search(r'"name": +"brief"', shown)
         finally:
             events.terminate()

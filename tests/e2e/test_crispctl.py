@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from expect import exited, page, until
+from expect import exited, page, wait_for
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -53,7 +53,7 @@ def desk(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> Iterator[
         cri_client.run(pod, container_config(world.image, ["cat"], name="cat", stdin=True), config)
         said = "for i in 1 2 3 4 5; do echo line $i; done; echo trouble >&2; printf unfinished"
         talker = cri_client.run(pod, container_config(world.image, ["sh", "-c", said], name="talker"), config)
-        until(partial(exited, cri_client, talker))
+        wait_for(partial(exited, cri_client, talker))
         yield Desk(node, cri_client, talker)
 
 
@@ -63,7 +63,9 @@ def test_logs_go_to_where_the_container_wrote_them(desk: Desk) -> None:
     assert shown.stderr == b"trouble\n"
     assert desk.run("logs", desk.talker[:10], "--tail", "3").stdout == b"line 5\nunfinished"
     assert desk.run("logs", "talker", "--tail", "0").stdout == b""
-    assert re.fullmatch(rb"\d{4}-\d\d-\d\dT[\d:.]+[+-]\d\d:\d\d line 1", desk.run("logs", "talker", "-t").stdout.splitlines()[0])
+    assert re.fullmatch(
+        rb"\d{4}-\d\d-\d\dT[\d:.]+[+-]\d\d:\d\d line 1", desk.run("logs", "talker", "-t").stdout.splitlines()[0]
+    )
 
 
 def test_logs_since_a_time(desk: Desk) -> None:
@@ -127,7 +129,7 @@ def test_attach_types_and_sees(desk: Desk) -> None:
             seen += attached.stdout.read() or b""
             return b"hello\n" in seen
 
-        until(type_and_look)
+        wait_for(type_and_look)
         attached.send_signal(signal.SIGINT)
         attached.wait(20 * clone.SLOWNESS)
     cat = next(found for found in desk.client.containers() if found.metadata.name == "cat")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from expect import refused, until
+from expect import refused, wait_for
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -51,31 +51,35 @@ def _until_listening(client: Cri, *ears: list[cri.ContainerEventResponse]) -> No
             pass
         return all(ears)
 
-    until(heard)
+    wait_for(heard)
 
 
 def _of(heard: list[cri.ContainerEventResponse], container: str) -> list[int]:
     return [event.container_event_type for event in heard if event.container_id == container]
 
 
-def test_two_subscribers_hear_the_whole_life_of_a_pod_with_statuses(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_two_subscribers_hear_the_whole_life_of_a_pod_with_statuses(
+    cri_client: Cri, world: World, tmp_path: Path
+) -> None:
     with listening(cri_client) as one, listening(cri_client) as two:
         _until_listening(cri_client, one, two)
         config = pod_config("life", log_directory=tmp_path)
         pod = cri_client.run_pod(config)
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", "exit 3"]), config)
-        until(lambda: all(STOPPED in _of(heard, container) for heard in (one, two)))
+        wait_for(lambda: all(STOPPED in _of(heard, container) for heard in (one, two)))
         cri_client.remove(container)
         cri_client.stop_pod(pod)
         cri_client.stop_pod(pod)
         cri_client.remove_pod(pod)
-        until(lambda: all(DELETED in _of(heard, pod) for heard in (one, two)))
+        wait_for(lambda: all(DELETED in _of(heard, pod) for heard in (one, two)))
         for heard in (one, two):
             assert _of(heard, pod) == [CREATED, STARTED, STOPPED, DELETED]
             assert sorted(_of(heard, container)) == [CREATED, STARTED, STOPPED, DELETED]
             assert _of(heard, container)[0] == CREATED
             assert _of(heard, container)[-1] == DELETED
-            stopped = next(event for event in heard if event.container_id == container and event.container_event_type == STOPPED)
+            stopped = next(
+                event for event in heard if event.container_id == container and event.container_event_type == STOPPED
+            )
             assert stopped.pod_sandbox_status.metadata == config.metadata
             (status,) = stopped.containers_statuses
             assert (status.id, status.state, status.exit_code) == (container, cri.CONTAINER_EXITED, 3)
@@ -85,17 +89,25 @@ def test_two_subscribers_hear_the_whole_life_of_a_pod_with_statuses(cri_client: 
             assert times[0] > 0
 
 
-def test_a_subscription_goes_on_over_the_death_of_monitor_svc(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+def test_a_subscription_goes_on_over_the_death_of_monitor_svc(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
     config = pod_config("death", log_directory=tmp_path)
     with cri_client.pod(config) as pod, listening(cri_client) as heard:
         _until_listening(cri_client, heard)
-        container = cri_client.run(pod, container_config(world.image, ["sh", "-c", "read x; exit 4"], stdin=True), config)
+        container = cri_client.run(
+            pod, container_config(world.image, ["sh", "-c", "read x; exit 4"], stdin=True), config
+        )
         old = node.service_pid("monitor-svc")
         node.kill("monitor-svc")
         node.wait_for_new("monitor-svc", old)
         cri_client.stop(container)
-        until(lambda: len(_of(heard, container)) >= 3)
-        assert sorted(_of(heard, container)) == [CREATED, STARTED, STOPPED]  # the note of the start may have to be sent again, and late
+        wait_for(lambda: len(_of(heard, container)) >= 3)
+        assert sorted(_of(heard, container)) == [
+            CREATED,
+            STARTED,
+            STOPPED,
+        ]  # the note of the start may have to be sent again, and late
 
 
 def test_a_gateway_that_goes_ends_its_subscriptions_at_once(own_node: Node, world: World) -> None:
@@ -128,7 +140,7 @@ def test_a_subscriber_that_does_not_read_holds_nobody_up_and_is_told_that_it_mis
         for number in range(15):
             with client.pod(pod_config(f"busy-{number}", annotations={"long": "x" * (256 << 10)})) as pod:
                 pods.append(pod)
-        until(lambda: all(_of(heard, pod) == [CREATED, STARTED, STOPPED, DELETED] for pod in pods))
+        wait_for(lambda: all(_of(heard, pod) == [CREATED, STARTED, STOPPED, DELETED] for pod in pods))
         with refused(grpc.StatusCode.FAILED_PRECONDITION, "subscribe again"):
             for _ in asleep:
                 pass

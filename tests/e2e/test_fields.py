@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from cgroup_files import ROOT, VERSION_2, kernels
-from expect import NO_FOLDERS, error_of, exited, until
+from expect import NO_FOLDERS, error_of, exited, wait_for
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -34,7 +34,9 @@ def test_what_means_the_pause_container_changes_no_container(cri_client: Cri, wo
     config.windows.security_context.run_as_username = "nobody"
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, SLEEP), config)
-        said = cri_client.exec(container, "sh", "-c", "id -u; id -G; touch /writable && echo written; grep Seccomp: /proc/self/status")
+        said = cri_client.exec(
+            container, "sh", "-c", "id -u; id -G; touch /writable && echo written; grep Seccomp: /proc/self/status"
+        )
         assert said.stdout.decode().split() == ["0", "0", "written", "Seccomp:", "0"]
 
 
@@ -69,7 +71,11 @@ def test_mounts_propagate_as_asked(cri_client: Cri, node: Node, world: World, tm
     config.linux.security_context.privileged = True
     wanted = container_config(world.image, SLEEP)
     wanted.linux.security_context.privileged = True
-    modes = {"/private": cri.PROPAGATION_PRIVATE, "/slave": cri.PROPAGATION_HOST_TO_CONTAINER, "/shared": cri.PROPAGATION_BIDIRECTIONAL}
+    modes = {
+        "/private": cri.PROPAGATION_PRIVATE,
+        "/slave": cri.PROPAGATION_HOST_TO_CONTAINER,
+        "/shared": cri.PROPAGATION_BIDIRECTIONAL,
+    }
     for path, mode in modes.items():
         wanted.mounts.add(host_path=str(source), container_path=path, propagation=mode)
     with cri_client.pod(config, handler) as pod:
@@ -77,14 +83,20 @@ def test_mounts_propagate_as_asked(cri_client: Cri, node: Node, world: World, tm
         subprocess.run([*node.enter(), "mount", "-t", "tmpfs", "later", later], check=True)
         try:
             subprocess.run([*node.enter(), "touch", f"{later}/seen"], check=True)
-            seen = [path for path in modes if cri_client.exec(container, "test", "-e", f"{path}/later/seen").exit_code == 0]
+            seen = [
+                path for path in modes if cri_client.exec(container, "test", "-e", f"{path}/later/seen").exit_code == 0
+            ]
             assert seen == ["/slave", "/shared"]
         finally:
             subprocess.run([*node.enter(), "umount", later], check=True)
         for path in ("/private", "/slave", "/shared"):
             assert cri_client.exec(container, "sh", "-c", f"mount -t tmpfs {path[1:]} {path}/inside").exit_code == 0
-        mounted = subprocess.run([*node.enter(), "cat", "/proc/self/mounts"], capture_output=True, text=True, check=True).stdout
-        assert [line.split()[0] for line in mounted.splitlines() if line.split()[1] == str(source / "inside")] == ["shared"]
+        mounted = subprocess.run(
+            [*node.enter(), "cat", "/proc/self/mounts"], capture_output=True, text=True, check=True
+        ).stdout
+        assert [line.split()[0] for line in mounted.splitlines() if line.split()[1] == str(source / "inside")] == [
+            "shared"
+        ]
         assert cri_client.exec(container, "umount", "/shared/inside").exit_code == 0
 
 
@@ -104,7 +116,9 @@ def test_propagation_needs_a_source_that_propagates(cri_client: Cri, node: Node,
                 (link, cri.PROPAGATION_PRIVATE, grpc.StatusCode.INVALID_ARGUMENT, "no UTF-8"),
             ):
                 wanted = container_config(world.image, SLEEP)
-                wanted.mounts.add(host_path=str(tmp_path), container_path="/fine", propagation=cri.PROPAGATION_HOST_TO_CONTAINER)
+                wanted.mounts.add(
+                    host_path=str(tmp_path), container_path="/fine", propagation=cri.PROPAGATION_HOST_TO_CONTAINER
+                )
                 wanted.mounts.add(host_path=str(source), container_path="/x", propagation=mode)
                 code, message = error_of(partial(cri_client.create, pod, wanted, config))
                 assert code == expected
@@ -127,11 +141,17 @@ def test_mount_options_are_the_mounts(cri_client: Cri, world: World, tmp_path: P
         container = cri_client.run(pod, wanted, config)
         assert cri_client.exec(container, "sh", "-c", "/plain/tool").stdout == b"ran\n"
         assert b"ermission denied" in cri_client.exec(container, "sh", "-c", "/strict/tool").stderr
-        mounts = [line.split() for line in cri_client.exec(container, "cat", "/proc/mounts").stdout.decode().splitlines()]
-        assert {"noexec", "nosuid"} <= set(next(options for _, target, _, options, *_ in mounts if target == "/strict").split(","))
+        mounts = [
+            line.split() for line in cri_client.exec(container, "cat", "/proc/mounts").stdout.decode().splitlines()
+        ]
+        assert {"noexec", "nosuid"} <= set(
+            next(options for _, target, _, options, *_ in mounts if target == "/strict").split(",")
+        )
 
 
-def test_devices_are_there_with_the_access_that_was_asked_for(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+def test_devices_are_there_with_the_access_that_was_asked_for(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
     folder = node.root / "devices"
     (folder / "deep").mkdir(parents=True)
     loop_control, fuse = (10, 237), (10, 229)
@@ -162,7 +182,11 @@ def test_limits_of_every_kind_are_the_kernels(cri_client: Cri, world: World, tmp
     wanted = container_config(world.image, SLEEP)
     wanted.linux.resources.MergeFrom(
         cri.LinuxContainerResources(
-            oom_score_adj=321, cpuset_cpus="0", cpuset_mems="0", memory_limit_in_bytes=64 << 20, memory_swap_limit_in_bytes=96 << 20
+            oom_score_adj=321,
+            cpuset_cpus="0",
+            cpuset_mems="0",
+            memory_limit_in_bytes=64 << 20,
+            memory_swap_limit_in_bytes=96 << 20,
         )
     )
     wanted.linux.resources.hugepage_limits.add(page_size="2MB", limit=4 << 20)
@@ -170,13 +194,22 @@ def test_limits_of_every_kind_are_the_kernels(cri_client: Cri, world: World, tmp
     if Path("/sys/fs/cgroup/hugetlb").exists():
         files["hugetlb/hugetlb.2MB.limit_in_bytes"] = str(4 << 20)
     if VERSION_2:
-        files = {"cpuset.cpus": "0", "cpuset.mems": "0", "memory.swap.max": str(32 << 20), "hugetlb.2MB.max": str(4 << 20)}
-        files = {name: value for name, value in files.items() if not name.startswith("hugetlb") or _has_controller("hugetlb")}
+        files = {
+            "cpuset.cpus": "0",
+            "cpuset.mems": "0",
+            "memory.swap.max": str(32 << 20),
+            "hugetlb.2MB.max": str(4 << 20),
+        }
+        files = {
+            name: value for name, value in files.items() if not name.startswith("hugetlb") or _has_controller("hugetlb")
+        }
         wanted.linux.resources.unified.update({"memory.high": str(48 << 20), "pids.max": "77"})
         files |= {"memory.high": str(48 << 20), "pids.max": "77"}
     with cri_client.pod(config, handler) as pod:
         container = cri_client.run(pod, wanted, config)
-        said = cri_client.exec(container, "sh", "-c", "cd /sys/fs/cgroup && cat /proc/1/oom_score_adj " + " ".join(files))
+        said = cri_client.exec(
+            container, "sh", "-c", "cd /sys/fs/cgroup && cat /proc/1/oom_score_adj " + " ".join(files)
+        )
         assert said.stdout.decode().split() == ["321", *files.values()], said.stderr
         shown = cri_client.status(container).resources.linux
         assert (shown.oom_score_adj, shown.cpuset_cpus, shown.cpuset_mems) == (321, "0", "0")
@@ -187,7 +220,9 @@ def test_limits_of_every_kind_are_the_kernels(cri_client: Cri, world: World, tmp
             (cri.LinuxContainerResources(memory_swap_limit_in_bytes=88 << 20), 8 << 20, 88 << 20),
         ):
             cri_client.update(container, new)
-            assert int(cri_client.exec(container, "cat", f"/sys/fs/cgroup/{swap}").stdout) == (version_2 if VERSION_2 else version_1)
+            assert int(cri_client.exec(container, "cat", f"/sys/fs/cgroup/{swap}").stdout) == (
+                version_2 if VERSION_2 else version_1
+            )
         new = cri.LinuxContainerResources(oom_score_adj=432)
         cri_client.update(container, new)
         assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"432\n"
@@ -209,7 +244,11 @@ def test_limits_of_every_kind_are_the_pods(cri_client: Cri, node: Node, world: W
     config.linux.security_context.namespace_options.pid = cri.POD
     config.linux.resources.MergeFrom(
         cri.LinuxContainerResources(
-            oom_score_adj=123, cpuset_cpus="0", cpuset_mems="0", memory_limit_in_bytes=64 << 20, memory_swap_limit_in_bytes=96 << 20
+            oom_score_adj=123,
+            cpuset_cpus="0",
+            cpuset_mems="0",
+            memory_limit_in_bytes=64 << 20,
+            memory_swap_limit_in_bytes=96 << 20,
         )
     )
     config.linux.resources.hugepage_limits.add(page_size="2MB", limit=4 << 20)
@@ -219,7 +258,13 @@ def test_limits_of_every_kind_are_the_pods(cri_client: Cri, node: Node, world: W
     if Path("/sys/fs/cgroup/hugetlb").exists():
         files["hugetlb/hugetlb.2MB.limit_in_bytes"] = str(6 << 20)
     if VERSION_2:
-        files = {"cpuset.cpus": "0", "cpuset.mems": "0", "memory.swap.max": str(32 << 20), "pids.max": "88", "memory.high": str(60 << 20)}
+        files = {
+            "cpuset.cpus": "0",
+            "cpuset.mems": "0",
+            "memory.swap.max": str(32 << 20),
+            "pids.max": "88",
+            "memory.high": str(60 << 20),
+        }
         config.linux.resources.unified.update({"memory.high": str(60 << 20), "memory.oom.group": "1"})
         config.linux.overhead.unified["pids.max"] = "88"
         files |= {"memory.oom.group": "0"} | ({"hugetlb.2MB.max": str(6 << 20)} if _has_controller("hugetlb") else {})
@@ -231,10 +276,16 @@ def test_limits_of_every_kind_are_the_pods(cri_client: Cri, node: Node, world: W
         assert {file: kernels(cgroup, file) for file in files} == files
         allowed = cri_client.exec(container, "grep", "Cpus_allowed_list", "/proc/self/status").stdout
         assert allowed.split() == [b"Cpus_allowed_list:", b"0"], "a container is within its pod"
-        assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"123\n", "process 1 is the pause process"
-        more = cri.LinuxContainerResources(oom_score_adj=456, memory_limit_in_bytes=128 << 20, memory_swap_limit_in_bytes=256 << 20)
+        assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"123\n", (
+            "process 1 is the pause process"
+        )
+        more = cri.LinuxContainerResources(
+            oom_score_adj=456, memory_limit_in_bytes=128 << 20, memory_swap_limit_in_bytes=256 << 20
+        )
         cri_client.update_pod(pod, resources=more)
-        files = {"memory.swap.max": str(128 << 20)} if VERSION_2 else {"memory/memory.memsw.limit_in_bytes": str(264 << 20)}
+        files = (
+            {"memory.swap.max": str(128 << 20)} if VERSION_2 else {"memory/memory.memsw.limit_in_bytes": str(264 << 20)}
+        )
         assert {file: kernels(cgroup, file) for file in files} == files
         assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"456\n"
         less = cri.LinuxContainerResources(memory_limit_in_bytes=16 << 20)  # and what is not said stays
@@ -258,7 +309,11 @@ def test_what_is_said_is_told_again(cri_client: Cri, world: World, tmp_path: Pat
         of_pod, status = cri_client.pod_status(pod), cri_client.status(container)
         assert (of_pod.metadata, dict(of_pod.annotations)) == (config.metadata, {"pod": "yes"})
         assert (status.metadata, dict(status.annotations)) == (wanted.metadata, {"container": "yes"})
-        assert (status.image.image, dict(status.image.annotations), status.image_ref) == (world.image, {"why": "told"}, world.busybox.id)
+        assert (status.image.image, dict(status.image.annotations), status.image_ref) == (
+            world.image,
+            {"why": "told"},
+            world.busybox.id,
+        )
         assert cri_client.pods(id=pod)[0].metadata == config.metadata
         assert cri_client.containers(id=container)[0].metadata == wanted.metadata
 
@@ -270,14 +325,16 @@ def test_the_requests_stop_signal_comes_before_the_images(cri_client: Cri, world
         for signal, code in ((cri.SIGNAL_RUNTIME_DEFAULT, 10), (cri.SIGNAL_SIGUSR1, 11)):
             wanted = container_config(world.image, ["sh", "-c", script], name=f"signal{signal}", stop_signal=signal)
             container = cri_client.run(pod, wanted, config)
-            until(lambda name=container: cri_client.exec(name, "test", "-e", "/ready").exit_code == 0)  # type: ignore[misc]
+            wait_for(lambda name=container: cri_client.exec(name, "test", "-e", "/ready").exit_code == 0)  # type: ignore[misc]
             assert cri_client.status(container).stop_signal == (signal or cri.SIGNAL_SIGTERM)
             cri_client.stop(container, timeout=20)
-            assert until(partial(exited, cri_client, container)).exit_code == code
+            assert wait_for(partial(exited, cri_client, container)).exit_code == code
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
-def test_a_localhost_seccomp_profile_is_enforced(cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str) -> None:
+def test_a_localhost_seccomp_profile_is_enforced(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str
+) -> None:
     """By the field of today and by the one that old clients write."""
     profile = node.root / "no-folders.json"
     profile.write_text(NO_FOLDERS)

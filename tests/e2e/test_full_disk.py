@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from expect import error_of, exited, until, when
+from expect import error_of, exited, wait_for, when
 from log_lines import entries, written
 from traces import get
 from world import World
@@ -45,7 +45,9 @@ class Disk:
 
     def numbers(self) -> list[int]:
         """The numbers of the lines that are there whole."""
-        return [int(line[:6]) for line in written(entries(self.log.read_bytes())).splitlines() if _WHOLE.fullmatch(line)]
+        return [
+            int(line[:6]) for line in written(entries(self.log.read_bytes())).splitlines() if _WHOLE.fullmatch(line)
+        ]
 
 
 @contextmanager
@@ -72,12 +74,14 @@ def kinds(node: Node, container: str) -> list[str]:
     return found
 
 
-def wait_for(kind: str, node: Node, container: str) -> None:
+def wait_for_event(kind: str, node: Node, container: str) -> None:
     """Waits for an event about a container; if it does not come, tells what there is instead."""
     try:
-        until(lambda: kind in kinds(node, container))
+        wait_for(lambda: kind in kinds(node, container))
     except AssertionError as error:
-        about_logs = [line for line in get(node, "monitor-svc", "/metrics").text.splitlines() if line.startswith("crisp_log_")]
+        about_logs = [
+            line for line in get(node, "monitor-svc", "/metrics").text.splitlines() if line.startswith("crisp_log_")
+        ]
         raise AssertionError(f"no {kind}: {kinds(node, container)}, {about_logs}") from error
 
 
@@ -119,28 +123,30 @@ def held(holding: tuple[Node, Cri], world: World, folder: Path) -> Iterator[tupl
     """The same, once the container waits for room."""
     node, client = holding
     with flooding(node, client, world, folder, mebibytes=40) as (disk, container):
-        until(lambda: is_held(node), seconds=60)
+        wait_for(lambda: is_held(node), seconds=60)
         yield disk, container
 
 
-def test_a_container_goes_on_and_what_found_no_room_is_told(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+def test_a_container_goes_on_and_what_found_no_room_is_told(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
     lost = metric(node, "crisp_log_lost_bytes_total")
     with flooding(node, cri_client, world, tmp_path, mebibytes=1) as (disk, container):
-        until(lambda: is_done(cri_client, container), seconds=60)
+        wait_for(lambda: is_done(cri_client, container), seconds=60)
         numbers = disk.numbers()
         assert numbers[:5000] == list(range(1, 5001))
         assert numbers == sorted(set(numbers))
         assert 5000 < len(numbers) < LINES
-        wait_for("log-lost", node, container)
-        until(lambda: is_drained(node))  # a megabyte in the pipe would fill the disk anew
+        wait_for_event("log-lost", node, container)
+        wait_for(lambda: is_drained(node))  # a megabyte in the pipe would fill the disk anew
         assert LINES * 67 * 0.4 < metric(node, "crisp_log_lost_bytes_total") - lost <= LINES * 67 * 1.01
         assert metric(node, "crisp_log_disks_short") == 1
 
         disk.log.unlink()
         cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
         cri_client.exec(container, "touch", "/go")
-        until(lambda: b"stdout F later\n" in disk.log.read_bytes())
-        wait_for("log-resumed", node, container)
+        wait_for(lambda: b"stdout F later\n" in disk.log.read_bytes())
+        wait_for_event("log-resumed", node, container)
         assert metric(node, "crisp_log_disks_short") == 0
 
 
@@ -149,11 +155,11 @@ def test_held_a_container_waits_and_nothing_is_lost(holding: tuple[Node, Cri], w
     with held(holding, world, tmp_path) as (disk, container):
         assert not is_done(client, container)  # and it answers meanwhile
         node.kill("monitor-svc")
-        until(lambda: is_held(node))  # the next monitor-svc holds it in its turn
+        wait_for(lambda: is_held(node))  # the next monitor-svc holds it in its turn
         disk.grow(400)
-        until(lambda: is_done(client, container), seconds=60)
+        wait_for(lambda: is_done(client, container), seconds=60)
         client.exec(container, "touch", "/go")
-        until(lambda: b"stdout F later\n" in disk.log.read_bytes())
+        wait_for(lambda: b"stdout F later\n" in disk.log.read_bytes())
         assert disk.numbers() == list(range(1, LINES + 1))
         assert kinds(node, container) == ["created", "started"]
         assert metric(node, "crisp_log_lost_bytes_total") == 0
@@ -170,7 +176,7 @@ def test_held_a_container_that_ends_is_seen_to_end(holding: tuple[Node, Cri], wo
     node, client = holding
     with held(holding, world, tmp_path) as (_, container):
         os.kill(get(node, "monitor-svc", f"/v1/monitors/{container}").json()["pid"], signal.SIGKILL)
-        until(partial(exited, client, container), seconds=20)
+        wait_for(partial(exited, client, container), seconds=20)
 
 
 def test_after_the_time_limit_it_goes_on(own_node: Node, world: World, tmp_path: Path) -> None:
@@ -179,8 +185,8 @@ def test_after_the_time_limit_it_goes_on(own_node: Node, world: World, tmp_path:
     with Cri(own_node.socket) as client:
         client.pull(world.image)
         with flooding(own_node, client, world, tmp_path, mebibytes=40) as (_, container):
-            until(lambda: is_done(client, container), seconds=60)
-            wait_for("log-lost", own_node, container)
+            wait_for(lambda: is_done(client, container), seconds=60)
+            wait_for_event("log-lost", own_node, container)
             assert not is_held(own_node)
 
 
@@ -208,6 +214,8 @@ def test_a_full_disk_of_images_is_named_and_loses_nothing(own_node: Node, world:
         config = pod_config("tight", log_directory=tmp_path)
         with client.pod(config) as pod:  # what there was works, and what did not fit has left no trace
             container = client.run(pod, container_config(world.image, ["sleep", "600"]), config)
-            said = client.exec(container, "sh", "-c", "dd if=/dev/zero of=/fits bs=1M count=16 && rm /fits && echo fits")
+            said = client.exec(
+                container, "sh", "-c", "dd if=/dev/zero of=/fits bs=1M count=16 && rm /fits && echo fits"
+            )
             assert said.stdout == b"fits\n", said.stderr
         own_node.stop_service("image-svc")

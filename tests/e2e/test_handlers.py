@@ -25,11 +25,15 @@ def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world:
     marker = own_node.root / "hooked"
     hook = {"path": "/bin/sh", "args": ["sh", "-c", f"cat > {marker}"]}
     (hooks / "mark.json").write_text(
-        json.dumps({"version": "1.0.0", "hook": hook, "when": {"annotations": {"^mark$": "yes"}}, "stages": ["createRuntime"]})
+        json.dumps(
+            {"version": "1.0.0", "hook": hook, "when": {"annotations": {"^mark$": "yes"}}, "stages": ["createRuntime"]}
+        )
     )
     edits = {"env": ["CDI=here"], "deviceNodes": [{"path": "/dev/mine", "hostPath": "/dev/null"}]}
     (devices / "vendor.json").write_text(
-        json.dumps({"cdiVersion": "1.0.0", "kind": "vendor.com/dev", "devices": [{"name": "one", "containerEdits": edits}]})
+        json.dumps(
+            {"cdiVersion": "1.0.0", "kind": "vendor.com/dev", "devices": [{"name": "one", "containerEdits": edits}]}
+        )
     )
     own_node.settings = {"runtime": {"hooks_dirs": [str(hooks)], "cdi_dirs": [str(devices)], "default_handler": "mine"}}
     own_node.environment = {
@@ -39,7 +43,9 @@ def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world:
     own_node.start()
     with Cri(own_node.socket) as client:
         client.pull(world.image)
-        assert {handler.name for handler in client.runtime.Status(cri.StatusRequest(), timeout=60).runtime_handlers} == {"", "mine"}
+        assert {
+            handler.name for handler in client.runtime.Status(cri.StatusRequest(), timeout=60).runtime_handlers
+        } == {"", "mine"}
         config = pod_config("mine", log_directory=tmp_path)
         with client.pod(config, "mine") as pod:
             wanted = container_config(world.image, SLEEP, annotations={"mark": "yes"})
@@ -48,14 +54,18 @@ def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world:
             assert (root / container).is_dir()
             assert json.loads(marker.read_text())["id"] == container
             assert (
-                client.exec(container, "sh", "-c", "echo $CDI; test -c /dev/mine && echo x > /dev/mine && echo device").stdout
+                client.exec(
+                    container, "sh", "-c", "echo $CDI; test -c /dev/mine && echo x > /dev/mine && echo device"
+                ).stdout
                 == b"here\ndevice\n"
             )
             marker.unlink()
             client.run(pod, container_config(world.image, SLEEP, name="plain"), config)
             assert not marker.exists()
             (hooks / "broken.json").write_text("{")
-            code, message = error_of(lambda: client.create(pod, container_config(world.image, SLEEP, name="not"), config))
+            code, message = error_of(
+                lambda: client.create(pod, container_config(world.image, SLEEP, name="not"), config)
+            )
             assert code == grpc.StatusCode.FAILED_PRECONDITION
             assert "broken.json" in message
 
@@ -66,7 +76,10 @@ def test_containers_keep_the_runtime_that_made_them(own_node: Node, world: World
     state = own_node.run / "runtime-svc/oci/old"
 
     def configure(handler: str, path: Path) -> None:
-        own_node.settings = {"runtime": {"default_handler": handler}, f"runtime.handlers.{handler}": {"path": str(path)}}
+        own_node.settings = {
+            "runtime": {"default_handler": handler},
+            f"runtime.handlers.{handler}": {"path": str(path)},
+        }
         own_node.configure()
 
     configure("old", program)
@@ -77,7 +90,8 @@ def test_containers_keep_the_runtime_that_made_them(own_node: Node, world: World
         config = pod_config("kept", log_directory=tmp_path)
         pod = client.run_pod(config)
         running, created, last = (
-            client.create(pod, container_config(world.image, SLEEP, name=name), config) for name in ("running", "created", "last")
+            client.create(pod, container_config(world.image, SLEEP, name=name), config)
+            for name in ("running", "created", "last")
         )
         client.start(running)
         configure("new", Path("/usr/bin/crun"))
@@ -135,11 +149,18 @@ def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World,
                             "blkio/blkio.throttle.write_iops_device": f"{number} {writes}" if writes else "",
                         }
                     for file, expected in files.items():
-                        assert client.exec(container, "cat", f"/sys/fs/cgroup/{file}").stdout.decode().strip() == expected
+                        assert (
+                            client.exec(container, "cat", f"/sys/fs/cgroup/{file}").stdout.decode().strip() == expected
+                        )
         for annotation, name, code, said in (
             (block_io, "fast", grpc.StatusCode.INVALID_ARGUMENT, "'fast' is not configured (runtime.blockio_classes)"),
             (block_io, "nowhere", grpc.StatusCode.FAILED_PRECONDITION, "/dev/none"),
-            (rdt, "gold", grpc.StatusCode.FAILED_PRECONDITION, "/sys/fs/resctrl/gold must exist, on a processor that has RDT"),
+            (
+                rdt,
+                "gold",
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "/sys/fs/resctrl/gold must exist, on a processor that has RDT",
+            ),
         ):
             config = pod_config("wrong", log_directory=tmp_path, annotations={f"{annotation}/pod": name})
             with client.pod(config) as pod:
@@ -164,7 +185,9 @@ def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: 
         assert pod_memory(node, pod) == 272 << 20
         cri_client.update_pod(pod, overhead=cri.LinuxContainerResources(memory_limit_in_bytes=32 << 20))
         assert pod_memory(node, pod) == 288 << 20
-        code, message = error_of(lambda: cri_client.update_pod(pod, resources=cri.LinuxContainerResources(memory_limit_in_bytes=-5)))
+        code, message = error_of(
+            lambda: cri_client.update_pod(pod, resources=cri.LinuxContainerResources(memory_limit_in_bytes=-5))
+        )
         assert code == grpc.StatusCode.INVALID_ARGUMENT
         assert "memory_limit_in_bytes" in message
         assert pod_memory(node, pod) == 288 << 20
@@ -173,7 +196,9 @@ def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: 
 
 
 @pytest.mark.skipif(uses_systemd(), reason="systemd's slices are systemd's; the parent here is a cgroup of our own")
-def test_a_pod_may_be_told_of_more_processor_than_its_parent_has_yet(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+def test_a_pod_may_be_told_of_more_processor_than_its_parent_has_yet(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
     """kubelet says so at a resize, before it gives the pod's cgroup more; on version 1 the kernel refuses a child more than its parent."""
     parent = f"{node.names.cgroup}/resized"
     config = pod_config("resized", log_directory=tmp_path)
@@ -201,7 +226,9 @@ def test_a_slice_may_be_given_by_its_path(cri_client: Cri, node: Node, tmp_path:
     config.linux.cgroup_parent = f"/{prefix}.slice/{prefix}-kubepods.slice"
     try:
         with cri_client.pod(config) as pod:
-            assert (Path("/sys/fs/cgroup") / config.linux.cgroup_parent[1:] / f"{prefix}-kubepods-crisp{pod}.slice").is_dir()
+            assert (
+                Path("/sys/fs/cgroup") / config.linux.cgroup_parent[1:] / f"{prefix}-kubepods-crisp{pod}.slice"
+            ).is_dir()
     finally:  # the parent is its maker's to remove
         subprocess.run(["systemctl", "stop", f"{prefix}-kubepods.slice"], check=True)
 

@@ -85,7 +85,9 @@ def test_a_tag_that_moved_leaves_the_old_image_without_it(cri_client: Cri, world
     assert (list(before.repo_tags), list(after.repo_tags)) == ([], [name])
 
 
-def test_an_image_in_use_keeps_its_layers_until_the_container_goes(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+def test_an_image_in_use_keeps_its_layers_until_the_container_goes(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
     layer = images.busybox_layer()
     layer.file("/mark", "still here\n")
     images.build([layer.finish()], {"Cmd": ["sh"]}).push(world.registry, "test/used", "1")
@@ -117,10 +119,14 @@ def test_an_absent_image_and_an_absent_registry(cri_client: Cri, world: World) -
     assert "UPPER/Case" in message
 
 
-def test_creating_a_container_from_an_absent_image_leaves_nothing(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_creating_a_container_from_an_absent_image_leaves_nothing(
+    cri_client: Cri, world: World, tmp_path: Path
+) -> None:
     config = pod_config("imageless", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
-        code, message = error_of(lambda: cri_client.create(pod, container_config(f"{world.registry}/test/nothing:1"), config))
+        code, message = error_of(
+            lambda: cri_client.create(pod, container_config(f"{world.registry}/test/nothing:1"), config)
+        )
         assert code == grpc.StatusCode.NOT_FOUND
         assert "pull it first" in message
         assert cri_client.containers() == []
@@ -137,7 +143,11 @@ def test_damaged_blobs_are_refused_and_nothing_of_them_is_kept(cri_client: Cri, 
     changed.push(world.registry, "test/damaged", "bytes")
     digest = json.loads(changed.manifest)["layers"][0]["digest"].removeprefix("sha256:")
     blob = storage / digest[:2] / digest / "data"
-    blob.write_bytes(gzip.compress(raw.replace(b"xxxx", b"yyyy", 1), 1, mtime=0).ljust(blob.stat().st_size, b"\0")[: blob.stat().st_size])
+    blob.write_bytes(
+        gzip.compress(raw.replace(b"xxxx", b"yyyy", 1), 1, mtime=0).ljust(blob.stat().st_size, b"\0")[
+            : blob.stat().st_size
+        ]
+    )
 
     lying = images.build([raw], {"Cmd": ["/x"], "Labels": {"case": "diff"}})
     document = json.loads(next(blob for digest, blob in lying.blobs.items() if digest == lying.id))
@@ -145,7 +155,9 @@ def test_damaged_blobs_are_refused_and_nothing_of_them_is_kept(cri_client: Cri, 
     config = json.dumps(document).encode()
     manifest = json.loads(lying.manifest)
     manifest["config"] |= {"digest": f"sha256:{hashlib.sha256(config).hexdigest()}", "size": len(config)}
-    Image(json.dumps(manifest).encode(), {**lying.blobs, manifest["config"]["digest"]: config}).push(world.registry, "test/damaged", "diff")
+    Image(json.dumps(manifest).encode(), {**lying.blobs, manifest["config"]["digest"]: config}).push(
+        world.registry, "test/damaged", "diff"
+    )
 
     layers = node.root / "state/image-svc/layers"
     before = sorted(path.name for path in layers.iterdir())
@@ -208,7 +220,9 @@ blocked = true
         assert "registries.conf" in message
 
 
-def test_images_load_from_a_layout_and_from_an_archive(cri_client: Cri, node: Node, tmp_path: Path, names: list[str]) -> None:
+def test_images_load_from_a_layout_and_from_an_archive(
+    cri_client: Cri, node: Node, tmp_path: Path, names: list[str]
+) -> None:
     first, second = small("layout"), small("archive")
     first.write_layout(tmp_path / "layout", "example.invalid/layout:1")
     second.write_layout(tmp_path / "unpacked", "example.invalid/archive:1")

@@ -9,7 +9,7 @@ from threading import Event
 
 import grpc
 import pytest
-from expect import code_of, exited, log_lines, page_once_up, until, when
+from expect import code_of, exited, log_lines, page_once_up, wait_for, when
 from traces import file_descriptors
 from world import PAGE, World
 
@@ -89,12 +89,14 @@ def test_stop_and_remove_of_the_unknown_are_fine(cri_client: Cri) -> None:
     cri_client.remove_image("127.0.0.1:1/nothing/here:1")
 
 
-def test_containers_of_a_pod_share_its_network_and_not_its_processes(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_containers_of_a_pod_share_its_network_and_not_its_processes(
+    cri_client: Cri, world: World, tmp_path: Path
+) -> None:
     config = pod_config("pair", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         cri_client.run(pod, container_config(world.image, name="server"), config)
         other = cri_client.run(pod, container_config(world.image, ["sleep", "600"], name="client"), config)
-        page = until(lambda: cri_client.exec(other, "wget", "-q", "-O", "-", "http://127.0.0.1/").stdout.decode())
+        page = wait_for(lambda: cri_client.exec(other, "wget", "-q", "-O", "-", "http://127.0.0.1/").stdout.decode())
         assert page == PAGE
         assert b"httpd" not in cri_client.exec(other, "ps").stdout
 
@@ -107,13 +109,18 @@ def test_a_shared_pid_namespace_is_shared(cri_client: Cri, world: World, tmp_pat
     shared.security_context.namespace_options.pid = cri.POD
     with cri_client.pod(config) as pod:
         cri_client.run(pod, container_config(world.image, name="server", linux=shared), config)
-        other = cri_client.run(pod, container_config(world.image, ["sleep", "600"], name="client", linux=shared), config)
-        listed = until(lambda: found if b"httpd" in (found := cri_client.exec(other, "ps").stdout) else None)
+        other = cri_client.run(
+            pod, container_config(world.image, ["sleep", "600"], name="client", linux=shared), config
+        )
+        listed = wait_for(lambda: found if b"httpd" in (found := cri_client.exec(other, "ps").stdout) else None)
         assert b"catatonit" in listed
 
 
 def test_lists_are_filtered(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    first, second = pod_config("first", log_directory=tmp_path / "1"), pod_config("second", log_directory=tmp_path / "2")
+    first, second = (
+        pod_config("first", log_directory=tmp_path / "1"),
+        pod_config("second", log_directory=tmp_path / "2"),
+    )
     with cri_client.pod(first) as one, cri_client.pod(second) as two:
         a = cri_client.run(one, container_config(world.image, name="a", labels={"k": "v"}), first)
         b = cri_client.create(two, container_config(world.image, name="b"), second)
@@ -132,7 +139,10 @@ def test_lists_are_filtered(cri_client: Cri, world: World, tmp_path: Path) -> No
 def test_removing_a_pod_takes_its_running_containers(cri_client: Cri, world: World, tmp_path: Path) -> None:
     config = pod_config("whole", log_directory=tmp_path)
     pod = cri_client.run_pod(config)
-    containers = [cri_client.run(pod, container_config(world.image, ["sleep", "600"], name=f"c{number}"), config) for number in range(3)]
+    containers = [
+        cri_client.run(pod, container_config(world.image, ["sleep", "600"], name=f"c{number}"), config)
+        for number in range(3)
+    ]
     cri_client.remove_pod(pod)
     for container in containers:
         assert code_of(partial(cri_client.status, container)) == grpc.StatusCode.NOT_FOUND
@@ -145,11 +155,11 @@ def test_logs_have_time_stream_and_text_and_survive_rotation(cri_client: Cri, wo
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
         log = Path(cri_client.status(container).log_path)
         assert log == tmp_path / "main.log"
-        until(lambda: len(log_lines(log)) >= 3)
+        wait_for(lambda: len(log_lines(log)) >= 3)
         rotated = log.rename(tmp_path / "main.log.1")
         cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
         cri_client.exec(container, "touch", "/go")
-        until(partial(exited, cri_client, container))
+        wait_for(partial(exited, cri_client, container))
         lines = log_lines(rotated) + log_lines(log)
         assert sorted((line.stream, line.text) for line in lines) == [
             ("stderr", "two"),
@@ -164,7 +174,10 @@ def test_the_node_says_what_it_is(cri_client: Cri, node: Node) -> None:
     version = cri_client.runtime.Version(cri.VersionRequest(), timeout=20)
     assert (version.version, version.runtime_name, version.runtime_api_version) == ("0.1.0", "crisp", "v1")
     status = cri_client.runtime.Status(cri.StatusRequest(verbose=True), timeout=20)
-    assert {condition.type: condition.status for condition in status.status.conditions} == {"RuntimeReady": True, "NetworkReady": True}
+    assert {condition.type: condition.status for condition in status.status.conditions} == {
+        "RuntimeReady": True,
+        "NetworkReady": True,
+    }
     assert {handler.name for handler in status.runtime_handlers} == {"", "crun", "runc"}
     assert "bridge" in status.info["cniconfig"]
     assert cri_client.runtime.RuntimeConfig(cri.RuntimeConfigRequest(), timeout=20).linux.cgroup_driver == (
@@ -177,18 +190,28 @@ def test_streams_have_what_the_lists_have(cri_client: Cri, world: World, tmp_pat
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, ["sleep", "600"]), config)
         runtime, mine = cri_client.runtime, cri.ContainerFilter(id=container)
-        assert [found.id for part in runtime.StreamContainers(cri.StreamContainersRequest(filter=mine)) for found in part.containers] == [
-            container
-        ]
+        assert [
+            found.id
+            for part in runtime.StreamContainers(cri.StreamContainersRequest(filter=mine))
+            for found in part.containers
+        ] == [container]
         wanted = cri.StreamPodSandboxesRequest(filter=cri.PodSandboxFilter(id=pod))
         assert [found.id for part in runtime.StreamPodSandboxes(wanted) for found in part.pod_sandboxes] == [pod]
         stats = cri.StreamContainerStatsRequest(filter=cri.ContainerStatsFilter(id=container))
-        assert [found.attributes.id for part in runtime.StreamContainerStats(stats) for found in part.container_stats] == [container]
+        assert [
+            found.attributes.id for part in runtime.StreamContainerStats(stats) for found in part.container_stats
+        ] == [container]
         pod_stats = cri.StreamPodSandboxStatsRequest(filter=cri.PodSandboxStatsFilter(id=pod))
-        assert [found.attributes.id for part in runtime.StreamPodSandboxStats(pod_stats) for found in part.pod_sandbox_stats] == [pod]
-        listed = {image.id for part in cri_client.image.StreamImages(cri.StreamImagesRequest()) for image in part.images}
+        assert [
+            found.attributes.id for part in runtime.StreamPodSandboxStats(pod_stats) for found in part.pod_sandbox_stats
+        ] == [pod]
+        listed = {
+            image.id for part in cri_client.image.StreamImages(cri.StreamImagesRequest()) for image in part.images
+        }
         assert listed == {image.id for image in cri_client.images()}
-        assert list(runtime.StreamContainers(cri.StreamContainersRequest(filter=cri.ContainerFilter(id="0" * 64)))) == []
+        assert (
+            list(runtime.StreamContainers(cri.StreamContainersRequest(filter=cri.ContainerFilter(id="0" * 64)))) == []
+        )
 
 
 def test_lists_never_show_a_container_by_half(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -208,7 +231,9 @@ def test_lists_never_show_a_container_by_half(cri_client: Cri, world: World, tmp
         looking = pool.submit(look)
         try:
             for number in range(12):
-                container = cri_client.run(pod, container_config(world.image, ["sleep", "600"], name=f"c{number}"), config)
+                container = cri_client.run(
+                    pod, container_config(world.image, ["sleep", "600"], name=f"c{number}"), config
+                )
                 if number % 2:
                     cri_client.stop(container)
                 cri_client.remove(container)
@@ -224,8 +249,11 @@ def test_thirty_containers_of_a_pod_stop_at_the_same_time(cri_client: Cri, world
     script = "trap 'sleep 1; exit 3' TERM; echo up; while :; do sleep 0.1; done"
     config = pod_config("thirty", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
-        containers = [cri_client.run(pod, container_config(world.image, ["sh", "-c", script], name=f"c{n}"), config) for n in range(30)]
-        until(lambda: all(log_lines(log) for log in tmp_path.glob("*.log")))
+        containers = [
+            cri_client.run(pod, container_config(world.image, ["sh", "-c", script], name=f"c{n}"), config)
+            for n in range(30)
+        ]
+        wait_for(lambda: all(log_lines(log) for log in tmp_path.glob("*.log")))
         begun = time.monotonic()
         with ThreadPoolExecutor(30) as pool:
             list(pool.map(lambda container: cri_client.stop(container, timeout=60), containers))
@@ -238,7 +266,7 @@ def test_a_second_shorter_stop_shortens_the_first(cri_client: Cri, world: World,
     with cri_client.pod(config) as pod, ThreadPoolExecutor(1) as pool:
         script = "trap '' TERM; echo up; while :; do sleep 0.1; done"
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
-        until(lambda: log_lines(tmp_path / "main.log"))
+        wait_for(lambda: log_lines(tmp_path / "main.log"))
         first = pool.submit(cri_client.stop, container, timeout=100)
         time.sleep(0.5)
         assert not first.done()
@@ -253,7 +281,9 @@ def test_one_request_id_and_trace_run_through_every_service(cri_client: Cri, nod
     config = pod_config("traced", log_directory=tmp_path)
     request_id, trace_id = f"request-{config.metadata.uid}", config.metadata.uid
     metadata = (("x-request-id", request_id), ("traceparent", f"00-{trace_id}-{'1' * 16}-01"))
-    pod = cri_client.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), metadata=metadata, timeout=60).pod_sandbox_id
+    pod = cri_client.runtime.RunPodSandbox(
+        cri.RunPodSandboxRequest(config=config), metadata=metadata, timeout=60
+    ).pod_sandbox_id
     cri_client.remove_pod(pod)
     for service in ("cri-gateway", "runtime-svc", "net-svc"):
         lines = [json.loads(line) for line in node.log(service).splitlines() if request_id in line]
@@ -261,7 +291,9 @@ def test_one_request_id_and_trace_run_through_every_service(cri_client: Cri, nod
         assert {line["trace_id"] for line in lines} == {trace_id}
 
 
-def test_no_service_keeps_files_open_for_pods_that_are_gone(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+def test_no_service_keeps_files_open_for_pods_that_are_gone(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
     def lives(count: int) -> None:
         for number in range(count):
             config = pod_config(f"p{number}", log_directory=tmp_path / str(number))
@@ -272,4 +304,8 @@ def test_no_service_keeps_files_open_for_pods_that_are_gone(cri_client: Cri, nod
     lives(3)  # connections and threads are kept from here on
     before = file_descriptors(node)
     lives(12)
-    assert {service: count - before[service] for service, count in file_descriptors(node).items() if count > before[service] + 6} == {}
+    assert {
+        service: count - before[service]
+        for service, count in file_descriptors(node).items()
+        if count > before[service] + 6
+    } == {}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from crashes import retried
-from expect import exited, until, when
+from expect import exited, wait_for, when
 from log_count import LAST, REST, Count, go_first
 from log_lines import entries, written
 from traces import get
@@ -69,7 +69,9 @@ class Log:
 
 
 @pytest.mark.timeout((SECONDS * 3 + 240) * clone.SLOWNESS)
-def test_no_line_is_lost_or_doubled_over_rotation_and_killed_services(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+def test_no_line_is_lost_or_doubled_over_rotation_and_killed_services(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
     orders = tmp_path / "orders"
     orders.mkdir()
     config = pod_config("soak", log_directory=tmp_path)
@@ -90,12 +92,14 @@ def test_no_line_is_lost_or_doubled_over_rotation_and_killed_services(cri_client
                 killing.result()
         (orders / "stop").write_text("stop\n")
         for container, log in logs.items():
-            assert until(partial(retried, partial(exited, cri_client, container)), seconds=120).exit_code == 0
+            assert wait_for(partial(retried, partial(exited, cri_client, container)), seconds=120).exit_code == 0
             log.read(log.path)
             assert log.count.ended
             assert log.rotations > 0
             assert log.count.lines > 0
-        print(f"{sum(log.count.lines for log in logs.values())} lines, {sum(log.rotations for log in logs.values())} rotations")
+        print(
+            f"{sum(log.count.lines for log in logs.values())} lines, {sum(log.rotations for log in logs.values())} rotations"
+        )
 
 
 def test_opening_a_log_anew_that_nobody_renamed_keeps_its_lines(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -108,11 +112,11 @@ def test_opening_a_log_anew_that_nobody_renamed_keeps_its_lines(cri_client: Cri,
             config,
         )
         log = tmp_path / "main.log"
-        until(lambda: log.exists() and "before" in log.read_text())
+        wait_for(lambda: log.exists() and "before" in log.read_text())
         for _ in range(2):
             cri_client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), timeout=20)
         cri_client.exec(container, "touch", "/go")
-        until(lambda: "after" in log.read_text())
+        wait_for(lambda: "after" in log.read_text())
         assert "before" in log.read_text()
 
 
@@ -127,7 +131,9 @@ def test_a_line_of_ten_megabytes_comes_in_pieces(cri_client: Cri, world: World, 
 
 def test_output_that_is_no_text_comes_as_it_was(cri_client: Cri, world: World, tmp_path: Path) -> None:
     script = "head -c 300000 /dev/urandom > /out/raw; cat /out/raw"
-    lines = _log_of(cri_client, world, tmp_path, script, mounts=[cri.Mount(host_path=str(tmp_path), container_path="/out")])
+    lines = _log_of(
+        cri_client, world, tmp_path, script, mounts=[cri.Mount(host_path=str(tmp_path), container_path="/out")]
+    )
     assert written(lines) == (tmp_path / "raw").read_bytes()
 
 
@@ -146,7 +152,9 @@ def test_a_container_may_be_ahead_of_its_log(cri_client: Cri, node: Node, world:
 def test_the_two_streams_of_a_container_are_told_apart(cri_client: Cri, world: World, tmp_path: Path) -> None:
     lines = _log_of(cri_client, world, tmp_path, "for i in $(seq 500); do echo out $i; echo err $i >&2; done")
     for stream, word in ((b"stdout", "out"), (b"stderr", "err")):
-        assert [text.decode() for found, _, text in lines if found == stream] == [f"{word} {number}" for number in range(1, 501)]
+        assert [text.decode() for found, _, text in lines if found == stream] == [
+            f"{word} {number}" for number in range(1, 501)
+        ]
 
 
 def _log_of(
@@ -156,5 +164,5 @@ def _log_of(
     config = pod_config("logs", log_directory=folder)
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, ["sh", "-c", script], mounts=mounts or []), config)
-        assert until(partial(retried, partial(exited, client, container)), seconds=60).exit_code == 0
+        assert wait_for(partial(retried, partial(exited, client, container)), seconds=60).exit_code == 0
         return entries((folder / "main.log").read_bytes())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cgroup_files import VERSION_2, kernels
-from expect import until
+from expect import wait_for
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -53,7 +53,9 @@ class Busy:
 
     def entry(self, controller: str, file: str, key: str) -> int:
         """An entry of such a file with lines like `key 12`."""
-        return int(next(line.split()[1] for line in self.kernel(controller, file).splitlines() if line.split()[0] == key))
+        return int(
+            next(line.split()[1] for line in self.kernel(controller, file).splitlines() if line.split()[0] == key)
+        )
 
     def listed(self) -> cri.PodSandboxMetrics:
         """The pod's metrics, read anew."""
@@ -77,12 +79,14 @@ def by_name(metrics: Any) -> Metrics:
 @pytest.fixture(scope="module")
 def busy(node: Node, world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]:
     config = pod_config("metrics", log_directory=tmp_path_factory.mktemp("metrics"))
-    resources = cri.LinuxContainerResources(memory_limit_in_bytes=LIMIT, cpu_quota=20000, cpu_period=100000, cpu_shares=512)
+    resources = cri.LinuxContainerResources(
+        memory_limit_in_bytes=LIMIT, cpu_quota=20000, cpu_period=100000, cpu_shares=512
+    )
     with Cri(node.socket) as client, client.pod(config) as pod:
         linux = cri.LinuxContainerConfig(resources=resources)
         container = client.run(pod, container_config(world.image, ["sh", "-c", BUSY], linux=linux), config)
         found = Busy(client, node, pod, container)
-        until(lambda: b"sleep 600" in client.exec(container, "ps", "-o", "args").stdout.splitlines(), seconds=60)
+        wait_for(lambda: b"sleep 600" in client.exec(container, "ps", "-o", "args").stdout.splitlines(), seconds=60)
         yield found
 
 
@@ -107,7 +111,9 @@ def test_every_family_is_described_and_fits_its_description(busy: Busy) -> None:
     seen = {"container_" + name for name, *_ in (*container, *by_name(listed.metrics))}
     # Where a kernel counts something only with a device, a controller or PSI, it has no sample elsewhere.
     lacking = {
-        name for name in CADVISOR - seen if not any(word in name for word in ("pressure", "hugetlb", "fs_reads", "fs_writes", "blkio"))
+        name
+        for name in CADVISOR - seen
+        if not any(word in name for word in ("pressure", "hugetlb", "fs_reads", "fs_writes", "blkio"))
     }
     assert lacking == (set() if VERSION_2 else {"container_memory_kernel_usage"} & lacking)
 
@@ -115,7 +121,9 @@ def test_every_family_is_described_and_fits_its_description(busy: Busy) -> None:
 def test_memory_is_what_the_kernel_says(busy: Busy) -> None:
     found = busy.metrics()
     current, peak, hits = (
-        ("memory.current", "memory.peak", None) if VERSION_2 else ("memory.usage_in_bytes", "memory.max_usage_in_bytes", "memory.failcnt")
+        ("memory.current", "memory.peak", None)
+        if VERSION_2
+        else ("memory.usage_in_bytes", "memory.max_usage_in_bytes", "memory.failcnt")
     )
     sums = {"cache": "file", "mapped_file": "file_mapped", "total_active_file_bytes": "active_file", "rss": "anon"}
     if not VERSION_2:
@@ -126,7 +134,9 @@ def test_memory_is_what_the_kernel_says(busy: Busy) -> None:
             "rss": "total_rss",
         }
     for metric, key in sums.items():
-        assert abs(found["memory_" + metric,].value.value - busy.entry("memory", "memory.stat", key)) <= 256 << 10, metric
+        assert abs(found["memory_" + metric,].value.value - busy.entry("memory", "memory.stat", key)) <= 256 << 10, (
+            metric
+        )
     assert abs(found["memory_usage_bytes",].value.value - int(busy.kernel("memory", current))) <= 1 << 20
     assert found["memory_max_usage_bytes",].value.value == int(busy.kernel("memory", peak))
     assert LIMIT - (1 << 20) <= found["memory_max_usage_bytes",].value.value <= LIMIT
@@ -145,7 +155,11 @@ def test_memory_is_what_the_kernel_says(busy: Busy) -> None:
 
 def test_processor_time_is_what_the_kernel_says(busy: Busy) -> None:
     found = busy.metrics()
-    usage = busy.entry("cpu", "cpu.stat", "usage_usec") // 10**6 if VERSION_2 else int(busy.kernel("cpuacct", "cpuacct.usage")) // 10**9
+    usage = (
+        busy.entry("cpu", "cpu.stat", "usage_usec") // 10**6
+        if VERSION_2
+        else int(busy.kernel("cpuacct", "cpuacct.usage")) // 10**9
+    )
     assert found["cpu_usage_seconds_total", "total"].value.value == usage
     if VERSION_2:
         user = busy.entry("cpu", "cpu.stat", "user_usec") // 10**6
@@ -166,17 +180,25 @@ def test_processes_and_what_they_have_open(busy: Busy) -> None:
     assert found["threads",].value.value == int(busy.kernel("pids", "pids.current"))
     assert found["threads_max",].value.value == 0
     assert found["sockets",].value.value == 1
-    listing = busy.client.exec(busy.container, "sh", "-c", "ls /proc/[0-9]*/fd | grep -c ^[0-9]; ls -d /proc/[0-9]*/fd").stdout.split()
+    listing = busy.client.exec(
+        busy.container, "sh", "-c", "ls /proc/[0-9]*/fd | grep -c ^[0-9]; ls -d /proc/[0-9]*/fd"
+    ).stdout.split()
     # The shell, ls and grep of the command itself are counted by it too.
     assert 6 < found["file_descriptors",].value.value <= int(listing[0])
-    assert found["ulimits_soft", "max_open_files"].value.value == int(busy.client.exec(busy.container, "sh", "-c", "ulimit -n").stdout)
+    assert found["ulimits_soft", "max_open_files"].value.value == int(
+        busy.client.exec(busy.container, "sh", "-c", "ulimit -n").stdout
+    )
 
 
 def test_the_network_is_counted_for_the_pod(busy: Busy) -> None:
-    busy.client.exec(busy.container, "sh", "-c", "ping -c 3 -i 0.2 $(ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p')")
+    busy.client.exec(
+        busy.container, "sh", "-c", "ping -c 3 -i 0.2 $(ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p')"
+    )
     found = by_name(busy.listed().metrics)
     line = next(
-        line for line in busy.client.exec(busy.container, "cat", "/proc/net/dev").stdout.decode().splitlines() if "eth0" in line
+        line
+        for line in busy.client.exec(busy.container, "cat", "/proc/net/dev").stdout.decode().splitlines()
+        if "eth0" in line
     ).split(":")[1]
     fields = [int(field) for field in line.split()]
     columns = {"receive_bytes": 0, "receive_packets": 1, "receive_errors": 2, "receive_packets_dropped": 3}
@@ -202,7 +224,9 @@ def test_disk_and_what_was_asked_for(busy: Busy, node: Node) -> None:
 
 def test_a_reading_serves_everybody_for_a_second(busy: Busy) -> None:
     def timestamp() -> int:
-        stats = busy.client.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=busy.container), timeout=60).stats
+        stats = busy.client.runtime.ContainerStats(
+            cri.ContainerStatsRequest(container_id=busy.container), timeout=60
+        ).stats
         return int(stats.cpu.timestamp)
 
     time.sleep(1.05)
@@ -219,7 +243,9 @@ def test_the_stream_has_what_the_list_has(busy: Busy) -> None:
     assert set(by_name(streamed.container_metrics[0].metrics)) == set(by_name(listed.container_metrics[0].metrics))
 
 
-@pytest.mark.skipif(not VERSION_2 or not Path("/proc/pressure/cpu").exists(), reason="this machine has no PSI on cgroup version 2")
+@pytest.mark.skipif(
+    not VERSION_2 or not Path("/proc/pressure/cpu").exists(), reason="this machine has no PSI on cgroup version 2"
+)
 @pytest.mark.parametrize("resource", ["cpu", "memory", "io"])
 def test_pressure_is_what_the_kernel_says(busy: Busy, resource: str) -> None:
     time.sleep(1.05)

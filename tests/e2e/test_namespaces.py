@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from expect import error_of, until
+from expect import error_of, wait_for
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -29,7 +29,9 @@ def namespaces(client: Cri, container: str) -> dict[str, str]:
 
 def process_of(client: Cri, container: str) -> int:
     """The container's first process."""
-    response = client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container, verbose=True), timeout=20)
+    response = client.runtime.ContainerStatus(
+        cri.ContainerStatusRequest(container_id=container, verbose=True), timeout=20
+    )
     return int(json.loads(response.info["info"])["pid"])
 
 
@@ -60,18 +62,25 @@ def test_each_mode_gives_the_namespace_it_names(cri_client: Cri, world: World, t
     with cri_client.pod(config) as pod:
         shared = [
             namespaces(
-                cri_client, cri_client.run(pod, container_config(world.image, SLEEP, name=name, linux=linux(options(pid=cri.POD))), config)
+                cri_client,
+                cri_client.run(
+                    pod, container_config(world.image, SLEEP, name=name, linux=linux(options(pid=cri.POD))), config
+                ),
             )
             for name in ("one", "two")
         ]
         own = namespaces(
             cri_client,
-            cri_client.run(pod, container_config(world.image, SLEEP, name="own", linux=linux(options(ipc=cri.CONTAINER))), config),
+            cri_client.run(
+                pod, container_config(world.image, SLEEP, name="own", linux=linux(options(ipc=cri.CONTAINER))), config
+            ),
         )
         node = namespaces(
             cri_client,
             cri_client.run(
-                pod, container_config(world.image, SLEEP, name="node", linux=linux(options(pid=cri.NODE, ipc=cri.NODE))), config
+                pod,
+                container_config(world.image, SLEEP, name="node", linux=linux(options(pid=cri.NODE, ipc=cri.NODE))),
+                config,
             ),
         )
     for kind in ("net", "ipc", "uts", "pid"):
@@ -88,7 +97,9 @@ def test_a_container_may_be_in_anothers_pid_namespace(cri_client: Cri, world: Wo
     with cri_client.pod(config) as pod:
         target = cri_client.run(pod, container_config(world.image, name="web"), config)
         debug = cri_client.run(
-            pod, container_config(world.image, SLEEP, name="debug", linux=linux(options(pid=cri.TARGET, target_id=target))), config
+            pod,
+            container_config(world.image, SLEEP, name="debug", linux=linux(options(pid=cri.TARGET, target_id=target))),
+            config,
         )
         assert namespaces(cri_client, debug)["pid"] == namespaces(cri_client, target)["pid"]
         assert b"httpd" in cri_client.exec(debug, "ps").stdout
@@ -98,13 +109,18 @@ def test_a_container_may_be_in_anothers_pid_namespace(cri_client: Cri, world: Wo
 
 
 def test_a_target_must_run_in_the_same_pod(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    config, other_config = pod_config("one", log_directory=tmp_path / "1"), pod_config("two", log_directory=tmp_path / "2")
+    config, other_config = (
+        pod_config("one", log_directory=tmp_path / "1"),
+        pod_config("two", log_directory=tmp_path / "2"),
+    )
     with cri_client.pod(config) as pod, cri_client.pod(other_config) as other_pod:
         other = cri_client.run(other_pod, container_config(world.image, SLEEP), other_config)
         created = cri_client.create(pod, container_config(world.image, SLEEP, name="created"), config)
 
         def refused(target: str) -> tuple[grpc.StatusCode, str]:
-            wanted = container_config(world.image, SLEEP, name="debug", linux=linux(options(pid=cri.TARGET, target_id=target)))
+            wanted = container_config(
+                world.image, SLEEP, name="debug", linux=linux(options(pid=cri.TARGET, target_id=target))
+            )
             return error_of(lambda: cri_client.create(pod, wanted, config))
 
         assert refused(other)[0] == grpc.StatusCode.INVALID_ARGUMENT
@@ -119,7 +135,7 @@ def test_zombies_of_a_shared_pid_namespace_are_reaped(cri_client: Cri, world: Wo
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, SLEEP, linux=linux(options(pid=cri.POD))), config)
         cri_client.exec(container, "sh", "-c", "(sleep 0.1 & ) ; true")
-        until(lambda: b"[sleep]" not in (out := cri_client.exec(container, "ps").stdout) and b"sleep 0.1" not in out)
+        wait_for(lambda: b"[sleep]" not in (out := cri_client.exec(container, "ps").stdout) and b"sleep 0.1" not in out)
 
 
 def test_a_pod_with_a_user_namespace(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
@@ -136,7 +152,9 @@ def test_a_pod_with_a_user_namespace(cri_client: Cri, node: Node, world: World, 
     with cri_client.pod(config) as pod:
         mapping = cri.IDMapping(host_id=FIRST_ID, container_id=0, length=IDS)
         container = container_config(world.image, linux=linux(own_users()))
-        container.mounts.add(host_path=str(volume), container_path="/volume", uidMappings=[mapping], gidMappings=[mapping])
+        container.mounts.add(
+            host_path=str(volume), container_path="/volume", uidMappings=[mapping], gidMappings=[mapping]
+        )
         web = cri_client.run(pod, container, config)
         pid = process_of(cri_client, web)
         assert Path(f"/proc/{pid}/uid_map").read_text().split() == ["0", str(FIRST_ID), str(IDS)]
@@ -164,7 +182,9 @@ def test_a_pod_with_a_user_namespace(cri_client: Cri, node: Node, world: World, 
 def test_a_shared_pid_namespace_in_a_user_namespace(cri_client: Cri, world: World, tmp_path: Path) -> None:
     config = pod_config("both", log_directory=tmp_path, linux=pod_linux(own_users(pid=cri.POD)))
     with cri_client.pod(config) as pod:
-        container = cri_client.run(pod, container_config(world.image, SLEEP, linux=linux(own_users(pid=cri.POD))), config)
+        container = cri_client.run(
+            pod, container_config(world.image, SLEEP, linux=linux(own_users(pid=cri.POD))), config
+        )
         processes = cri_client.exec(container, "ps").stdout
         assert b"catatonit" in processes
         assert b"sleep" in processes
@@ -185,7 +205,10 @@ def test_user_namespaces_that_cannot_be(cri_client: Cri, case: str) -> None:
 
 
 def test_a_handler_without_idmapped_mounts_says_so(cri_client: Cri) -> None:
-    features = {handler.name: handler.features for handler in cri_client.runtime.Status(cri.StatusRequest(), timeout=60).runtime_handlers}
+    features = {
+        handler.name: handler.features
+        for handler in cri_client.runtime.Status(cri.StatusRequest(), timeout=60).runtime_handlers
+    }
     assert features["crun"].user_namespaces
     assert features["crun"].recursive_read_only_mounts
     assert features["runc"].recursive_read_only_mounts
@@ -233,7 +256,9 @@ def test_an_image_as_a_volume(cri_client: Cri, world: World, tmp_path: Path, han
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
-def test_recursive_read_only_covers_mounts_below(cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str) -> None:
+def test_recursive_read_only_covers_mounts_below(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str
+) -> None:
     source = node.root / f"rro-{handler}"
     (source / "sub").mkdir(parents=True)
     subprocess.run([*node.enter(), "mount", "-t", "tmpfs", "rro", str(source / "sub")], check=True)

@@ -12,7 +12,7 @@ import grpc
 import networks
 import pytest
 from crashes import retried
-from expect import code_of, error_of, network_condition, page_once_up, until
+from expect import code_of, error_of, network_condition, page_once_up, wait_for
 from traces import client_of, get, traces, wait_until_clean
 from world import PAGE, World
 
@@ -24,14 +24,19 @@ from crisplab.registry import free_port
 SLEEP = ["sleep", "600"]
 
 
-def test_pods_have_loopback_a_route_and_reach_each_other(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+def test_pods_have_loopback_a_route_and_reach_each_other(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
     one, two = pod_config("one", log_directory=tmp_path / "1"), pod_config("two", log_directory=tmp_path / "2")
     with cri_client.pod(one) as first, cri_client.pod(two) as second:
         cri_client.run(first, container_config(world.image), one)
         asker = cri_client.run(second, container_config(world.image, SLEEP), two)
         address = cri_client.pod_status(first).network.ip
         assert address != cri_client.pod_status(second).network.ip
-        assert until(lambda: cri_client.exec(asker, "wget", "-q", "-O", "-", f"http://{address}/").stdout.decode()) == PAGE
+        assert (
+            wait_for(lambda: cri_client.exec(asker, "wget", "-q", "-O", "-", f"http://{address}/").stdout.decode())
+            == PAGE
+        )
         assert b"127.0.0.1" in cri_client.exec(asker, "ip", "addr", "show", "lo").stdout
         assert cri_client.exec(asker, "ip", "route").stdout.startswith(b"default via ")
 
@@ -51,11 +56,15 @@ def world_outside(node: Node) -> Iterator[str]:
         "h.HTTPServer(('', 80), A).serve_forever()"
     )
     up = f'ip link set lo up; while ! ip link show w0 >/dev/null 2>&1; do sleep 0.02; done; ip addr add {there}/30 dev w0; ip link set w0 up; exec "$@"'
-    server = subprocess.Popen(["unshare", "--net", "sh", "-c", up, "sh", sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", up, "sh", sys.executable, "-c", program], stderr=subprocess.DEVNULL
+    )
     try:
         own = Path("/proc/self/ns/net").readlink()
-        until(lambda: Path(f"/proc/{server.pid}/ns/net").readlink() != own)
-        subprocess.run(["ip", "link", "add", link, "type", "veth", "peer", "name", "w0", "netns", str(server.pid)], check=True)
+        wait_for(lambda: Path(f"/proc/{server.pid}/ns/net").readlink() != own)
+        subprocess.run(
+            ["ip", "link", "add", link, "type", "veth", "peer", "name", "w0", "netns", str(server.pid)], check=True
+        )
         subprocess.run(["ip", "addr", "add", f"{here}/30", "dev", link], check=True)
         subprocess.run(["ip", "link", "set", link, "up"], check=True)
         assert page_once_up(there, timeout=1) == here
@@ -65,7 +74,9 @@ def world_outside(node: Node) -> Iterator[str]:
         server.wait()
 
 
-def test_pods_reach_the_world_under_the_nodes_address(cri_client: Cri, world: World, tmp_path: Path, world_outside: str) -> None:
+def test_pods_reach_the_world_under_the_nodes_address(
+    cri_client: Cri, world: World, tmp_path: Path, world_outside: str
+) -> None:
     config = pod_config("out", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, SLEEP), config)
@@ -73,9 +84,13 @@ def test_pods_reach_the_world_under_the_nodes_address(cri_client: Cri, world: Wo
     assert seen == world_outside.removesuffix("2") + "1"
 
 
-def test_host_ports_answer_on_every_address_and_go_with_the_pod(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
+def test_host_ports_answer_on_every_address_and_go_with_the_pod(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path
+) -> None:
     port = free_port()
-    config = pod_config("ports", log_directory=tmp_path, port_mappings=[cri.PortMapping(container_port=80, host_port=port)])
+    config = pod_config(
+        "ports", log_directory=tmp_path, port_mappings=[cri.PortMapping(container_port=80, host_port=port)]
+    )
     gateway = node.names.subnet.replace(".0/24", ".1")
     with cri_client.pod(config) as pod:
         cri_client.run(pod, container_config(world.image), config)
@@ -127,12 +142,14 @@ def test_cni_plugins_by_exec(own_node: Node, world: World, tmp_path: Path) -> No
         return inside("curl", "-s", "-m", "2", url)
 
     with Cri(own_node.socket) as client:
-        config = pod_config("cni", log_directory=tmp_path, port_mappings=[cri.PortMapping(container_port=80, host_port=port)])
+        config = pod_config(
+            "cni", log_directory=tmp_path, port_mappings=[cri.PortMapping(container_port=80, host_port=port)]
+        )
         with client.pod(config) as pod:
             client.run(pod, container_config(world.image), config)
             address = client.pod_status(pod).network.ip
             for url in (f"http://{address}/", f"http://127.0.0.1:{port}/"):
-                assert until(partial(fetched, url)) == PAGE
+                assert wait_for(partial(fetched, url)) == PAGE
             attachment = get(own_node, "net-svc", f"/v1/attachments/{pod}").json()
             assert attachment["network"] == "addon"
             assert list((own_node.root / "leases/addon").glob(address))
@@ -142,7 +159,9 @@ def test_cni_plugins_by_exec(own_node: Node, world: World, tmp_path: Path) -> No
         wait_until_clean(own_node)
 
 
-def test_a_changed_configuration_is_used_for_new_pods_and_the_old_one_for_their_end(own_node: Node, world: World, tmp_path: Path) -> None:
+def test_a_changed_configuration_is_used_for_new_pods_and_the_old_one_for_their_end(
+    own_node: Node, world: World, tmp_path: Path
+) -> None:
     own_node.start()
     with Cri(own_node.socket) as client:
         old = pod_config("old", log_directory=tmp_path)
@@ -189,7 +208,9 @@ def test_a_plugin_that_fails_is_quoted_and_undone(own_node: Node, world: World, 
     own_node.settings = {"net": {"cni_bin_dirs": [str(tmp_path), "/usr/lib/cni"]}}
     own_node.start()
     plugin = tmp_path / "failing"
-    plugin.write_text('#!/bin/sh\n[ "$CNI_COMMAND" = DEL ] && exit 0\necho \'{"code": 100, "msg": "no cable"}\'; exit 1\n')
+    plugin.write_text(
+        '#!/bin/sh\n[ "$CNI_COMMAND" = DEL ] && exit 0\necho \'{"code": 100, "msg": "no cable"}\'; exit 1\n'
+    )
     networks.use(own_node, plugin)
     before = traces(own_node)
     with Cri(own_node.socket) as client:
@@ -210,8 +231,8 @@ def test_a_pod_is_not_shown_before_it_has_its_network(own_node: Node, tmp_path: 
     with Cri(own_node.socket) as client, ThreadPoolExecutor(1) as pool:
         running = pool.submit(client.run_pod, config)
         try:
-            until(asked.exists)
-            (pod,) = (made["id"] for made in until(lambda: get(own_node, "runtime-svc", "/v1/pods").json()["pods"]))
+            wait_for(asked.exists)
+            (pod,) = (made["id"] for made in wait_for(lambda: get(own_node, "runtime-svc", "/v1/pods").json()["pods"]))
             assert client.pods() == []
             assert code_of(lambda: client.pod_status(pod)) == grpc.StatusCode.NOT_FOUND
             old = own_node.service_pid("cri-gateway")

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from expect import until
+from expect import wait_for
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -50,14 +50,18 @@ def test_an_agent_answers_for_the_kernel(cri_client: Cri, world: World, tmp_path
     agent.start()
     profile = tmp_path / "profile.json"
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}
-    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": str(tmp_path / "agent.sock"), "syscalls": [rule]}))
+    profile.write_text(
+        json.dumps(
+            {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": str(tmp_path / "agent.sock"), "syscalls": [rule]}
+        )
+    )
     seccomp = cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=str(profile))
     linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(seccomp=seccomp))
     config = pod_config("asking", log_directory=tmp_path / "logs")
     with cri_client.pod(config, handler) as pod:
         command = ["sh", "-c", "mkdir /tmp/new 2>&1; exec sleep 600"]
         container = cri_client.run(pod, container_config(world.image, command, linux=linux), config)
-        said = until(lambda: (tmp_path / "logs/main.log").read_text())
+        said = wait_for(lambda: (tmp_path / "logs/main.log").read_text())
         assert "No medium found" in said
         assert agent.asked == 1
         state = agent.state["state"]

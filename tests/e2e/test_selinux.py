@@ -11,17 +11,19 @@ from pathlib import Path
 
 import grpc
 import pytest
-from expect import refused, until, when
+from expect import refused, wait_for, when
 from traces import get
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
-from servicekit.selinux import label_of
+from servicekit.linux.selinux import label_of
 
 ENFORCE = Path("/sys/fs/selinux/enforce")
-pytestmark = pytest.mark.skipif(not ENFORCE.exists(), reason="the kernel of this machine has no SELinux (make test-vm VM=--selinux has)")
+pytestmark = pytest.mark.skipif(
+    not ENFORCE.exists(), reason="the kernel of this machine has no SELinux (make test-vm VM=--selinux has)"
+)
 LEVEL = "s0:c10,c20"
 LABEL = f"system_u:object_r:container_file_t:{LEVEL}"
 # What can be read and written, once it is told to.
@@ -83,7 +85,7 @@ def test_a_container_reads_and_writes_its_own_and_nothing_else(cri_client: Cri, 
         log = tmp_path / "main.log"
         with enforcing():
             try:
-                until(lambda: b"tried\n" in log.read_bytes())
+                wait_for(lambda: b"tried\n" in log.read_bytes())
             finally:
                 print(*denials(), sep="\n")
         lines = [line.split(b" F ", 1)[1].decode() for line in log.read_bytes().splitlines()]

@@ -39,7 +39,11 @@ def client(own_node: Node, world: World) -> Iterator[Cri]:
             "unset_seccomp": "runtime/default",
         },
         "runtime.handlers.plain": crun,
-        "runtime.handlers.open": {**crun, "allowed_annotations": [r"run\.oci\.seccomp_bpf_data$"], "privileged_without_host_devices": True},
+        "runtime.handlers.open": {
+            **crun,
+            "allowed_annotations": [r"run\.oci\.seccomp_bpf_data$"],
+            "privileged_without_host_devices": True,
+        },
         "runtime.handlers.given.default_annotations": {f'"{name}"': value for name, value in ORDER.items()},
         "runtime.handlers.given": crun,
         "runtime.handlers.away": crun,
@@ -55,7 +59,12 @@ def test_a_node_limits_processes_and_shared_memory(client: Cri, world: World, tm
     config = pod_config("many", log_directory=tmp_path)
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, SLEEP), config)
-        said = client.exec(container, "sh", "-c", "for n in $(seq 20); do sleep 60 & done; echo 20; for n in $(seq 10); do sleep 60 & done")
+        said = client.exec(
+            container,
+            "sh",
+            "-c",
+            "for n in $(seq 20); do sleep 60 & done; echo 20; for n in $(seq 10); do sleep 60 & done",
+        )
         assert (said.stdout, b"can't fork" in said.stderr) == (b"20\n", True)
         other = client.run(pod, container_config(world.image, SLEEP, name="other"), config)
         said = client.exec(other, "dd", "if=/dev/zero", "of=/dev/shm/file", "bs=1k", "count=1025")
@@ -91,7 +100,9 @@ def test_orders_to_the_oci_runtime_are_the_nodes_to_allow(client: Cri, world: Wo
             assert (client.exec(container, "mkdir", "/x").exit_code == 0) is is_made, (handler, annotations)
 
 
-def test_a_handlers_privileged_containers_may_be_without_the_nodes_devices(client: Cri, world: World, tmp_path: Path) -> None:
+def test_a_handlers_privileged_containers_may_be_without_the_nodes_devices(
+    client: Cri, world: World, tmp_path: Path
+) -> None:
     for handler, has_devices in (("plain", True), ("open", False)):
         config = pod_config("mighty", log_directory=tmp_path)
         config.linux.security_context.privileged = True

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
-from expect import exited, refused, until
+from expect import exited, refused, wait_for
 from streams import SECONDS, V4, Refused, channels, spdy, subject, websocket
 from websockets.exceptions import InvalidStatus
 from world import PAGE, World
@@ -44,7 +44,9 @@ class Box:
 
     def exec(self, *command: str, tty: bool = False, stdin: bool = False, container: str = "") -> str:
         """The URL of an Exec."""
-        request = cri.ExecRequest(container_id=container or self.sleeper, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
+        request = cri.ExecRequest(
+            container_id=container or self.sleeper, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty
+        )
         return self.client.runtime.Exec(request, timeout=self.client.timeout).url
 
     def attach(self, container: str, *, tty: bool = False, stdin: bool = True) -> str:
@@ -54,7 +56,9 @@ class Box:
 
     def forward(self, *ports: int) -> str:
         """The URL of a PortForward."""
-        return self.client.runtime.PortForward(cri.PortForwardRequest(pod_sandbox_id=self.pod, port=ports), timeout=self.client.timeout).url
+        return self.client.runtime.PortForward(
+            cri.PortForwardRequest(pod_sandbox_id=self.pod, port=ports), timeout=self.client.timeout
+        ).url
 
     def run(self, name: str, *command: str, **more: Any) -> str:
         """One more container."""
@@ -105,7 +109,9 @@ def test_a_spdy_client_may_name_several_protocols_and_gets_its_first_choice(box:
 
 @pytest.mark.parametrize("protocol", ["v5.channel.k8s.io", V4, "v4.base64.channel.k8s.io"])
 def test_exec_by_websocket_has_each_stream_and_the_exit_code(box: Box, protocol: str) -> None:
-    with websocket(box.exec("sh", "-c", "read line; echo $line; echo oops >&2; exit 7", stdin=True), protocol) as client:
+    with websocket(
+        box.exec("sh", "-c", "read line; echo $line; echo oops >&2; exit 7", stdin=True), protocol
+    ) as client:
         text = "base64" in protocol
         client.send("0aGVsbG8K" if text else b"\0hello\n")
         received = channels(client, text=text)
@@ -177,7 +183,7 @@ def test_a_command_that_does_not_exist_is_named(box: Box) -> None:
 def test_who_hangs_up_ends_the_command_and_its_children(box: Box) -> None:
     with websocket(box.exec("sh", "-c", "sleep 4321 & echo on; wait", stdin=True), V4) as client:
         assert _piece(client.recv(timeout=SECONDS)) == b"on\n"
-    until(lambda: "sleep 4321" not in box.client.exec(box.sleeper, "ps").stdout.decode())
+    wait_for(lambda: "sleep 4321" not in box.client.exec(box.sleeper, "ps").stdout.decode())
 
 
 def test_commands_of_a_killed_service_are_ended_by_the_next(box: Box, node: Node) -> None:
@@ -187,7 +193,7 @@ def test_commands_of_a_killed_service_are_ended_by_the_next(box: Box, node: Node
         node.kill("monitor-svc")
         assert "went away" in json.loads(channels(client)[3])["message"]
         node.wait_for_new("monitor-svc", old)
-    until(lambda: "sleep 4322" not in box.client.exec(box.sleeper, "ps").stdout.decode())
+    wait_for(lambda: "sleep 4322" not in box.client.exec(box.sleeper, "ps").stdout.decode())
 
 
 def test_stopping_a_container_ends_what_is_executed_in_it(box: Box) -> None:
@@ -205,7 +211,7 @@ def test_exec_where_nothing_runs_has_the_right_code(box: Box, node: Node) -> Non
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "is not running"):
         box.exec("true", container=created)
     ended = box.run("ended", "true")
-    until(partial(exited, box.client, ended))
+    wait_for(partial(exited, box.client, ended))
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "is not running"):
         box.exec("true", container=ended)
 
@@ -266,7 +272,9 @@ def test_what_is_no_stream_is_refused_and_does_not_use_the_token_up(box: Box, no
             assert answer in connection.makefile("rb").readline()
     with pytest.raises(Refused, match=r"v9\.channel"), spdy(url, "v9.channel.k8s.io"):
         pass
-    assert parts[-1] not in "".join(node.log(service) for service in ("cri-gateway", "monitor-svc")), "a token is in a log"
+    assert parts[-1] not in "".join(node.log(service) for service in ("cri-gateway", "monitor-svc")), (
+        "a token is in a log"
+    )
 
 
 def test_a_url_outlives_the_services(box: Box, node: Node) -> None:
@@ -313,7 +321,13 @@ def test_stdin_once_ends_the_input_with_the_first_attach(box: Box) -> None:
 
 
 def test_attach_over_rotation_misses_nothing(box: Box) -> None:
-    talker = box.run("talker", "sh", "-c", "read go; i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; sleep 600", stdin=True)
+    talker = box.run(
+        "talker",
+        "sh",
+        "-c",
+        "read go; i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; sleep 600",
+        stdin=True,
+    )
     log = box.logs / "talker.log"
     with websocket(box.attach(talker), V4) as client:
         time.sleep(0.3)  # until it listens; the test asks for all lines since `go`
@@ -336,7 +350,7 @@ def test_a_client_that_does_not_read_is_dropped_and_slows_nobody(box: Box, node:
     with websocket(box.attach(talker), V4) as lazy:
         time.sleep(0.3)
         lazy.send(b"\0go\n")
-        until(lambda: b" done\n" in _end_of(log), seconds=60)
+        wait_for(lambda: b" done\n" in _end_of(log), seconds=60)
         time.sleep(6)  # it may take its time, and is told all the same
         status = json.loads(channels(lazy)[3])
     assert status["status"] == "Failure"
@@ -463,7 +477,7 @@ def test_a_stream_on_which_nothing_moves_is_closed(own_node: Node, world: World,
                 began = time.monotonic()
                 channels(silent)
                 assert time.monotonic() - began > idle / 2
-            until(lambda: "sleep 4323" not in client.exec(box.sleeper, "ps").stdout.decode())
+            wait_for(lambda: "sleep 4323" not in client.exec(box.sleeper, "ps").stdout.decode())
             with spdy(box.attach(box.cat), V4) as attached:
                 stdin = attached.open(streamtype="stdin")
                 attached.read_until_ended(stdin)

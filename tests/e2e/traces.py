@@ -39,7 +39,9 @@ def client_of(node: Node, service: str, replica: str = "0") -> httpx.Client:
     return httpx.Client(transport=transport, base_url=f"http://{service}", timeout=20)
 
 
-def get(node: Node, service: str, path: str, replica: str = "0", headers: dict[str, str] | None = None) -> httpx.Response:
+def get(
+    node: Node, service: str, path: str, replica: str = "0", headers: dict[str, str] | None = None
+) -> httpx.Response:
     """GET from a service's socket, as `curl --unix-socket` does."""
     with client_of(node, service, replica) as client:
         return client.get(path, headers=headers)

@@ -10,7 +10,9 @@ class AtOnce:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self._reporter.ensure_newline()
-            self._reporter.write_line(f"{report.nodeid} ({report.when}, {report.duration:.0f} s)\n{report.longreprtext}")
+            self._reporter.write_line(
+                f"{report.nodeid} ({report.when}, {report.duration:.0f} s)\n{report.longreprtext}"
+            )
 
 
 @pytest.hookimpl(trylast=True)

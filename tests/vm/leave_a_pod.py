@@ -11,7 +11,11 @@ LEFT = Path("/root/left.json")
 
 
 def main() -> None:
-    with Cri("/run/crisp/cri.sock") as client, scratch.folder("left") as folder, registry.running(folder / "registry") as address:
+    with (
+        Cri("/run/crisp/cri.sock") as client,
+        scratch.folder("left") as folder,
+        registry.running(folder / "registry") as address,
+    ):
         images.busybox_image().push(address, "test/busybox", "1")
         image = f"{address}/test/busybox:1"
         client.pull(image)

@@ -10,7 +10,9 @@ from crisp_proto.cri import api_pb2 as cri
 from crisplab import images, registry, scratch
 from crisplab.cri import Cri, container_config, pod_config
 
-pytestmark = pytest.mark.skipif(not Path("/root/vm.env").exists(), reason="runs in the machine that `make test-vm` makes")
+pytestmark = pytest.mark.skipif(
+    not Path("/root/vm.env").exists(), reason="runs in the machine that `make test-vm` makes"
+)
 SLEEP = ["sleep", "600"]
 UNITS = ["crisp-image", "crisp-runtime", "crisp-net", "crisp-monitor", "crisp-gateway"]
 

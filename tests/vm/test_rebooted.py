@@ -10,7 +10,9 @@ from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
 
 LEFT = Path("/root/left.json")
-pytestmark = pytest.mark.skipif(not LEFT.exists(), reason="runs in the machine that `make test-vm` makes, after its power cut")
+pytestmark = pytest.mark.skipif(
+    not LEFT.exists(), reason="runs in the machine that `make test-vm` makes, after its power cut"
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,9 @@ def test_what_ran_has_ended_and_what_had_ended_is_as_it_was(client: Cri, left: d
     assert (status.state, status.reason, status.exit_code) == (cri.CONTAINER_EXITED, "Error", 7)
 
 
-def test_the_pod_runs_again_as_another_attempt_from_the_same_image(client: Cri, left: dict[str, str], tmp_path: Path) -> None:
+def test_the_pod_runs_again_as_another_attempt_from_the_same_image(
+    client: Cri, left: dict[str, str], tmp_path: Path
+) -> None:
     config = pod_config("left", log_directory=tmp_path)
     config.metadata.attempt = 1
     with client.pod(config) as pod:

@@ -36,11 +36,19 @@ _POWER_CUT = re.compile(r"^crisp-vm: a power cut", re.M)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--drivers", default="systemd,cgroupfs", help="cgroup drivers to run tests/e2e with, one after the other")
-    parser.add_argument("--selinux", action="store_true", help="SELinux with Debian's policy, permissive at first, in place of AppArmor")
+    parser = argparse.ArgumentParser(
+        prog="vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--drivers", default="systemd,cgroupfs", help="cgroup drivers to run tests/e2e with, one after the other"
+    )
+    parser.add_argument(
+        "--selinux", action="store_true", help="SELinux with Debian's policy, permissive at first, in place of AppArmor"
+    )
     parser.add_argument("--minutes", type=float, default=240, help="time until the machine is switched off")
-    parser.add_argument("--keep", action="store_true", help="keep the machine's tree and disk in .cache/vm/kept, and say how to boot it")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the machine's tree and disk in .cache/vm/kept, and say how to boot it"
+    )
     parser.add_argument("arguments", nargs="*", help="what pytest gets instead of tests/e2e")
     options = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -55,7 +63,9 @@ def main() -> int:
         if options.selinux:
             _say("labelling its files")
             _label(tree)
-        (tree / "root/vm.env").write_text(f'DRIVERS="{options.drivers.replace(",", " ")}"\nARGUMENTS="{" ".join(options.arguments)}"\n')
+        (tree / "root/vm.env").write_text(
+            f'DRIVERS="{options.drivers.replace(",", " ")}"\nARGUMENTS="{" ".join(options.arguments)}"\n'
+        )
         kernel, initrd = sorted((tree / "boot").glob("vmlinuz-*"))[-1], sorted((tree / "boot").glob("initrd.img-*"))[-1]
         for file in (kernel, initrd):
             shutil.copy(file, folder / file.name)
@@ -66,7 +76,13 @@ def main() -> int:
         if not options.keep:
             shutil.rmtree(tree)
         _say(f"booting it ({time.monotonic() - started:.0f} s so far)")
-        code = _boot(folder / kernel.name, folder / initrd.name, disk, options.minutes * 60, "selinux" if options.selinux else "apparmor")
+        code = _boot(
+            folder / kernel.name,
+            folder / initrd.name,
+            disk,
+            options.minutes * 60,
+            "selinux" if options.selinux else "apparmor",
+        )
         _say(f"the machine is off after {time.monotonic() - started:.0f} s; its tests ended with {code}")
         return code
 
@@ -113,11 +129,17 @@ def _install(tree: Path) -> None:
     source = tree / "root/crisp"
     source.mkdir()
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=clone.ROOT, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=clone.ROOT,
+        capture_output=True,
+        check=True,
     )
     files = [name for name in listed.stdout.split(b"\0") if name and (clone.ROOT / os.fsdecode(name)).exists()]
     packed = subprocess.run(
-        ["tar", "-C", str(clone.ROOT), "--null", "-T", "-", "-c"], input=b"\0".join(files), capture_output=True, check=True
+        ["tar", "-C", str(clone.ROOT), "--null", "-T", "-", "-c"],
+        input=b"\0".join(files),
+        capture_output=True,
+        check=True,
     )
     subprocess.run(["tar", "-C", str(source), "-x"], input=packed.stdout, check=True)
     shutil.copytree(_wheels(), tree / "wheels")
@@ -129,7 +151,9 @@ def _install(tree: Path) -> None:
         elif origin.exists():
             (registry / entry).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(origin, registry / entry)
-    shutil.copytree(clone.ROOT / ".cache/debian/usr/share/gocode", registry / "usr/share/gocode", symlinks=True)  # OCI's schemas
+    shutil.copytree(
+        clone.ROOT / ".cache/debian/usr/share/gocode", registry / "usr/share/gocode", symlinks=True
+    )  # OCI's schemas
     built = clone.ROOT / ".cache/conformance"  # there is no Go in the machine
     for program in ("webserver", "whoami", "ginkgo", "critest.test"):
         if (built / program).exists():
@@ -190,7 +214,11 @@ def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str)
         said = _powered(command, deadline)
     found = _DONE.search(said)
     if found is None:
-        how = f"was switched off after {seconds / 60:g} minutes (--minutes)" if time.monotonic() >= deadline else "ended without a word"
+        how = (
+            f"was switched off after {seconds / 60:g} minutes (--minutes)"
+            if time.monotonic() >= deadline
+            else "ended without a word"
+        )
         _say(f"the machine {how}; its console:\n{console.read_text(errors='replace')[-3000:]}")
         return 1
     return int(found[1])

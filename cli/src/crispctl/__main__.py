@@ -70,13 +70,17 @@ async def events(node: Node, options: argparse.Namespace, console: Console) -> i
 
 async def logs(node: Node, options: argparse.Namespace, _console: Console) -> int:
     """A container's output, from its log."""
-    request = LogRequest(follow=options.follow, tail=options.tail, since=_moment(options.since) if options.since else "")
+    request = LogRequest(
+        follow=options.follow, tail=options.tail, since=_moment(options.since) if options.since else ""
+    )
     return await streams.logs(node, options.container, request, timestamps=options.timestamps)
 
 
 async def execute(node: Node, options: argparse.Namespace, _console: Console) -> int:
     """Runs a command in a container, with its exit code as ours."""
-    return await streams.execute(node, options.container, options.words, interactive=options.stdin, terminal=options.tty)
+    return await streams.execute(
+        node, options.container, options.words, interactive=options.stdin, terminal=options.tty
+    )
 
 
 async def attach(node: Node, options: argparse.Namespace, _console: Console) -> int:
@@ -105,7 +109,9 @@ def _moment(text: str) -> str:
             return (datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * units[text[-1]])).isoformat()
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise InvalidArgument(f"--since {text!r}: write it as 90s, 5m, 2h, 1d, or as 2026-11-24T12:00:00+00:00", field="--since") from error
+        raise InvalidArgument(
+            f"--since {text!r}: write it as 90s, 5m, 2h, 1d, or as 2026-11-24T12:00:00+00:00", field="--since"
+        ) from error
     return (moment if moment.tzinfo else moment.astimezone()).isoformat()
 
 
@@ -128,27 +134,40 @@ COMMANDS: dict[str, Command] = {
 def main(arguments: list[str] | None = None) -> int:
     """The command crispctl."""
     parser = argparse.ArgumentParser(prog="crispctl", description=__doc__)
-    parser.add_argument("--run-dir", type=Path, default=Path("/run/crisp"), help="where the services' sockets are (default /run/crisp)")
+    parser.add_argument(
+        "--run-dir", type=Path, default=Path("/run/crisp"), help="where the services' sockets are (default /run/crisp)"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {name: commands.add_parser(name, help=(function.__doc__ or "").partition(".")[0]) for name, function in COMMANDS.items()}
+    parsers = {
+        name: commands.add_parser(name, help=(function.__doc__ or "").partition(".")[0])
+        for name, function in COMMANDS.items()
+    }
     parsers["pull"].add_argument("reference")
     parsers["load"].add_argument("path", type=Path, help="a folder or a tar")
     parsers["load"].add_argument("--name", default="", help="reference for an image whose layout gives it none")
-    parsers["events"].add_argument("--after", type=int, default=0, metavar="CURSOR", help="only events later than this one")
+    parsers["events"].add_argument(
+        "--after", type=int, default=0, metavar="CURSOR", help="only events later than this one"
+    )
     parsers["events"].add_argument("-f", "--follow", action="store_true", help="go on with those that come")
     for name in ("logs", "exec", "attach"):
         parsers[name].add_argument("container", help="its name, or the beginning of its id")
     parsers["logs"].add_argument("-f", "--follow", action="store_true", help="go on until the container ends")
     parsers["logs"].add_argument("--tail", type=int, metavar="N", help="only the last N lines")
-    parsers["logs"].add_argument("--since", default="", metavar="TIME", help="only from then on: 90s, 5m, 2h, 1d ago, or a time")
+    parsers["logs"].add_argument(
+        "--since", default="", metavar="TIME", help="only from then on: 90s, 5m, 2h, 1d ago, or a time"
+    )
     parsers["logs"].add_argument("-t", "--timestamps", action="store_true", help="show when each line was written")
     for name in ("exec", "attach"):
         parsers[name].add_argument("-i", "--stdin", action="store_true", help="pass our input on")
     parsers["exec"].add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
-    parsers["exec"].add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
+    parsers["exec"].add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments"
+    )
     parsers["port-forward"].add_argument("pod", help="its name, or the beginning of its id")
     parsers["port-forward"].add_argument("ports", nargs="+", metavar="[LOCAL:]REMOTE")
-    parsers["port-forward"].add_argument("--address", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parsers["port-forward"].add_argument(
+        "--address", default="127.0.0.1", help="address to listen on (default 127.0.0.1)"
+    )
     parsers["top"].add_argument("--seconds", type=float, default=1, help="time between the two readings (default 1)")
     options = parser.parse_args(arguments)
     if options.command == "exec" and not options.words:

@@ -96,16 +96,22 @@ class Node:
 
     async def pull(self, reference: str) -> Image:
         """Fetches an image."""
-        return await self._clients["image-svc"].call("POST", "/v1/pulls", Image, PullRequest(reference=reference), deadline=_PULL_SECONDS)
+        return await self._clients["image-svc"].call(
+            "POST", "/v1/pulls", Image, PullRequest(reference=reference), deadline=_PULL_SECONDS
+        )
 
     async def load(self, path: Path, name: str) -> list[Image]:
         """Takes images from an OCI layout."""
         request = LoadRequest(path=str(path), reference=name)
-        return (await self._clients["image-svc"].call("POST", "/v1/loads", ImageList, request, deadline=_PULL_SECONDS)).images
+        return (
+            await self._clients["image-svc"].call("POST", "/v1/loads", ImageList, request, deadline=_PULL_SECONDS)
+        ).images
 
     async def events(self, after: int, wait: float = 0) -> list[Event]:
         """Events later than a cursor, 500 at most; if there is none, waits for one for up to `wait` seconds."""
-        return (await self._clients["monitor-svc"].call("GET", f"/v1/events?after={after}&wait={wait:g}", EventList)).events
+        return (
+            await self._clients["monitor-svc"].call("GET", f"/v1/events?after={after}&wait={wait:g}", EventList)
+        ).events
 
 
 def _one(text: str, kind: str, names: Mapping[str, str]) -> str:
@@ -113,5 +119,7 @@ def _one(text: str, kind: str, names: Mapping[str, str]) -> str:
     if not found:
         raise NotFound(f"there is no {kind} {text}; `crispctl {kind}s` lists them")
     if len(found) > 1:
-        raise InvalidArgument(f"{text} stands for {len(found)} {kind}s: {', '.join(one[:13] for one in found)}; give more of an id")
+        raise InvalidArgument(
+            f"{text} stands for {len(found)} {kind}s: {', '.join(one[:13] for one in found)}; give more of an id"
+        )
     return found[0]

@@ -14,8 +14,8 @@ from crisp_proto.streams import AttachRequest, Channel, DialRequest, ExecStreamR
 from crispctl.node import Node
 from servicekit.channels import Channels
 from servicekit.errors import CrispError, InvalidArgument, Unavailable, Unknown
-from servicekit.processes import readable
-from servicekit.tasks import first_of
+from servicekit.linux.descriptors import readable
+from servicekit.tasks import race
 
 _PIECE = 1 << 16
 _RED, _GREY, _PLAIN = "\x1b[31m", "\x1b[2m", "\x1b[0m"
@@ -121,7 +121,7 @@ async def _joined(channels: Channels, *, interactive: bool, terminal: bool, deta
         code = await _received(channels, show)
 
     with _raw() if terminal and interactive and sys.stdin.isatty() else contextlib.nullcontext():
-        await first_of(output(), _input(channels, interactive=interactive, terminal=terminal, detach=detach))
+        await race(output(), _input(channels, interactive=interactive, terminal=terminal, detach=detach))
     await channels.close()
     return code
 

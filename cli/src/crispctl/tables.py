@@ -26,7 +26,9 @@ def states(found: Iterable[State]) -> Table:
     """Services."""
     table = _table("service", "replicas", "ready")
     for state in found:
-        table.add_row(state.service, ", ".join(state.replicas) or "none", "[red]" + state.fault if state.fault else "[green]yes")
+        table.add_row(
+            state.service, ", ".join(state.replicas) or "none", "[red]" + state.fault if state.fault else "[green]yes"
+        )
     return table
 
 
@@ -89,7 +91,11 @@ def images(found: Iterable[Image]) -> Table:
     """Images by name."""
     table = _table("image", "id", "size")
     for image in sorted(found, key=lambda image: image.repo_tags or ["~"]):
-        table.add_row("\n".join(image.repo_tags) or "(no tag)", image.id.removeprefix("sha256:")[:_SHORT], f"{image.size / 1e6:.1f} MB")
+        table.add_row(
+            "\n".join(image.repo_tags) or "(no tag)",
+            image.id.removeprefix("sha256:")[:_SHORT],
+            f"{image.size / 1e6:.1f} MB",
+        )
     return table
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from servicekit import errors, mount_table, processes, selinux
+from servicekit import errors
 from servicekit.database import Database
 from servicekit.errors import DeadlineExceeded, FailedPrecondition
-from servicekit.rootpath import read_in_root, resolve_in_root
-from servicekit.tasks import Joining, Turns, all_of, every, in_turn, rounds
+from servicekit.linux import mount_table, programs, selinux
+from servicekit.linux.root_paths import read_in_root, resolve_in_root
+from servicekit.tasks import KeyedQueue, SingleFlight, for_each, gather_or_cancel, gather_to_the_end, repeat_every
 
 
 @pytest.mark.parametrize("kind", errors.BY_CODE.values(), ids=lambda kind: kind.code)
@@ -35,7 +36,10 @@ def test_an_answer_that_is_no_problem_document_is_still_an_error() -> None:
     assert isinstance(errors.from_problem(404, {}, "svc"), errors.NotFound)
 
 
-MIGRATIONS = ["CREATE TABLE t (a TEXT PRIMARY KEY)", "ALTER TABLE t ADD COLUMN b INTEGER NOT NULL DEFAULT 7;\nCREATE TABLE u (c TEXT)"]
+MIGRATIONS = [
+    "CREATE TABLE t (a TEXT PRIMARY KEY)",
+    "ALTER TABLE t ADD COLUMN b INTEGER NOT NULL DEFAULT 7;\nCREATE TABLE u (c TEXT)",
+]
 
 
 def test_migrations_run_once_and_in_order(tmp_path: Path) -> None:
@@ -98,24 +102,24 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
 
 
 async def test_equal_work_is_done_once_and_outlives_who_gave_up() -> None:
-    joining, release, done = Joining[int](), asyncio.Event(), []
+    flight, release, done = SingleFlight[int](), asyncio.Event(), []
 
     async def work() -> int:
         await release.wait()
         done.append(1)
         return len(done)
 
-    first = asyncio.create_task(joining.join("key", work))
-    second = asyncio.create_task(joining.join("key", work))
+    first = asyncio.create_task(flight.run("key", work))
+    second = asyncio.create_task(flight.run("key", work))
     await asyncio.sleep(0)
     first.cancel()
     release.set()
     assert await second == 1
-    assert await joining.join("key", work) == 2
+    assert await flight.run("key", work) == 2
 
 
 async def test_changes_of_one_thing_take_turns_and_equal_ones_join() -> None:
-    turns, order, release = Turns(), [], asyncio.Event()
+    queue, order, release = KeyedQueue(), [], asyncio.Event()
 
     async def work(name: str) -> str:
         order.append(f"{name} begins")
@@ -124,7 +128,7 @@ async def test_changes_of_one_thing_take_turns_and_equal_ones_join() -> None:
         return name
 
     tasks = [
-        asyncio.create_task(turns.take(thing, change, lambda name=f"{thing} {change}": work(name)))  # type: ignore[misc]
+        asyncio.create_task(queue.run(thing, change, lambda name=f"{thing} {change}": work(name)))  # type: ignore[misc]
         for thing, change in (("a", "create"), ("a", "create"), ("a", "remove"), ("b", "create"))
     ]
     await asyncio.sleep(0.01)
@@ -149,9 +153,9 @@ async def test_all_of_stops_the_others_and_every_does_not() -> None:
             raise
 
     with pytest.raises(ValueError, match="no"):
-        await all_of(fails(), slow())
+        await gather_or_cancel(fails(), slow())
     with pytest.raises(ValueError, match="no"):
-        await every(fails(), slow())
+        await gather_to_the_end(fails(), slow())
     assert ended == ["cancelled", "slept"]
 
 
@@ -166,7 +170,7 @@ async def test_a_chore_goes_on_after_a_fault_and_tells_of_it() -> None:
         done += 1
 
     with capture_logs() as told:
-        chore = asyncio.create_task(rounds("sweep", 0.001, work))
+        chore = asyncio.create_task(repeat_every("sweep", 0.001, work))
         async with asyncio.timeout(10):
             while done < 3:
                 await asyncio.sleep(0.001)
@@ -190,7 +194,7 @@ async def test_one_that_fails_does_not_keep_the_others_from_their_turn() -> None
         done.append(each)
 
     with capture_logs() as told:
-        await in_turn("sweep", ["one", "stuck", "other"], work)
+        await for_each("sweep", ["one", "stuck", "other"], work)
     assert done == ["one", "other"]
     assert [(line["event"], line["chore"], line["id"]) for line in told] == [("chore-failed", "sweep", "stuck")]
 
@@ -223,7 +227,11 @@ def test_mounts_are_read_whatever_bytes_their_paths_have(monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "read_bytes", lambda _path: b"\n".join(lines) + b"\n")
     root, escaped, raw = mount_table.read()
     assert root == mount_table.Mounted("8:1", "/", ("rw", "relatime"), frozenset({"shared"}), "ext4", "/dev/sda1")
-    assert (os.fsencode(escaped.target), escaped.propagation, escaped.source) == (b"/media/M\xfcller \\", {"shared", "master"}, "my\tdisk")
+    assert (os.fsencode(escaped.target), escaped.propagation, escaped.source) == (
+        b"/media/M\xfcller \\",
+        {"shared", "master"},
+        "my\tdisk",
+    )
     assert (os.fsencode(raw.target), raw.propagation, raw.fstype) == (b"/caf\xc3\xa9\xff", {"propagate_from"}, "9p")
 
 
@@ -253,12 +261,12 @@ def test_a_label_never_leaves_its_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_programs_run_and_are_killed_in_time(tmp_path: Path) -> None:
-    finished = await processes.run(["sh", "-c", "cat; echo problem >&2; exit 3"], deadline=10, stdin=b"given")
+    finished = await programs.run(["sh", "-c", "cat; echo problem >&2; exit 3"], deadline=10, stdin=b"given")
     assert (finished.returncode, finished.stdout, finished.stderr) == (3, b"given", b"problem\n")
     with pytest.raises(DeadlineExceeded, match=r"0\.2 s"):
-        await processes.run(["sleep", "60"], deadline=0.2)
+        await programs.run(["sleep", "60"], deadline=0.2)
     with pytest.raises(DeadlineExceeded):  # a child that holds no pipe of it, so that only its end is to be seen
-        await processes.run(["sh", "-c", f"sleep 61 >/dev/null 2>&1 & echo $! > {tmp_path}/child; wait"], deadline=0.5)
+        await programs.run(["sh", "-c", f"sleep 61 >/dev/null 2>&1 & echo $! > {tmp_path}/child; wait"], deadline=0.5)
     child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
     for _ in range(200):
         if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -267,4 +275,4 @@ async def test_programs_run_and_are_killed_in_time(tmp_path: Path) -> None:
     else:
         pytest.fail("the child goes on")
     with pytest.raises(FailedPrecondition, match="/no/such/program"):
-        await processes.run(["/no/such/program"], deadline=1)
+        await programs.run(["/no/such/program"], deadline=1)

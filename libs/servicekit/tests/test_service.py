@@ -22,7 +22,7 @@ from servicekit import context, server
 from servicekit.app import unless_same
 from servicekit.client import ServiceClient, steps
 from servicekit.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, ResourceExhausted, Unavailable
-from servicekit.server import Face
+from servicekit.server import Frontend
 from servicekit.settings import NodeSettings, Section, Settings
 
 
@@ -36,7 +36,7 @@ class Nothing(Section):
     """No settings."""
 
 
-def face(replica: str, release: asyncio.Event | None = None) -> Face:
+def face(replica: str, release: asyncio.Event | None = None) -> Frontend:
     router = APIRouter(prefix="/v1")
     written: list[str] = []
 
@@ -90,7 +90,7 @@ def face(replica: str, release: asyncio.Event | None = None) -> Face:
         if replica == "unready":
             raise Unavailable("the cable is out; plug it in")
 
-    return Face([router], ready)
+    return Frontend([router], ready)
 
 
 @asynccontextmanager
@@ -135,7 +135,9 @@ async def test_a_call_goes_there_and_back_and_is_noted(tmp_path: Path, caller: S
     assert noted[0].milliseconds > 0
 
 
-async def test_no_call_looks_for_a_module_in_vain(tmp_path: Path, caller: ServiceClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_call_looks_for_a_module_in_vain(
+    tmp_path: Path, caller: ServiceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each time costs 65 µs, and httpcore asked for sniffio four times a call."""
     missed: list[str] = []
 
@@ -219,7 +221,9 @@ async def test_a_silent_service_runs_into_the_deadline(tmp_path: Path, caller: S
         release.set()
 
 
-async def test_draining_finishes_what_is_in_flight_and_sends_the_rest_elsewhere(tmp_path: Path, caller: ServiceClient) -> None:
+async def test_draining_finishes_what_is_in_flight_and_sends_the_rest_elsewhere(
+    tmp_path: Path, caller: ServiceClient
+) -> None:
     release = asyncio.Event()
     first = running(tmp_path, "first", release)
     await first.__aenter__()
@@ -319,7 +323,9 @@ async def test_a_stranger_is_hung_up_on(tmp_path: Path) -> None:
             "import os,socket,sys; os.setgroups([]); os.setgid(64999); os.setuid(64999); s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
             "try: s.sendall(b'GET /healthz HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n'); print(len(s.recv(100)))\nexcept OSError: print(0)"
         )
-        process = await asyncio.create_subprocess_exec("/usr/bin/python3", "-c", script, str(path), stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            "/usr/bin/python3", "-c", script, str(path), stdout=asyncio.subprocess.PIPE
+        )
         output, _ = await process.communicate()
     assert output == b"0\n"
 

@@ -19,7 +19,9 @@ class Demo(Section):
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "crisp.toml"
-    path.write_text("[image]\ndepth = 4\n[node]\nlog_level = 'debug'\n[net]\nanything = 'is another service’s business'\n")
+    path.write_text(
+        "[image]\ndepth = 4\n[node]\nlog_level = 'debug'\n[net]\nanything = 'is another service’s business'\n"
+    )
     return path
 
 

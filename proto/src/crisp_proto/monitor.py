@@ -20,7 +20,9 @@ class MonitorRequest(Contract):
     scope: str = Field("", description="systemd scope that conmon gets; empty for none")
     scope_slice: str = Field("", description="systemd slice that the scope is in")
     conmon: str = Field("", description="The conmon to use; empty for monitor.conmon")
-    restore: str = Field("", description="Folder of CRIU's images to restore the container from, instead of creating it")
+    restore: str = Field(
+        "", description="Folder of CRIU's images to restore the container from, instead of creating it"
+    )
     log_path: str = Field("", description="CRI log file; empty keeps no log")
     tty: bool = False
     stdin: bool = False

@@ -16,7 +16,9 @@ class AttachmentRequest(Contract):
     sysctls: dict[str, str] = {}
     annotations: dict[str, str] = {}
     handler: str = Field("", description="The pod's runtime handler, which may have networks of its own")
-    user_namespace: str = Field("", description="Where the user namespace is pinned that is to own the network namespace")
+    user_namespace: str = Field(
+        "", description="Where the user namespace is pinned that is to own the network namespace"
+    )
 
 
 class Interface(Contract):

@@ -38,7 +38,9 @@ class Pod(Contract):
     handler: str
     config: PodSandboxConfig
     cgroup: str = Field(description="Path of the pod's cgroup below each hierarchy's root")
-    user_namespace: str = Field("", description="Where the pod's own user namespace is pinned; empty if it uses the node's")
+    user_namespace: str = Field(
+        "", description="Where the pod's own user namespace is pinned; empty if it uses the node's"
+    )
 
 
 class PodUpdateRequest(Contract):
@@ -62,11 +64,15 @@ class ContainerRequest(Contract):
     rootfs: str
     image_id: str
     image_config: ImageConfig
-    volumes: dict[int, str] = Field({}, description="Where the images of image volumes are mounted on the host, by the mount's index")
+    volumes: dict[int, str] = Field(
+        {}, description="Where the images of image volumes are mounted on the host, by the mount's index"
+    )
     netns: str = ""
     pod_ips: list[str] = []
     checkpoint: str = Field("", description="Path of the checkpoint that it is to be restored from")
-    target_pid: int = Field(0, description="Process of the container whose PID namespace is to be shared (NamespaceMode TARGET)")
+    target_pid: int = Field(
+        0, description="Process of the container whose PID namespace is to be shared (NamespaceMode TARGET)"
+    )
 
 
 class ContainerUser(Contract):
@@ -242,7 +248,7 @@ class ProcessesUse(Contract):
     soft_limits: dict[str, int] = {}
 
 
-class Account(Contract):
+class CgroupCounters(Contract):
     """All that the kernel counts for a cgroup. Times are ns, memory is bytes; None is what this kernel does not count."""
 
     cgroup: str
@@ -267,8 +273,8 @@ class Account(Contract):
     own: ProcessesUse | None = Field(None, description="Of containers only")
 
 
-class Accounts(Contract):
-    """Accounts by container id and by pod id; what is gone is left out."""
+class AllCgroupCounters(Contract):
+    """AllCgroupCounters by container id and by pod id; what is gone is left out."""
 
-    containers: dict[str, Account]
-    pods: dict[str, Account]
+    containers: dict[str, CgroupCounters]
+    pods: dict[str, CgroupCounters]

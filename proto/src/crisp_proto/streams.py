@@ -109,7 +109,9 @@ def exited(code: int) -> bytes:
 
 def failed(message: str) -> bytes:
     """The last message when it could not be done (meta/v1 Status, reason InternalError)."""
-    return json.dumps({"metadata": {}, "status": "Failure", "message": message, "reason": "InternalError", "code": 500}).encode()
+    return json.dumps(
+        {"metadata": {}, "status": "Failure", "message": message, "reason": "InternalError", "code": 500}
+    ).encode()
 
 
 def outcome(status: bytes) -> tuple[int, str]:

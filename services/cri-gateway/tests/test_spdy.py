@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cri_gateway.streaming import spdy, spdy_frames
-from cri_gateway.streaming.spdy_frames import Data, Decoder, Encoder, Frame, GoAway, InitialWindow, Ping, ProtocolError, Reset, SynStream
+from cri_gateway.streaming.spdy_frames import (
+    Data,
+    Decoder,
+    Encoder,
+    Frame,
+    GoAway,
+    InitialWindow,
+    Ping,
+    ProtocolError,
+    Reset,
+    SynStream,
+)
 
 NAMES = st.text(st.characters(codec="latin-1"), max_size=20).map(str.lower)
 HEADERS = st.dictionaries(NAMES, st.text(st.characters(codec="latin-1"), max_size=40), max_size=8)
@@ -26,21 +37,36 @@ def _frames(data: bytes, cuts: list[int]) -> list[Frame]:
     for start, end in itertools.pairwise(places):
         for frame in decoder.feed(data[start:end]):
             last = found[-1] if found else None
-            if isinstance(frame, Data) and isinstance(last, Data) and not last.fin and last.stream_id == frame.stream_id:
+            if (
+                isinstance(frame, Data)
+                and isinstance(last, Data)
+                and not last.fin
+                and last.stream_id == frame.stream_id
+            ):
                 found[-1] = Data(frame.stream_id, last.payload + frame.payload, frame.fin)
             else:
                 found.append(frame)
     return found
 
 
-@given(st.lists(st.tuples(IDS, HEADERS, st.binary(max_size=300)), max_size=6), st.lists(st.integers(0, 10_000), max_size=10))
-def test_what_is_encoded_is_decoded_however_it_is_cut(streams: list[tuple[int, dict[str, str], bytes]], cuts: list[int]) -> None:
+@given(
+    st.lists(st.tuples(IDS, HEADERS, st.binary(max_size=300)), max_size=6),
+    st.lists(st.integers(0, 10_000), max_size=10),
+)
+def test_what_is_encoded_is_decoded_however_it_is_cut(
+    streams: list[tuple[int, dict[str, str], bytes]], cuts: list[int]
+) -> None:
     encoder, data = Encoder(), b""
     expected: list[Frame] = []
     for number, headers, payload in streams:
         data += encoder.syn_stream(number, headers) + spdy_frames.data(number, payload, fin=True) + spdy_frames.ping(7)
         expected += [SynStream(number, headers), Data(number, payload, fin=True), Ping(7)]
-    data += spdy_frames.reset(3, 5) + spdy_frames.initial_window(99) + spdy_frames.window_update(3, 8) + spdy_frames.go_away(1)
+    data += (
+        spdy_frames.reset(3, 5)
+        + spdy_frames.initial_window(99)
+        + spdy_frames.window_update(3, 8)
+        + spdy_frames.go_away(1)
+    )
     expected += [Reset(3, 5), InitialWindow(99), spdy_frames.WindowUpdate(3, 8), GoAway()]
     assert _frames(data, cuts) == expected
 
@@ -98,7 +124,9 @@ class Wire:
 
 
 @asynccontextmanager
-async def served(opened: Callable[[spdy.Stream], None], limit: int = 8) -> AsyncIterator[tuple[Wire, asyncio.Task[None]]]:
+async def served(
+    opened: Callable[[spdy.Stream], None], limit: int = 8
+) -> AsyncIterator[tuple[Wire, asyncio.Task[None]]]:
     wire = Wire()
     serving = asyncio.create_task(spdy.Connection(wire, limit).serve(opened))
     try:

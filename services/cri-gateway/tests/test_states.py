@@ -105,7 +105,9 @@ def test_what_has_run_has_a_start(start: dict[str, Any], process: ProcessState, 
 
 
 @pytest.mark.parametrize("process", [None, _process(ProcessState.CREATING)])
-async def test_what_is_being_created_is_not_there_yet_and_what_was_left_half_made_is_unknown(process: Process | None) -> None:
+async def test_what_is_being_created_is_not_there_yet_and_what_was_left_half_made_is_unknown(
+    process: Process | None,
+) -> None:
     assert await _seen((_container(), process)) == []
     assert await _seen((_container(created_at=LONG_AGO), process)) == [api_pb2.CONTAINER_UNKNOWN]
 

@@ -20,7 +20,9 @@ def entries(root: Path) -> dict[str, tuple[object, ...]]:
     for path in sorted(root.rglob("*")):
         status = os.lstat(path)
         content = path.read_bytes() if stat.S_ISREG(status.st_mode) else os.readlink(path) if path.is_symlink() else b""
-        attributes = {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)}
+        attributes = {
+            name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
+        }
         found[str(path.relative_to(root))] = (
             stat.S_IFMT(status.st_mode), status.st_uid, status.st_gid, status.st_rdev, content, attributes,
             None if stat.S_ISCHR(status.st_mode) and not status.st_rdev else (stat.S_IMODE(status.st_mode), int(status.st_mtime)),

@@ -41,7 +41,9 @@ def test_references_are_completed(text: str, full: str) -> None:
     assert str(references.parse(text)) == full
 
 
-@pytest.mark.parametrize("text", ["", "UPPER", "a//b", "a:", "a@sha256:123", "a b", "/a", "http://x/y", "a:tag:tag", "x" * 600])
+@pytest.mark.parametrize(
+    "text", ["", "UPPER", "a//b", "a:", "a@sha256:123", "a b", "/a", "http://x/y", "a:tag:tag", "x" * 600]
+)
 def test_what_is_no_reference_is_said(text: str) -> None:
     with pytest.raises(InvalidArgument, match="no image reference"):
         references.parse(text)
@@ -103,7 +105,9 @@ def test_a_missing_file_means_the_defaults_and_a_broken_one_is_named(tmp_path: P
 
 
 def test_credentials_of_the_most_specific_entry(tmp_path: Path) -> None:
-    (tmp_path / "auth.json").write_text('{"auths": {"example.com": {"auth": "YTpi"}, "example.com/team": {"auth": "YzpkOmU="}}}')
+    (tmp_path / "auth.json").write_text(
+        '{"auths": {"example.com": {"auth": "YTpi"}, "example.com/team": {"auth": "YzpkOmU="}}}'
+    )
     found = conf(tmp_path, "")
     assert found.credentials("example.com/app") == ("a", "b")
     assert found.credentials("example.com/team/app") == ("c", "d:e")
@@ -131,7 +135,9 @@ def digest(raw: bytes) -> str:
 def unpack(tar: bytes, target: Path, pack: Callable[[bytes], bytes] = gzip.compress) -> Path:
     packed = pack(tar)
     fetch_and_unpack(
-        Blob(packed), Layer(Descriptor("application/vnd.oci.image.layer.v1.tar", digest(packed), len(packed)), digest(tar)), target
+        Blob(packed),
+        Layer(Descriptor("application/vnd.oci.image.layer.v1.tar", digest(packed), len(packed)), digest(tar)),
+        target,
     )
     return target
 
@@ -148,7 +154,9 @@ def tar_of(*entries: tuple[str, dict[str, object], bytes]) -> bytes:
     return buffer.getvalue()
 
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="owners, devices and trusted.* attributes can only be set by root")
+root_only = pytest.mark.skipif(
+    os.geteuid() != 0, reason="owners, devices and trusted.* attributes can only be set by root"
+)
 
 
 @root_only
@@ -196,7 +204,9 @@ def test_a_layer_becomes_a_tree(tmp_path: Path, pack: Callable[[bytes], bytes]) 
     ],
     ids=["dots", "absolute dots", "link up", "absolute link", "file over link"],
 )
-def test_no_layer_writes_outside_of_its_folder(tmp_path: Path, entries: list[tuple[str, dict[str, object], bytes]]) -> None:
+def test_no_layer_writes_outside_of_its_folder(
+    tmp_path: Path, entries: list[tuple[str, dict[str, object], bytes]]
+) -> None:
     (tmp_path / "layer").mkdir()
     unpack(tar_of(*entries), tmp_path / "layer")
     assert [path.name for path in tmp_path.iterdir()] == ["layer"]
@@ -220,7 +230,11 @@ def test_what_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
         "was changed on the way": (packed + b"more", good, digest(tar)),
         "the image is damaged": (packed, good, DIGEST),
         "came as": (b"garbage" * 500, good, digest(tar)),
-        "is not a tar": (garbage, Descriptor("application/vnd.oci.image.layer.v1.tar", digest(garbage), len(garbage)), digest(tar)),
+        "is not a tar": (
+            garbage,
+            Descriptor("application/vnd.oci.image.layer.v1.tar", digest(garbage), len(garbage)),
+            digest(tar),
+        ),
     }
     for said, (raw, descriptor, diff_id) in cases.items():
         target = tmp_path / said.replace(" ", "-")

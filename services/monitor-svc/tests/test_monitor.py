@@ -12,16 +12,17 @@ import pytest
 
 from crisp_proto.monitor import EventKind, MonitorRequest, Note, ProcessState
 from crisp_proto.streams import Session, SessionKind
-from monitor_svc import commands, exec_sync, processes, sessions, signals
+from monitor_svc import commands, exec_sync, sessions, signals
 from monitor_svc import store as store_module
 from monitor_svc.conmon import Conmon, Created, Exit
 from monitor_svc.monitors import Monitors
 from monitor_svc.oom_kills import OomKills
-from monitor_svc.processes import ProcessRef
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import Store
 from servicekit.database import Database
 from servicekit.errors import InvalidArgument, NotFound, ResourceExhausted
+from servicekit.linux import processes
+from servicekit.linux.processes import ProcessRef
 
 REQUEST = MonitorRequest(pod_id="pod", name="main", bundle="/b", runtime=["crun"])
 
@@ -92,7 +93,12 @@ def test_the_journal_has_every_change_and_forgets_the_oldest(tmp_path: Path) -> 
         (EventKind.STOPPED, "c0"), (EventKind.CREATED, "c1"), (EventKind.STOPPED, "c1"), (EventKind.CREATED, "c2"), (EventKind.STOPPED, "c2"),
     ]  # fmt: skip
     process = store.processes("c1")[0]
-    assert (process.state, process.exit_code, process.finished_at, process.oom_killed) == (ProcessState.EXITED, 3, 1001, True)
+    assert (process.state, process.exit_code, process.finished_at, process.oom_killed) == (
+        ProcessState.EXITED,
+        3,
+        1001,
+        True,
+    )
     store.remove("c0")
     store.record(EventKind.LOG_LOST, "c1", "pod")
     assert [event.cursor for event in store.events(0, 100)] == [4, 5, 6, 7, 8]

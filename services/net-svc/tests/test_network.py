@@ -45,7 +45,9 @@ def test_a_stored_configuration_reads_as_it_was(tmp_path: Path) -> None:
 
 
 def test_old_versions_get_addresses_with_their_family() -> None:
-    result = cni.result_from({"ips": [{"version": "4", "address": "10.0.0.2/24"}], "interfaces": [{"name": "eth0"}]}, "0.4.0")
+    result = cni.result_from(
+        {"ips": [{"version": "4", "address": "10.0.0.2/24"}], "interfaces": [{"name": "eth0"}]}, "0.4.0"
+    )
     assert result.ips == [{"address": "10.0.0.2/24"}]
     assert result.to_document()["ips"] == [{"version": "4", "address": "10.0.0.2/24"}]
     result.version = "1.0.0"
@@ -95,8 +97,12 @@ def test_an_address_just_freed_is_the_last_to_be_used_again(store: Store) -> Non
 
 
 def test_ranges() -> None:
-    ((entry,),) = ranges(ranges=[[{"subnet": "fd00::/64", "rangeStart": "fd00::10", "rangeEnd": "fd00::20", "gateway": "fd00::1"}]])
-    assert (entry.first, entry.last, entry.gateway) == tuple(map(ipaddress.ip_address, ("fd00::10", "fd00::20", "fd00::1")))
+    ((entry,),) = ranges(
+        ranges=[[{"subnet": "fd00::/64", "rangeStart": "fd00::10", "rangeEnd": "fd00::20", "gateway": "fd00::1"}]]
+    )
+    assert (entry.first, entry.last, entry.gateway) == tuple(
+        map(ipaddress.ip_address, ("fd00::10", "fd00::20", "fd00::1"))
+    )
     for wrong, said in (
         ({"subnet": "x"}, "ranges of host-local are wrong"),
         ({}, "has no subnet"),

@@ -32,7 +32,7 @@ from runtime_svc.bundle import PodContext
 from runtime_svc.cdi import Registry
 from runtime_svc.features import Features
 from runtime_svc.mounts import MountContext
-from runtime_svc.pod_files import PodFiles
+from runtime_svc.pod_files import Sandbox
 from runtime_svc.settings import BlockIoClass, HandlerSettings, RuntimeSettings
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
@@ -51,11 +51,13 @@ def rootfs(tmp_path: Path) -> Path:
 
 FEATURES = Features(recursive_read_only=True, idmapped_mounts=True, user_namespaces=True, no_checkpoint="")
 PLAIN_POD = PodSandboxConfig()
-PRIVILEGED_POD = PodSandboxConfig(linux=LinuxPodSandboxConfig(security_context=LinuxSandboxSecurityContext(privileged=True)))
+PRIVILEGED_POD = PodSandboxConfig(
+    linux=LinuxPodSandboxConfig(security_context=LinuxSandboxSecurityContext(privileged=True))
+)
 
 
 def context(folder: Path, pod: PodSandboxConfig = PLAIN_POD) -> PodContext:
-    files = PodFiles(folder / "pod")
+    files = Sandbox(folder / "pod")
     files.namespace("pid").parent.mkdir(parents=True, exist_ok=True)
     files.namespace("pid").touch()
     files.namespace("ipc").touch()
@@ -71,7 +73,9 @@ def context(folder: Path, pod: PodSandboxConfig = PLAIN_POD) -> PodContext:
     )
 
 
-def build(config: ContainerConfig, rootfs: Path, image: ImageConfig = IMAGE, pod: PodContext | None = None) -> bundle.Document:
+def build(
+    config: ContainerConfig, rootfs: Path, image: ImageConfig = IMAGE, pod: PodContext | None = None
+) -> bundle.Document:
     pod = pod or context(rootfs.parent)
     return bundle.build("pid", config, image, rootfs, pod, RuntimeSettings(hooks_dirs=[]), Registry([])).document
 
@@ -85,9 +89,16 @@ def test_command_and_args(command: list[str], args: list[str], expected: list[st
 
 
 def test_environment_comes_from_the_image_then_the_request(rootfs: Path) -> None:
-    config = ContainerConfig(envs=[KeyValue(key="B", value=b"cmVxdWVzdA=="), KeyValue(key="C", value=b"Yw==")], tty=True)
+    config = ContainerConfig(
+        envs=[KeyValue(key="B", value=b"cmVxdWVzdA=="), KeyValue(key="C", value=b"Yw==")], tty=True
+    )
     environment = dict(entry.split("=", 1) for entry in build(config, rootfs)["process"]["env"])
-    assert (environment["A"], environment["B"], environment["C"], environment["TERM"]) == ("image", "request", "c", "xterm")
+    assert (environment["A"], environment["B"], environment["C"], environment["TERM"]) == (
+        "image",
+        "request",
+        "c",
+        "xterm",
+    )
     assert (environment["HOSTNAME"], environment["HOME"]) == ("host", "/var/www")
     assert environment["PATH"].startswith("/usr/local/sbin:")
 
@@ -101,11 +112,21 @@ def test_environment_comes_from_the_image_then_the_request(rootfs: Path) -> None
         ({}, "web:numbers", (33, 100, (100, 50))),
         ({}, "1234:5678", (1234, 5678, (5678,))),
         ({"run_as_username": "web"}, "root", (33, 34, (34, 50))),
-        ({"run_as_user": Int64Value(value=7), "run_as_group": Int64Value(value=8), "supplemental_groups": [9]}, "web", (7, 8, (8, 9))),
-        ({"supplemental_groups": [9], "supplemental_groups_policy": SupplementalGroupsPolicy.STRICT}, "web", (33, 34, (34, 9))),
+        (
+            {"run_as_user": Int64Value(value=7), "run_as_group": Int64Value(value=8), "supplemental_groups": [9]},
+            "web",
+            (7, 8, (8, 9)),
+        ),
+        (
+            {"supplemental_groups": [9], "supplemental_groups_policy": SupplementalGroupsPolicy.STRICT},
+            "web",
+            (33, 34, (34, 9)),
+        ),
     ],
 )
-def test_users(rootfs: Path, security: dict[str, object], image_user: str, expected: tuple[int, int, tuple[int, ...]]) -> None:
+def test_users(
+    rootfs: Path, security: dict[str, object], image_user: str, expected: tuple[int, int, tuple[int, ...]]
+) -> None:
     found = users.resolve(LinuxContainerSecurityContext.model_validate(security), image_user, rootfs)
     assert (found.uid, found.gid, found.groups) == expected
 
@@ -121,7 +142,9 @@ def test_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "held", lambda: frozenset(capabilities.ALL))
     wanted = capabilities.wanted
     assert wanted([], [], privileged=False) == capabilities.DEFAULT
-    assert wanted(["net_admin"], ["CAP_CHOWN"], privileged=False) == capabilities.DEFAULT - {"CAP_CHOWN"} | {"CAP_NET_ADMIN"}
+    assert wanted(["net_admin"], ["CAP_CHOWN"], privileged=False) == capabilities.DEFAULT - {"CAP_CHOWN"} | {
+        "CAP_NET_ADMIN"
+    }
     assert wanted([], ["ALL"], privileged=False) == frozenset()
     assert wanted(["NET_RAW"], ["all"], privileged=False) == {"CAP_NET_RAW"}
     assert wanted(["ALL"], ["SYS_ADMIN"], privileged=False) == frozenset(capabilities.ALL) - {"CAP_SYS_ADMIN"}
@@ -137,7 +160,10 @@ def test_what_a_process_may_not_hold_is_not_promised(monkeypatch: pytest.MonkeyP
 
 def test_limits() -> None:
     asked = LinuxContainerResources(cpu_shares=512, cpu_quota=-1, memory_limit_in_bytes=1 << 20, cpuset_cpus="0-1")
-    assert resources.to_oci(asked, cgroup_version=2) == {"cpu": {"shares": 512, "cpus": "0-1"}, "memory": {"limit": 1 << 20}}
+    assert resources.to_oci(asked, cgroup_version=2) == {
+        "cpu": {"shares": 512, "cpus": "0-1"},
+        "memory": {"limit": 1 << 20},
+    }
     assert resources.to_oci(LinuxContainerResources(), cgroup_version=2) == {}
     with pytest.raises(InvalidArgument, match="unified needs cgroup version 2"):
         resources.to_oci(LinuxContainerResources(unified={"memory.high": "1"}), cgroup_version=1)
@@ -166,7 +192,11 @@ def test_a_container_path_is_resolved_inside_the_rootfs(rootfs: Path, tmp_path: 
     (rootfs / "loop").symlink_to("loop")
     with pytest.raises(InvalidArgument, match=r"mounts\[0\]\.container_path = '/loop/x': too many links"):
         mounts.plan(
-            [Mount(container_path="/loop/x", host_path=str(tmp_path))], MountContext(rootfs, FEATURES), [], {}, readonly_rootfs=False
+            [Mount(container_path="/loop/x", host_path=str(tmp_path))],
+            MountContext(rootfs, FEATURES),
+            [],
+            {},
+            readonly_rootfs=False,
         )
 
 
@@ -175,7 +205,9 @@ def test_privileged_containers_have_no_masks_and_no_seccomp(rootfs: Path) -> Non
     plain = build(ContainerConfig(linux=LinuxContainerConfig(security_context=confined)), rootfs)["linux"]
     assert "seccomp" not in build(ContainerConfig(), rootfs)["linux"]
     assert plain["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO"
-    config = ContainerConfig(linux=LinuxContainerConfig(security_context=LinuxContainerSecurityContext(privileged=True)))
+    config = ContainerConfig(
+        linux=LinuxContainerConfig(security_context=LinuxContainerSecurityContext(privileged=True))
+    )
     mighty = context(rootfs.parent, PRIVILEGED_POD)
     linux = build(config, rootfs, pod=mighty)["linux"]
     assert not {"maskedPaths", "readonlyPaths", "seccomp"} & set(linux)
@@ -186,7 +218,9 @@ def test_namespaces(rootfs: Path) -> None:
         security = LinuxContainerSecurityContext(namespace_options=NamespaceOption(**options))
         return {
             entry["type"]
-            for entry in build(ContainerConfig(linux=LinuxContainerConfig(security_context=security)), rootfs)["linux"]["namespaces"]
+            for entry in build(ContainerConfig(linux=LinuxContainerConfig(security_context=security)), rootfs)["linux"][
+                "namespaces"
+            ]
         }
 
     assert kinds(pid=NamespaceMode.CONTAINER) == {"mount", "network", "uts", "ipc", "pid", "cgroup"}
@@ -201,7 +235,12 @@ def test_namespaces(rootfs: Path) -> None:
 def test_the_default_profile_is_narrowed_to_the_capabilities() -> None:
     def allowed(*names: str) -> set[str]:
         rules = seccomp.default_profile(frozenset(names))["syscalls"]
-        return {name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" and "args" not in rule for name in rule["names"]}
+        return {
+            name
+            for rule in rules
+            if rule["action"] == "SCMP_ACT_ALLOW" and "args" not in rule
+            for name in rule["names"]
+        }
 
     assert {"read", "execve", "openat2"} <= allowed()
     assert not {"mount", "bpf", "kexec_load", "add_key", "clone"} & allowed()
@@ -255,7 +294,9 @@ def test_ambient_capabilities_are_in_every_set(rootfs: Path) -> None:
     security = LinuxContainerSecurityContext(
         capabilities=Capability(add_ambient_capabilities=["NET_BIND_SERVICE"], drop_capabilities=["ALL"])
     )
-    sets = build(ContainerConfig(linux=LinuxContainerConfig(security_context=security)), rootfs)["process"]["capabilities"]
+    sets = build(ContainerConfig(linux=LinuxContainerConfig(security_context=security)), rootfs)["process"][
+        "capabilities"
+    ]
     assert {name: value for name, value in sets.items() if value != ["CAP_NET_BIND_SERVICE"]} == {}
 
 
@@ -270,7 +311,9 @@ def test_limits_that_no_cgroup_takes_are_named(field: str, value: int | str) -> 
         resources.check(asked, "linux.resources")
 
 
-def test_classes_come_from_the_pods_annotations_for_one_container_or_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_come_from_the_pods_annotations_for_one_container_or_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resources, "RESCTRL", tmp_path)
     (tmp_path / "gold").mkdir()
     (tmp_path / "info").mkdir()

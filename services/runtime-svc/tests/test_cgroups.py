@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crisp_proto.runtime import CgroupUse, CpuUse, MemoryUse
-from runtime_svc import accounts, cgroups
+from runtime_svc import cgroups, counters
 from runtime_svc.cgroup_drivers import SystemdDriver
 from runtime_svc.cgroups import CgroupsV1, CgroupsV2
 from servicekit.errors import InvalidArgument
@@ -23,7 +23,11 @@ FILES = {
     "pids.current": "3\n",
     "io.pressure": "some avg10=1.50 avg60=0.00 avg300=0.00 total=77\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=33\n",
 }
-USE = CgroupUse(cpu=CpuUse(timestamp=1, usage=2, nano_cores=3), memory=MemoryUse(**dict.fromkeys(MemoryUse.model_fields, 0)), processes=3)
+USE = CgroupUse(
+    cpu=CpuUse(timestamp=1, usage=2, nano_cores=3),
+    memory=MemoryUse(**dict.fromkeys(MemoryUse.model_fields, 0)),
+    processes=3,
+)
 
 
 @pytest.fixture
@@ -40,7 +44,13 @@ def test_version_2_is_read_in_its_own_units(root: Path) -> None:
     reading = CgroupsV2().read("/crisp/pod")
     assert reading is not None
     assert (reading.cpu, reading.usage, reading.working_set, reading.limit) == (1_500_000, 10_000, 9_000, -1)
-    assert (reading.rss, reading.page_faults, reading.swap_usage, reading.swap_limit, reading.processes) == (4096, 5, 12, 4096, 3)
+    assert (reading.rss, reading.page_faults, reading.swap_usage, reading.swap_limit, reading.processes) == (
+        4096,
+        5,
+        12,
+        4096,
+        3,
+    )
     assert set(reading.pressure) == {"io"}
     assert (reading.pressure["io"].some.avg10, reading.pressure["io"].full.total) == (1.5, 33_000)
     assert CgroupsV2().read("/crisp/none") is None
@@ -58,7 +68,7 @@ def test_a_cgroup_that_goes_while_it_is_read_is_gone(root: Path, monkeypatch: py
     assert CgroupsV2().read("/crisp") is None
     assert CgroupsV1(("cpu", "cpuacct", "memory", "pids")).read("/crisp") is None
     assert CgroupsV2().processes("/crisp") == []
-    assert accounts.read(CgroupsV2(), "/crisp", USE, with_processes=True) is None
+    assert counters.read(CgroupsV2(), "/crisp", USE, with_processes=True) is None
 
 
 def test_version_2_hands_all_controllers_down_to_the_siblings_of_a_leaf(root: Path) -> None:
@@ -98,25 +108,30 @@ def test_version_2_is_accounted_for_by_device_and_event(root: Path) -> None:
     for name, text in (FILES | more).items():
         (folder / name).write_text(text)
     version_2 = CgroupsV2()
-    account = accounts.read(version_2, "/crisp/pod", USE, with_processes=True)
-    assert account is not None
-    assert (account.user, account.system, account.limit_hits, account.oom_kills) == (1_000_000, 500_000, 4, 2)
-    assert (account.peak, account.threads, account.threads_max) == (20000, 3, None)
-    assert account.periods is None, "a kernel that counts none has no number"
-    (device,) = account.devices
+    found = counters.read(version_2, "/crisp/pod", USE, with_processes=True)
+    assert found is not None
+    assert (found.user, found.system, found.limit_hits, found.oom_kills) == (1_000_000, 500_000, 4, 2)
+    assert (found.peak, found.threads, found.threads_max) == (20000, 3, None)
+    assert found.periods is None, "a kernel that counts none has no number"
+    (device,) = found.devices
     assert (device.name, device.minor) == ("", 99999)
     assert (device.read_bytes, device.write_bytes, device.read_count, device.write_count) == (1, 2, 3, 4)
-    assert account.own is not None
-    assert account.own.processes == 0
-    assert accounts.read(version_2, "/crisp/none", USE, with_processes=True) is None
+    assert found.own is not None
+    assert found.own.processes == 0
+    assert counters.read(version_2, "/crisp/none", USE, with_processes=True) is None
 
 
 @pytest.mark.parametrize("parent", ["kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"])
 def test_systemds_parent_is_a_slices_name_or_path(parent: str) -> None:
-    assert SystemdDriver(CgroupsV2(), "").pod(parent, "ab") == "/kubepods.slice/kubepods-pod1.slice/kubepods-pod1-crispab.slice"
+    assert (
+        SystemdDriver(CgroupsV2(), "").pod(parent, "ab")
+        == "/kubepods.slice/kubepods-pod1.slice/kubepods-pod1-crispab.slice"
+    )
 
 
-@pytest.mark.parametrize("parent", ["/pods", "pods", "/elsewhere.slice/kubepods-pod1.slice", "kubepods.slice/kubepods-pod1.slice", "/"])
+@pytest.mark.parametrize(
+    "parent", ["/pods", "pods", "/elsewhere.slice/kubepods-pod1.slice", "kubepods.slice/kubepods-pod1.slice", "/"]
+)
 def test_systemd_puts_a_slice_where_its_name_says(parent: str) -> None:
     with pytest.raises(InvalidArgument, match="cgroup_parent"):
         SystemdDriver(CgroupsV2(), "").pod(parent, "ab")

@@ -81,7 +81,9 @@ def test_files_are_read_again_when_they_change(tmp_path: Path) -> None:
 
 
 def test_yaml_is_read_too_and_a_broken_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("cdiVersion: '1.0.0'\nkind: v.com/c\ndevices:\n- name: d\n  containerEdits:\n    env: [FROM=yaml]\n")
+    (tmp_path / "a.yaml").write_text(
+        "cdiVersion: '1.0.0'\nkind: v.com/c\ndevices:\n- name: d\n  containerEdits:\n    env: [FROM=yaml]\n"
+    )
     (tmp_path / "broken.json").write_text('{"cdiVersion": "0.5.0"}')
     registry = Registry([tmp_path])
     assert registry.edits(["v.com/c=d"]) == [{"env": ["FROM=yaml"]}]
@@ -105,7 +107,9 @@ def test_edits_that_lack_something_are_named(tmp_path: Path, edits: Document, fa
         Registry([tmp_path / "etc"]).edits(["vendor.com/device=one"])
 
 
-def test_a_device_that_goes_while_its_folder_is_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_goes_while_its_folder_is_read_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on every hotplug: a privileged container gets all of /dev."""
     scandir = os.scandir
 
@@ -176,7 +180,9 @@ def test_a_later_folders_hook_replaces_one_of_the_same_name(tmp_path: Path) -> N
         ({"when": {"commands": ["("]}}, "unterminated"),
     ],
 )
-def test_a_hook_file_that_cannot_be_used_keeps_containers_from_running(tmp_path: Path, changes: Document, said: str) -> None:
+def test_a_hook_file_that_cannot_be_used_keeps_containers_from_running(
+    tmp_path: Path, changes: Document, said: str
+) -> None:
     hook(tmp_path / "hooks", "bad.json", **changes)
     with pytest.raises(FailedPrecondition, match=said) as raised:
         hooks.add(document(), [tmp_path / "hooks"], {}, bind_mounts=False)

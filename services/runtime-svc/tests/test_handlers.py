@@ -58,7 +58,9 @@ def test_another_runtime_never_stands_in(tmp_path: Path) -> None:
         known.get("kata")
 
 
-async def test_a_runtime_that_could_not_be_asked_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_runtime_that_could_not_be_asked_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     async def ask(runtime: OciRuntime, program: Path) -> Features:

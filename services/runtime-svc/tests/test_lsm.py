@@ -4,10 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from crisp_proto.config import LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, ProfileType, SecurityProfile, SELinuxOption
+from crisp_proto.config import (
+    LinuxContainerSecurityContext,
+    NamespaceMode,
+    NamespaceOption,
+    ProfileType,
+    SecurityProfile,
+    SELinuxOption,
+)
 from runtime_svc import lsm
-from servicekit import selinux
 from servicekit.errors import FailedPrecondition, InvalidArgument
+from servicekit.linux import selinux
 
 PLAIN = LinuxContainerSecurityContext()
 

@@ -28,7 +28,12 @@ OVERHEAD = LinuxContainerResources(
 
 def test_overhead_is_added_to_what_the_pod_limits() -> None:
     both = pod_limits.total(POD, OVERHEAD)
-    assert (both.cpu_shares, both.cpu_quota, both.memory_limit_in_bytes, both.memory_swap_limit_in_bytes) == (210, 20_500, 110, 160)
+    assert (both.cpu_shares, both.cpu_quota, both.memory_limit_in_bytes, both.memory_swap_limit_in_bytes) == (
+        210,
+        20_500,
+        110,
+        160,
+    )
     assert {limit.page_size: limit.limit for limit in both.hugepage_limits} == {"2MB": 5, "1GB": 2}
     assert both.unified == {"memory.high": "90", "pids.max": "7"}, "without what kubelet means for containers"
     assert pod_limits.total(None, OVERHEAD) == LinuxContainerResources()
@@ -58,7 +63,10 @@ def test_systemd_gets_the_same_as_properties() -> None:
         "AllowedMemoryNodes": bytes([2]),
     }
     unified = {"pids.max": "max", "cpu.max": "max 50000", "cpuset.cpus": "3", "hugetlb.2MB.max": "0", "memory.low": "7"}
-    found = {name: variant.value for name, variant in pod_limits.to_properties(LinuxContainerResources(unified=unified)).items()}
+    found = {
+        name: variant.value
+        for name, variant in pod_limits.to_properties(LinuxContainerResources(unified=unified)).items()
+    }
     quota = {"CPUQuotaPerSecUSec": (1 << 64) - 1, "CPUQuotaPeriodUSec": 50_000}
     assert found == {"TasksMax": (1 << 64) - 1, "AllowedCPUs": bytes([8]), "MemoryLow": 7, **quota}
     scope = pod_limits.scope_properties(LinuxContainerResources(unified={"pids.max": "5"}), 9)

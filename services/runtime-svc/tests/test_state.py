@@ -19,7 +19,14 @@ from runtime_svc.store import Store
 
 def a_pod(number: int) -> Pod:
     config = PodSandboxConfig(metadata=PodSandboxMetadata(name=f"pod{number}", namespace="default", uid="u"))
-    return Pod(id=f"{number:064x}", state=PodState.READY, created_at=1, handler="", config=config, cgroup=f"/none/crisp-{number:064x}")
+    return Pod(
+        id=f"{number:064x}",
+        state=PodState.READY,
+        created_at=1,
+        handler="",
+        config=config,
+        cgroup=f"/none/crisp-{number:064x}",
+    )
 
 
 def a_container(pod: Pod, name: str) -> tuple[ContainerRequest, Container]:
@@ -65,7 +72,10 @@ def test_a_container_starts_when_its_attempt_begins(tmp_path: Path) -> None:
     begun = database.containers()[0]
     assert (before <= begun.starting_at <= time.time_ns(), begun.started_at) == (True, 0)
 
-    assert database.begin_start(name, "two") == ("one", 0)  # nobody knows how the first one went: it may have begun then
+    assert database.begin_start(name, "two") == (
+        "one",
+        0,
+    )  # nobody knows how the first one went: it may have begun then
     assert database.containers()[0].starting_at == begun.starting_at
 
     database.start_failed(name, "no such file")
@@ -85,7 +95,9 @@ def test_a_record_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytes
     fill(tmp_path / "r.db", 2, 2)
     broken = Store(tmp_path / "r.db")
     broken._db.run('UPDATE pods SET record = \'{"from": "a later version"}\' WHERE id = ?', a_pod(0).id)
-    broken._db.run("UPDATE containers SET record = 'no JSON' WHERE pod = ? AND id = (SELECT min(id) FROM containers)", a_pod(0).id)
+    broken._db.run(
+        "UPDATE containers SET record = 'no JSON' WHERE pod = ? AND id = (SELECT min(id) FROM containers)", a_pod(0).id
+    )
     broken.close()
     after = Store(tmp_path / "r.db")
     assert [(pod.config.metadata.name, pod.state) for pod in after.pods()] == [
@@ -94,8 +106,14 @@ def test_a_record_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytes
     ]
     assert [container.config.metadata.name for container in after.containers()].count("unreadable") == 1
     assert len(after.containers()) == 4
-    assert [row["origin"] for row in after._db.rows("SELECT * FROM set_aside ORDER BY origin")] == ["containers.record", "pods.record"]
-    assert after._db.rows("SELECT text FROM set_aside WHERE origin = 'pods.record'")[0]["text"] == '{"from": "a later version"}'
+    assert [row["origin"] for row in after._db.rows("SELECT * FROM set_aside ORDER BY origin")] == [
+        "containers.record",
+        "pods.record",
+    ]
+    assert (
+        after._db.rows("SELECT text FROM set_aside WHERE origin = 'pods.record'")[0]["text"]
+        == '{"from": "a later version"}'
+    )
     logged = capsys.readouterr()
     assert "row-set-aside" in logged.err + logged.out
     again = Store(tmp_path / "r.db")

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 from cgroup_files import ROOT, VERSION_2
-from expect import until
+from expect import wait_for
 from traces import started
 from world import World
 
@@ -64,7 +64,12 @@ class Cluster:
         name = metadata.pop("name", f"pod-{uuid.uuid4().hex[:8]}")
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
             container.setdefault("image", self.image)
-        spec = {"nodeName": self.kubelet.name, "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False, **spec}
+        spec = {
+            "nodeName": self.kubelet.name,
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": False,
+            **spec,
+        }
         body = {"metadata": {"name": name, **metadata}, "spec": spec}
         self.said(self.api.post("/api/v1/namespaces/default/pods", json=body))
         return str(name)
@@ -72,7 +77,7 @@ class Cluster:
     def delete(self, name: str) -> None:
         """Deletes a pod, and waits until kubelet has ended it."""
         self.api.delete(f"/api/v1/namespaces/default/pods/{name}")
-        until(lambda: self.api.get(f"/api/v1/namespaces/default/pods/{name}").status_code == 404, seconds=60)
+        wait_for(lambda: self.api.get(f"/api/v1/namespaces/default/pods/{name}").status_code == 404, seconds=60)
 
     def get(self, name: str) -> Object:
         """A pod as the API server has it."""
@@ -81,7 +86,9 @@ class Cluster:
     def patch(self, name: str, change: Object, subresource: str = "") -> Object:
         """Changes a pod (a strategic merge patch)."""
         path = f"/api/v1/namespaces/default/pods/{name}{subresource and '/' + subresource}"
-        return self.said(self.api.patch(path, json=change, headers={"content-type": "application/strategic-merge-patch+json"}))
+        return self.said(
+            self.api.patch(path, json=change, headers={"content-type": "application/strategic-merge-patch+json"})
+        )
 
     def put(self, kind: str, name: str, **fields: Any) -> None:
         """A ConfigMap, Secret or the like, anew."""
@@ -109,7 +116,7 @@ class Cluster:
             return last if wanted(last.get("status", {})) else None
 
         try:
-            return until(ask, seconds=seconds)
+            return wait_for(ask, seconds=seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}; last: {json.dumps(last.get('status'), indent=1)[:4000]}") from error
 
@@ -121,7 +128,7 @@ class Cluster:
         """What a script of `then_sleeps` printed. Ready is a container that runs, not one that has come to the end of its script."""
         self.ready(name)
         end = f"{THE_END}\n"
-        text = until(lambda: text if (text := self.kubectl("logs", name, "-c", container)).endswith(end) else None)
+        text = wait_for(lambda: text if (text := self.kubectl("logs", name, "-c", container)).endswith(end) else None)
         return text.removesuffix(end)
 
     def ended(self, name: str) -> Object:
@@ -130,13 +137,17 @@ class Cluster:
 
     def events(self, name: str) -> list[Object]:
         """The events about a pod."""
-        answer = self.api.get("/api/v1/namespaces/default/events", params={"fieldSelector": f"involvedObject.name={name}"})
+        answer = self.api.get(
+            "/api/v1/namespaces/default/events", params={"fieldSelector": f"involvedObject.name={name}"}
+        )
         return list(self.said(answer)["items"])
 
     def event(self, name: str, reason: str, text: str = "", seconds: float = 60) -> Object:
         """The first event of this reason whose message has this text."""
-        return until(
-            lambda: next((event for event in self.events(name) if event["reason"] == reason and text in event["message"]), None),
+        return wait_for(
+            lambda: next(
+                (event for event in self.events(name) if event["reason"] == reason and text in event["message"]), None
+            ),
             seconds=seconds,
         )
 
@@ -161,7 +172,9 @@ class Cluster:
         base = ROOT if VERSION_2 else ROOT / controller
         uid = pod["metadata"]["uid"]
         found = [
-            path for spelled in (uid, uid.replace("-", "_")) for path in base.glob(f"{self.node.names.cgroup.lstrip('/')}/**/*{spelled}*")
+            path
+            for spelled in (uid, uid.replace("-", "_"))
+            for path in base.glob(f"{self.node.names.cgroup.lstrip('/')}/**/*{spelled}*")
         ]
         return min(found, key=lambda path: len(path.parts))
 
@@ -170,13 +183,18 @@ class Cluster:
 def running(folder: Path, world: World) -> Iterator[Cluster]:
     """A cluster in a folder. At the end nothing of its pods may be left on the node."""
     authority = Authority(folder / "pki")
-    with started(Node(folder / "node"), world.image) as node, control_plane.running(folder / "plane", authority) as plane:
+    with (
+        started(Node(folder / "node"), world.image) as node,
+        control_plane.running(folder / "plane", authority) as plane,
+    ):
         kubeconfig = plane.kubeconfig("kubelet", "/O=system:masters/CN=system:node:localhost")
         kubelet = Kubelet(node, folder / "kubelet", SETTINGS, authority, kubeconfig)
-        with httpx.Client(base_url=plane.url, verify=authority.client_context(), timeout=60 * clone.SLOWNESS, trust_env=False) as api:
+        with httpx.Client(
+            base_url=plane.url, verify=authority.client_context(), timeout=60 * clone.SLOWNESS, trust_env=False
+        ) as api:
             try:
                 kubelet.start()
-                until(lambda: api.get(f"/api/v1/nodes/{kubelet.name}").is_success, seconds=60)
+                wait_for(lambda: api.get(f"/api/v1/nodes/{kubelet.name}").is_success, seconds=60)
                 yield Cluster(plane, kubelet, node, world.image, api)
             finally:
                 kubelet.end()
@@ -184,7 +202,9 @@ def running(folder: Path, world: World) -> Iterator[Cluster]:
 
 def is_ready(status: Object) -> bool:
     """Whether a pod's status says Ready."""
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", []))
+    return any(
+        condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", [])
+    )
 
 
 def manifest(kubelet: Kubelet, image: str, spec: Object, name: str = "static") -> str:
@@ -198,7 +218,9 @@ def manifest(kubelet: Kubelet, image: str, spec: Object, name: str = "static") -
     return f"{name}-{kubelet.name}"
 
 
-def static_pod(kubelet: Kubelet, name: str, wanted: Callable[[Object], Any] | None = None, seconds: float = 60) -> Object:
+def static_pod(
+    kubelet: Kubelet, name: str, wanted: Callable[[Object], Any] | None = None, seconds: float = 60
+) -> Object:
     """A static pod, as kubelet's own API has it, once it is as wanted: ready."""
 
     def ask() -> Object | None:
@@ -206,9 +228,11 @@ def static_pod(kubelet: Kubelet, name: str, wanted: Callable[[Object], Any] | No
         return found if found is not None and (wanted or is_ready)(found["status"]) else None
 
     try:
-        return until(ask, seconds=seconds, ignore=httpx.HTTPError)
+        return wait_for(ask, seconds=seconds, ignore=httpx.HTTPError)
     except AssertionError as error:
-        raise AssertionError(f"{error}; kubelet has {json.dumps(kubelet.pods())[:3000]}; its log ends:\n{kubelet.log()[-6000:]}") from error
+        raise AssertionError(
+            f"{error}; kubelet has {json.dumps(kubelet.pods())[:3000]}; its log ends:\n{kubelet.log()[-6000:]}"
+        ) from error
 
 
 def shell(script: str, name: str = "main", **more: Any) -> Object:
@@ -226,7 +250,11 @@ def then_sleeps(script: str, name: str = "main", **more: Any) -> Object:
 
 def container_status(status: Object, name: str = "main") -> Object:
     """One container's part of a pod's status; empty if it has none yet."""
-    every = [*status.get("containerStatuses", []), *status.get("initContainerStatuses", []), *status.get("ephemeralContainerStatuses", [])]
+    every = [
+        *status.get("containerStatuses", []),
+        *status.get("initContainerStatuses", []),
+        *status.get("ephemeralContainerStatuses", []),
+    ]
     return next((found for found in every if found["name"] == name), {})
 
 

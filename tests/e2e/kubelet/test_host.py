@@ -1,7 +1,7 @@
 """What a pod shares with the host or within itself, its security settings, and images."""
 
 from cluster import Cluster, container_status, shell, then_sleeps, waiting
-from expect import page_once_up, until
+from expect import page_once_up, wait_for
 from world import PAGE, World
 
 from crisplab.cri import Cri
@@ -10,7 +10,9 @@ from crisplab.registry import free_port
 
 def test_a_pod_on_the_host_network_listens_there(cluster: Cluster) -> None:
     port = free_port()
-    with cluster.pod({"hostNetwork": True, "containers": [shell(f"exec httpd -f -p 127.0.0.1:{port} -h /www")]}) as name:
+    with cluster.pod(
+        {"hostNetwork": True, "containers": [shell(f"exec httpd -f -p 127.0.0.1:{port} -h /www")]}
+    ) as name:
         pod = cluster.ready(name)
         assert pod["status"]["podIP"] == pod["status"]["hostIP"]
         page_once_up(f"127.0.0.1:{port}")
@@ -24,7 +26,9 @@ def test_a_host_port_leads_to_the_pod(cluster: Cluster) -> None:
 
 
 def test_a_pod_with_the_host_s_processes_sees_kubelet(cluster: Cluster) -> None:
-    with cluster.pod({"hostPID": True, "containers": [then_sleeps(f"tr '\\0' ' ' < /proc/{cluster.kubelet.pid()}/cmdline")]}) as name:
+    with cluster.pod(
+        {"hostPID": True, "containers": [then_sleeps(f"tr '\\0' ' ' < /proc/{cluster.kubelet.pid()}/cmdline")]}
+    ) as name:
         assert "--hostname-override" in cluster.output(name)
 
 
@@ -71,9 +75,15 @@ def test_pod_dns_hosts_and_sysctls(cluster: Cluster) -> None:
         "hostAliases": [{"ip": "192.0.2.7", "hostnames": ["seven"]}],
         "hostname": "someone",
         "dnsPolicy": "None",
-        "dnsConfig": {"nameservers": ["192.0.2.53"], "searches": ["example.org"], "options": [{"name": "ndots", "value": "3"}]},
+        "dnsConfig": {
+            "nameservers": ["192.0.2.53"],
+            "searches": ["example.org"],
+            "options": [{"name": "ndots", "value": "3"}],
+        },
         "securityContext": {"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "77"}]},
-        "containers": [then_sleeps("hostname; cat /etc/hosts /etc/resolv.conf /proc/sys/net/ipv4/ip_unprivileged_port_start")],
+        "containers": [
+            then_sleeps("hostname; cat /etc/hosts /etc/resolv.conf /proc/sys/net/ipv4/ip_unprivileged_port_start")
+        ],
     }
     with cluster.pod(spec) as name:
         shown = cluster.output(name).splitlines()
@@ -91,7 +101,11 @@ def test_pull_policies_and_their_back_off(cluster: Cluster, world: World) -> Non
         cluster.wait(name, lambda status: waiting(status).get("reason") == "ErrImageNeverPull")
     world.busybox.push(world.registry, "test/policy", "1")
     image = f"{world.registry}/test/policy:1"
-    for policy, text in (("IfNotPresent", "Successfully pulled"), ("IfNotPresent", "already present"), ("Always", "Successfully pulled")):
+    for policy, text in (
+        ("IfNotPresent", "Successfully pulled"),
+        ("IfNotPresent", "already present"),
+        ("Always", "Successfully pulled"),
+    ):
         with cluster.pod({"containers": [{"name": "main", "image": image, "imagePullPolicy": policy}]}) as name:
             pod = cluster.ready(name)
             cluster.event(name, "Pulled", text)
@@ -104,4 +118,4 @@ def test_dead_containers_are_collected(cluster: Cluster) -> None:
     with cluster.pod({"containers": [shell("exit 1")]}) as name, Cri(cluster.node.socket) as client:
         cluster.wait(name, lambda status: container_status(status).get("restartCount", 0) >= 4)
         labels = {"io.kubernetes.pod.name": name}
-        until(lambda: len(client.containers(label_selector=labels)) <= 2)
+        wait_for(lambda: len(client.containers(label_selector=labels)) <= 2)

@@ -4,19 +4,30 @@ import time
 
 import pytest
 from cluster import THE_END, Cluster, Object, container_status, shell, terminated, waiting
-from expect import until, when
+from expect import wait_for, when
 
 from crisplab import clone
 
 
 def test_init_containers_run_one_after_the_other_then_a_sidecar_and_the_rest(cluster: Cluster) -> None:
     volume: Object = {"volumeMounts": [{"name": "work", "mountPath": "/common"}]}
-    written = {"exec": {"command": ["grep", "side", "/common/order"]}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 60}
+    written = {
+        "exec": {"command": ["grep", "side", "/common/order"]},
+        "periodSeconds": 1,
+        "timeoutSeconds": 10,
+        "failureThreshold": 60,
+    }
     spec = {
         "volumes": [{"name": "work", "emptyDir": {}}],
         "initContainers": [
             shell("echo one >> /common/order", "first", **volume),
-            shell("echo side >> /common/order; exec sleep 600", "side", restartPolicy="Always", startupProbe=written, **volume),
+            shell(
+                "echo side >> /common/order; exec sleep 600",
+                "side",
+                restartPolicy="Always",
+                startupProbe=written,
+                **volume,
+            ),
             shell("echo two >> /common/order", "second", **volume),
         ],
         "containers": [shell("cat /common/order; echo main ends", **volume)],
@@ -26,7 +37,10 @@ def test_init_containers_run_one_after_the_other_then_a_sidecar_and_the_rest(clu
         pod = cluster.ended(name)
         assert pod["status"]["phase"] == "Succeeded"
         assert cluster.kubectl("logs", name).split() == ["one", "side", "two", "main", "ends"]
-        assert terminated(pod["status"], "side")["reason"] in ("Completed", "Error")  # a sidecar goes after the main container
+        assert terminated(pod["status"], "side")["reason"] in (
+            "Completed",
+            "Error",
+        )  # a sidecar goes after the main container
 
 
 def test_an_init_container_that_fails_ends_a_pod_that_is_never_restarted(cluster: Cluster) -> None:
@@ -38,7 +52,9 @@ def test_an_init_container_that_fails_ends_a_pod_that_is_never_restarted(cluster
         assert "waiting" in container_status(status)["state"]
 
 
-@pytest.mark.parametrize(("policy", "script", "phase"), [("Never", "exit 3", "Failed"), ("OnFailure", "exit 0", "Succeeded")])
+@pytest.mark.parametrize(
+    ("policy", "script", "phase"), [("Never", "exit 3", "Failed"), ("OnFailure", "exit 0", "Succeeded")]
+)
 def test_restart_policies_that_end(cluster: Cluster, policy: str, script: str, phase: str) -> None:
     with cluster.pod({"containers": [shell(script)], "restartPolicy": policy}) as name:
         status = cluster.ended(name)["status"]
@@ -55,11 +71,13 @@ def test_a_container_that_fails_is_started_again_after_a_back_off(cluster: Clust
         pod = cluster.wait(name, lambda status: container_status(status).get("restartCount", 0) >= 2)
         assert pod["status"]["phase"] == "Running"
         cluster.event(name, "BackOff", "restarting failed container")
-        until(lambda: cluster.kubectl("logs", "--previous", name).strip() == "again")
+        wait_for(lambda: cluster.kubectl("logs", "--previous", name).strip() == "again")
 
 
 def test_a_container_that_can_not_be_started_says_why(cluster: Cluster) -> None:
-    with cluster.pod({"containers": [{"name": "main", "command": ["/no/such/program"]}], "restartPolicy": "Never"}) as name:
+    with cluster.pod(
+        {"containers": [{"name": "main", "command": ["/no/such/program"]}], "restartPolicy": "Never"}
+    ) as name:
         status = cluster.wait(name, lambda status: "message" in waiting(status))["status"]
         said = waiting(status)
         assert said["reason"] == "CreateContainerError"
@@ -128,7 +146,10 @@ def test_the_grace_period_is_given_and_then_over(cluster: Cluster) -> None:
         }
     )
     deaf = cluster.create(
-        {"containers": [shell(f"trap '' TERM; echo {THE_END}; while :; do sleep 0.1; done")], "terminationGracePeriodSeconds": 3}
+        {
+            "containers": [shell(f"trap '' TERM; echo {THE_END}; while :; do sleep 0.1; done")],
+            "terminationGracePeriodSeconds": 3,
+        }
     )
     for name in (gentle, deaf):
         cluster.output(name)  # from then on it has its trap

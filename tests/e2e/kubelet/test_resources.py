@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, container_status, shell, terminated
-from expect import until
+from expect import wait_for
 
 LIMITS = {"cpu": "200m", "memory": "64Mi"}
 
@@ -24,9 +24,15 @@ def _cpu(folder: Path) -> float:
 
 @pytest.mark.parametrize(
     ("quality", "resources"),
-    [("BestEffort", {}), ("Burstable", {"requests": {"cpu": "100m"}}), ("Guaranteed", {"limits": LIMITS, "requests": LIMITS})],
+    [
+        ("BestEffort", {}),
+        ("Burstable", {"requests": {"cpu": "100m"}}),
+        ("Guaranteed", {"limits": LIMITS, "requests": LIMITS}),
+    ],
 )
-def test_pods_are_in_the_cgroup_of_their_quality_of_service(cluster: Cluster, quality: str, resources: dict[str, object]) -> None:
+def test_pods_are_in_the_cgroup_of_their_quality_of_service(
+    cluster: Cluster, quality: str, resources: dict[str, object]
+) -> None:
     with cluster.pod({"containers": [shell("exec sleep 600", resources=resources)]}) as name:
         pod = cluster.ready(name)
         assert pod["status"]["qosClass"] == quality
@@ -45,17 +51,25 @@ def test_a_container_over_its_memory_is_oom_killed(cluster: Cluster) -> None:
 
 
 def test_limits_change_in_place(cluster: Cluster) -> None:
-    with cluster.pod({"containers": [shell("exec sleep 600", resources={"limits": LIMITS, "requests": LIMITS})]}) as name:
+    with cluster.pod(
+        {"containers": [shell("exec sleep 600", resources={"limits": LIMITS, "requests": LIMITS})]}
+    ) as name:
         pod = cluster.ready(name)
         more = {"cpu": "300m", "memory": "96Mi"}
-        cluster.patch(name, {"spec": {"containers": [{"name": "main", "resources": {"limits": more, "requests": more}}]}}, "resize")
+        cluster.patch(
+            name,
+            {"spec": {"containers": [{"name": "main", "resources": {"limits": more, "requests": more}}]}},
+            "resize",
+        )
         cluster.wait(name, lambda status: container_status(status).get("resources", {}).get("limits") == more)
         status = cluster.get(name)["status"]
         assert container_status(status)["restartCount"] == 0
         assert _memory(cluster.cgroups(pod, "memory")) == 96 << 20
         container = container_status(status)["containerID"].removeprefix("crisp://")
         (folder,) = (
-            path for path in cluster.cgroups(pod, "cpu").rglob(f"*{container}*") if "helpers" not in path.name and "conmon" not in path.name
+            path
+            for path in cluster.cgroups(pod, "cpu").rglob(f"*{container}*")
+            if "helpers" not in path.name and "conmon" not in path.name
         )
         assert _cpu(folder) == pytest.approx(0.3)
 
@@ -73,9 +87,11 @@ def test_statistics_and_metrics_come_from_cri(cluster: Cluster) -> None:
             (main,) = pod.get("containers") or [{}]
             return pod if main.get("rootfs", {}).get("usedBytes", 0) >= 20_000_000 else None
 
-        pod = until(counted)
+        pod = wait_for(counted)
         assert pod["memory"]["workingSetBytes"] > 0  # type: ignore[index]
         assert pod["network"]["rxBytes"] > 0  # type: ignore[index]
         assert pod["process_stats"]["process_count"] >= 1  # type: ignore[index]
         text = kubelet.get("/metrics/cadvisor").raise_for_status().text
-        assert f'pod="{name}"' in "".join(line for line in text.splitlines() if line.startswith("container_memory_working_set_bytes"))
+        assert f'pod="{name}"' in "".join(
+            line for line in text.splitlines() if line.startswith("container_memory_working_set_bytes")
+        )

@@ -9,7 +9,7 @@ import httpx
 import networks
 import pytest
 from cluster import SETTINGS, container_status, manifest, shell, static_pod, waiting
-from expect import page, until
+from expect import page, wait_for
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -22,7 +22,9 @@ from crisplab.registry import free_port
 
 def test_a_pod_still_serves_after_the_end_of_each_service_and_of_kubelet(alone: Kubelet, world: World) -> None:
     port = free_port()
-    probes = {name: {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1} for name in ("readinessProbe", "livenessProbe")}
+    probes = {
+        name: {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1} for name in ("readinessProbe", "livenessProbe")
+    }
     web = {"name": "web", "ports": [{"containerPort": 80, "hostPort": port}], **probes}
     alone.start()
     name = manifest(alone, world.image, {"containers": [web, shell("while :; do date; sleep 0.2; done", "clock")]})
@@ -33,7 +35,7 @@ def test_a_pod_still_serves_after_the_end_of_each_service_and_of_kubelet(alone: 
         alone.node.kill(service)
         assert page(address) == PAGE
         with alone.client() as client:
-            answer = until(lambda: _good(client, f"/run/default/{name}/clock"), ignore=httpx.HTTPError)
+            answer = wait_for(lambda: _good(client, f"/run/default/{name}/clock"), ignore=httpx.HTTPError)
             assert answer == "on\n"
             assert client.get(f"/containerLogs/default/{name}/clock", params={"tailLines": 1}).text.count("\n") == 1
     alone.stop(signal.SIGKILL)
@@ -61,11 +63,15 @@ def test_an_end_is_seen_by_events_and_by_polling(alone: Kubelet, world: World, e
     after = static_pod(alone, name, lambda status: container_status(status).get("restartCount") == 1)["status"]
     assert container_status(after)["lastState"]["terminated"]["exitCode"] == 137
     with alone.client() as client:
-        (count,) = re.findall(r"^kubelet_evented_pleg_connection_success_count (\d+)", client.get("/metrics").text, re.M)
+        (count,) = re.findall(
+            r"^kubelet_evented_pleg_connection_success_count (\d+)", client.get("/metrics").text, re.M
+        )
     assert bool(int(count)) == evented
 
 
-def test_a_pod_keeps_its_sandbox_though_its_network_takes_seconds(kubernetes: None, own_node: Node, world: World, tmp_path: Path) -> None:
+def test_a_pod_keeps_its_sandbox_though_its_network_takes_seconds(
+    kubernetes: None, own_node: Node, world: World, tmp_path: Path
+) -> None:
     """kubelet looks at it meanwhile, and not again before a container starts, which its image keeps from it."""
     own_node.settings = {"net": {"cni_bin_dirs": [str(tmp_path), "/usr/lib/cni"]}}
     own_node.start()
@@ -74,7 +80,7 @@ def test_a_pod_keeps_its_sandbox_though_its_network_takes_seconds(kubernetes: No
     try:
         kubelet.start()
         name = manifest(kubelet, f"{world.registry}/test/absent:1", {"containers": [{"name": "main"}]})
-        until(asked.exists, seconds=60)
+        wait_for(asked.exists, seconds=60)
         time.sleep(3 * clone.SLOWNESS)  # three looks
         go.touch()
         # At its second look: it has tried, and looked at the pod again.
@@ -90,11 +96,11 @@ def test_a_changed_or_removed_manifest_is_followed(alone: Kubelet, world: World)
     name = manifest(alone, world.image, {"containers": [shell("exec sleep 600")], "terminationGracePeriodSeconds": 1})
     first = static_pod(alone, name)["metadata"]["uid"]
     manifest(alone, world.image, {"containers": [shell("exec sleep 500")], "terminationGracePeriodSeconds": 1})
-    until(lambda: static_pod(alone, name)["metadata"]["uid"] != first)
+    wait_for(lambda: static_pod(alone, name)["metadata"]["uid"] != first)
     (alone.manifests / "static.json").unlink()
-    until(lambda: not alone.pods())
+    wait_for(lambda: not alone.pods())
     with Cri(alone.node.socket) as client:
-        until(lambda: not client.pods(state={"state": 0}))
+        wait_for(lambda: not client.pods(state={"state": 0}))
 
 
 def test_images_that_nobody_needs_are_collected_when_the_disk_is_full(alone: Kubelet, world: World) -> None:
@@ -112,6 +118,6 @@ def test_images_that_nobody_needs_are_collected_when_the_disk_is_full(alone: Kub
             "imageMinimumGCAge": "1s",
         }
         alone.start()
-        until(lambda: all(unneeded not in image.repo_tags for image in client.images()), seconds=60)
+        wait_for(lambda: all(unneeded not in image.repo_tags for image in client.images()), seconds=60)
         assert any(world.image in image.repo_tags for image in client.images())
         static_pod(alone, name)

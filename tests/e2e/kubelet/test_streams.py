@@ -11,7 +11,7 @@ import kubernetes.config
 import kubernetes.stream
 import pytest
 from cluster import Cluster, shell
-from expect import page, until, when
+from expect import page, wait_for, when
 from world import PAGE
 
 from crisplab import clone
@@ -28,16 +28,23 @@ def _by(transport: str) -> dict[str, str]:
 def pod(cluster: Cluster) -> Iterator[str]:
     """A pod with a web server, and one that repeats what it hears."""
     web = {"name": "main", "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}}
-    with cluster.pod({"containers": [web, shell("while read line; do echo heard $line; done", "ear", stdin=True)]}) as name:
+    with cluster.pod(
+        {"containers": [web, shell("while read line; do echo heard $line; done", "ear", stdin=True)]}
+    ) as name:
         cluster.ready(name)
         yield name
 
 
 @BY
 def test_exec_has_streams_and_an_exit_code(cluster: Cluster, pod: str, by: str) -> None:
-    assert cluster.kubectl("exec", "-i", pod, "-c", "main", "--", "cat", stdin="through\n", environment=_by(by)) == "through\n"
     assert (
-        cluster.kubectl("exec", pod, "-c", "main", "--", "sh", "-c", "echo out; echo err >&2; exit 5", code=5, environment=_by(by))
+        cluster.kubectl("exec", "-i", pod, "-c", "main", "--", "cat", stdin="through\n", environment=_by(by))
+        == "through\n"
+    )
+    assert (
+        cluster.kubectl(
+            "exec", pod, "-c", "main", "--", "sh", "-c", "echo out; echo err >&2; exit 5", code=5, environment=_by(by)
+        )
         == "out\n"
     )
 
@@ -96,7 +103,7 @@ def test_logs_are_followed_and_limited(cluster: Cluster) -> None:
         }
     ) as name:
         cluster.ready(name)
-        until(lambda: cluster.kubectl("logs", "--tail=1", name) == "line 3\n")
+        wait_for(lambda: cluster.kubectl("logs", "--tail=1", name) == "line 3\n")
         with subprocess.Popen(cluster.command("logs", "-f", name), stdout=subprocess.PIPE, text=True) as following:
             assert following.stdout is not None
             assert following.stdout.readline() == "line 1\n"
@@ -131,12 +138,14 @@ def test_rotation_loses_no_line(cluster: Cluster) -> None:
                             text = ""
             return found if found and found[-1] == lines - 1 else None
 
-        assert until(numbers, seconds=90, ignore=(FileNotFoundError, ValueError, IndexError)) == list(range(lines))
+        assert wait_for(numbers, seconds=90, ignore=(FileNotFoundError, ValueError, IndexError)) == list(range(lines))
         assert len(list(folder.iterdir())) >= 3
 
 
 def test_python_s_client_runs_commands(cluster: Cluster, pod: str) -> None:
-    config = kubernetes.config.new_client_from_config(str(cluster.plane.kubeconfig("admin", "/O=system:masters/CN=admin")))  # type: ignore[no-untyped-call]
+    config = kubernetes.config.new_client_from_config(
+        str(cluster.plane.kubeconfig("admin", "/O=system:masters/CN=admin"))
+    )  # type: ignore[no-untyped-call]
     api = kubernetes.client.CoreV1Api(config)
     talk = kubernetes.stream.stream(
         api.connect_get_namespaced_pod_exec, pod, "default", container="main", command=["sh", "-c", "read line; echo got $line; exit 3"],

@@ -20,7 +20,9 @@ def test_empty_dirs_are_shared_by_containers_and_survive_a_restart(cluster: Clus
 def test_an_empty_dir_in_memory_is_a_tmpfs_of_its_size(cluster: Cluster) -> None:
     spec = {
         "volumes": [{"name": "work", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}}],
-        "containers": [then_sleeps("grep ' /common ' /proc/mounts", volumeMounts=[{"name": "work", "mountPath": "/common"}])],
+        "containers": [
+            then_sleeps("grep ' /common ' /proc/mounts", volumeMounts=[{"name": "work", "mountPath": "/common"}])
+        ],
     }
     with cluster.pod(spec) as name:
         device, _, kind, options = cluster.output(name).split()[:4]
@@ -39,17 +41,27 @@ def test_projected_files_come_with_their_modes_and_change(cluster: Cluster) -> N
     environment = [{"name": "COLOUR", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "colour"}}}]
     spec = {
         "volumes": [{"name": "all", "projected": {"sources": sources}}],
-        "containers": [shell("exec sleep 600", env=environment, volumeMounts=[{"name": "all", "mountPath": "/all", "readOnly": True}])],
+        "containers": [
+            shell(
+                "exec sleep 600", env=environment, volumeMounts=[{"name": "all", "mountPath": "/all", "readOnly": True}]
+            )
+        ],
     }
     with cluster.pod(spec, labels={"app": "projected"}) as name:
         cluster.ready(name)
-        script = (
-            "cat /all/colour; echo; cat /all/secret/password; echo; cat /all/labels; echo; stat -L -c %a /all/secret/password; echo $COLOUR"
-        )
-        assert cluster.kubectl("exec", name, "--", "sh", "-c", script).split() == ["red", "sesame", 'app="projected"', "400", "red"]
+        script = "cat /all/colour; echo; cat /all/secret/password; echo; cat /all/labels; echo; stat -L -c %a /all/secret/password; echo $COLOUR"
+        assert cluster.kubectl("exec", name, "--", "sh", "-c", script).split() == [
+            "red",
+            "sesame",
+            'app="projected"',
+            "400",
+            "red",
+        ]
         cluster.kubectl("exec", name, "--", "touch", "/all/x", code=1)
         cluster.put("configmaps", "settings", data={"colour": "blue"})
-        cluster.patch(name, {"metadata": {"annotations": {"look": "now"}}})  # kubelet looks when a pod changes, else within a minute
+        cluster.patch(
+            name, {"metadata": {"annotations": {"look": "now"}}}
+        )  # kubelet looks when a pod changes, else within a minute
         script = "while ! grep -q blue /all/colour; do sleep 0.1; done; cat /all/colour"
         assert cluster.kubectl("exec", name, "--", "sh", "-c", script) == "blue"
 
@@ -86,11 +98,15 @@ def test_host_paths_of_each_type_and_their_faults(cluster: Cluster) -> None:
         {"name": "made", "hostPath": {"path": f"{folder}/made", "type": "DirectoryOrCreate"}},
     ]
     mounts = [{"name": "file", "mountPath": "/file"}, {"name": "made", "mountPath": "/made"}]
-    with cluster.pod({"volumes": volumes, "containers": [then_sleeps("cat /file > /made/copy", volumeMounts=mounts)]}) as name:
+    with cluster.pod(
+        {"volumes": volumes, "containers": [then_sleeps("cat /file > /made/copy", volumeMounts=mounts)]}
+    ) as name:
         cluster.output(name)
         assert (folder / "made/copy").read_text() == "of the host"
     absent = [{"name": "absent", "hostPath": {"path": f"{folder}/absent", "type": "Directory"}}]
-    with cluster.pod({"volumes": absent, "containers": [shell("true", volumeMounts=[{"name": "absent", "mountPath": "/x"}])]}) as name:
+    with cluster.pod(
+        {"volumes": absent, "containers": [shell("true", volumeMounts=[{"name": "absent", "mountPath": "/x"}])]}
+    ) as name:
         cluster.event(name, "FailedMount", "is not a directory")
 
 
@@ -99,7 +115,10 @@ def test_an_fs_group_owns_the_volume_and_is_a_group_of_the_process(cluster: Clus
         "securityContext": {"fsGroup": 4321, "runAsUser": 1000, "runAsGroup": 2000, "supplementalGroups": [3000]},
         "volumes": [{"name": "work", "emptyDir": {}}],
         "containers": [
-            then_sleeps("stat -c %g /common; id -u; id -G; touch /common/x", volumeMounts=[{"name": "work", "mountPath": "/common"}])
+            then_sleeps(
+                "stat -c %g /common; id -u; id -G; touch /common/x",
+                volumeMounts=[{"name": "work", "mountPath": "/common"}],
+            )
         ],
     }
     with cluster.pod(spec) as name:

@@ -53,4 +53,8 @@ def _make(target: Path, packages: list[str]) -> None:
 def sources() -> list[str]:
     """This machine's own package sources, so that nothing else has to be reachable."""
     files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
-    return [str(file) for file in files if file.exists() and file.suffix in (".list", ".sources") and file.read_text().strip()]
+    return [
+        str(file)
+        for file in files
+        if file.exists() and file.suffix in (".list", ".sources") and file.read_text().strip()
+    ]

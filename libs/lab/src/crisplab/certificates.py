@@ -25,7 +25,17 @@ class Authority:
         self.certificate = folder / "ca.crt"
         self._key = folder / "ca.key"
         if not self.certificate.exists():
-            _openssl("req", "-x509", *_new_key(self._key), "-subj", "/CN=crisp-lab", "-days", _DAYS, "-out", str(self.certificate))
+            _openssl(
+                "req",
+                "-x509",
+                *_new_key(self._key),
+                "-subj",
+                "/CN=crisp-lab",
+                "-days",
+                _DAYS,
+                "-out",
+                str(self.certificate),
+            )
 
     def issue(self, name: str, subject: str) -> Certificate:
         """A certificate that a client or a server on 127.0.0.1 can show; the subject is openssl's, as `/O=system:masters/CN=me`."""
@@ -38,7 +48,17 @@ class Authority:
         extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
         signed_by = ["-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial"]
         _openssl(
-            "x509", "-req", "-in", str(request), *signed_by, "-days", _DAYS, "-extfile", str(extensions), "-out", str(made.certificate)
+            "x509",
+            "-req",
+            "-in",
+            str(request),
+            *signed_by,
+            "-days",
+            _DAYS,
+            "-extfile",
+            str(extensions),
+            "-out",
+            str(made.certificate),
         )
         return made
 

@@ -57,7 +57,9 @@ def running(folder: Path, authority: Authority) -> Iterator[ControlPlane]:
     started: list[subprocess.Popen[bytes]] = []
     try:
         started.append(_start(folder / "etcd.log", etcd, _etcd_flags(folder, store, f"http://127.0.0.1:{peers}")))
-        started.append(_start(folder / "kube-apiserver.log", apiserver, _apiserver_flags(folder, authority, store, port)))
+        started.append(
+            _start(folder / "kube-apiserver.log", apiserver, _apiserver_flags(folder, authority, store, port))
+        )
         plane = ControlPlane(f"https://127.0.0.1:{port}", authority, folder)
         _wait(plane, started[-1], folder / "kube-apiserver.log")
         yield plane
@@ -106,7 +108,10 @@ def _wait(plane: ControlPlane, process: "subprocess.Popen[bytes]", log: Path) ->
     with httpx.Client(base_url=plane.url, verify=context, trust_env=False) as client:
         while process.poll() is None and time.monotonic() < deadline:
             try:
-                if client.get("/readyz").status_code == 200 and client.get("/api/v1/namespaces/default").status_code == 200:
+                if (
+                    client.get("/readyz").status_code == 200
+                    and client.get("/api/v1/namespaces/default").status_code == 200
+                ):
                     return
             except httpx.HTTPError:
                 pass

@@ -11,7 +11,11 @@ import grpc
 from crisp_proto.cri import api_pb2 as cri
 from crisp_proto.cri import api_pb2_grpc as cri_grpc
 
-_OPTIONS = [("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20), ("grpc.enable_http_proxy", 0)]
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.max_send_message_length", 16 << 20),
+    ("grpc.enable_http_proxy", 0),
+]
 
 
 class Cri:
@@ -56,12 +60,16 @@ class Cri:
 
     def pod_status(self, pod_id: str) -> cri.PodSandboxStatus:
         """PodSandboxStatus."""
-        return self.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id), timeout=self.timeout).status
+        return self.runtime.PodSandboxStatus(
+            cri.PodSandboxStatusRequest(pod_sandbox_id=pod_id), timeout=self.timeout
+        ).status
 
     def pods(self, **filter: Any) -> list[cri.PodSandbox]:
         """ListPodSandbox."""
         return list(
-            self.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(**filter)), timeout=self.timeout).items
+            self.runtime.ListPodSandbox(
+                cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(**filter)), timeout=self.timeout
+            ).items
         )
 
     @contextlib.contextmanager
@@ -93,7 +101,9 @@ class Cri:
 
     def stop(self, container_id: str, timeout: int = 0) -> None:
         """StopContainer."""
-        self.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=timeout), timeout=self.timeout)
+        self.runtime.StopContainer(
+            cri.StopContainerRequest(container_id=container_id, timeout=timeout), timeout=self.timeout
+        )
 
     def remove(self, container_id: str) -> None:
         """RemoveContainer."""
@@ -107,27 +117,37 @@ class Cri:
 
     def update_pod(self, pod_id: str, **limits: cri.LinuxContainerResources) -> None:
         """UpdatePodSandboxResources: `resources`, `overhead` or both."""
-        self.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod_id, **limits), timeout=self.timeout)
+        self.runtime.UpdatePodSandboxResources(
+            cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod_id, **limits), timeout=self.timeout
+        )
 
     def status(self, container_id: str) -> cri.ContainerStatus:
         """ContainerStatus."""
-        return self.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container_id), timeout=self.timeout).status
+        return self.runtime.ContainerStatus(
+            cri.ContainerStatusRequest(container_id=container_id), timeout=self.timeout
+        ).status
 
     def containers(self, **filter: Any) -> list[cri.Container]:
         """ListContainers."""
         return list(
-            self.runtime.ListContainers(cri.ListContainersRequest(filter=cri.ContainerFilter(**filter)), timeout=self.timeout).containers
+            self.runtime.ListContainers(
+                cri.ListContainersRequest(filter=cri.ContainerFilter(**filter)), timeout=self.timeout
+            ).containers
         )
 
     def exec(self, container_id: str, *command: str, timeout: int = 10) -> cri.ExecSyncResponse:
         """ExecSync."""
-        return self.runtime.ExecSync(cri.ExecSyncRequest(container_id=container_id, cmd=command, timeout=timeout), timeout=self.timeout)
+        return self.runtime.ExecSync(
+            cri.ExecSyncRequest(container_id=container_id, cmd=command, timeout=timeout), timeout=self.timeout
+        )
 
     # Images
 
     def pull(self, reference: str, auth: cri.AuthConfig | None = None) -> str:
         """PullImage; answers the id."""
-        return self.image.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=reference), auth=auth), timeout=self.timeout).image_ref
+        return self.image.PullImage(
+            cri.PullImageRequest(image=cri.ImageSpec(image=reference), auth=auth), timeout=self.timeout
+        ).image_ref
 
     def images(self) -> list[cri.Image]:
         """ListImages."""

@@ -54,7 +54,9 @@ class Timings:
         for column in ("CRI call", "whole", *columns):
             table.add_column(column, justify="left" if column == "CRI call" else "right")
         for name, elapsed, services in self.rows:
-            table.add_row(name, f"{elapsed:.1f}", *(f"{services[column]:.1f}" if column in services else "" for column in columns))
+            table.add_row(
+                name, f"{elapsed:.1f}", *(f"{services[column]:.1f}" if column in services else "" for column in columns)
+            )
         return table
 
 
@@ -92,13 +94,20 @@ def show_pod(client: Cri, image: str, logs: Path, show: Show, meanwhile: Callabl
         pod = call(runtime.RunPodSandbox, cri.RunPodSandboxRequest(config=config), "RunPodSandbox").pod_sandbox_id
         visit = "while :; do wget -q -O - http://127.0.0.1/ && sleep 0.3; done"
         containers = []
-        for container in (container_config(image, name="web"), container_config(image, ["sh", "-c", visit], name="visitor")):
+        for container in (
+            container_config(image, name="web"),
+            container_config(image, ["sh", "-c", visit], name="visitor"),
+        ):
             name = container.metadata.name
             request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=container, sandbox_config=config)
             containers.append(call(runtime.CreateContainer, request, f"CreateContainer {name}").container_id)
-            call(runtime.StartContainer, cri.StartContainerRequest(container_id=containers[-1]), f"StartContainer {name}")
+            call(
+                runtime.StartContainer, cri.StartContainerRequest(container_id=containers[-1]), f"StartContainer {name}"
+            )
     web, visitor = containers
-    address = call(runtime.PodSandboxStatus, cri.PodSandboxStatusRequest(pod_sandbox_id=pod), "PodSandboxStatus").status.network.ip
+    address = call(
+        runtime.PodSandboxStatus, cri.PodSandboxStatusRequest(pod_sandbox_id=pod), "PodSandboxStatus"
+    ).status.network.ip
     with show.step(f"the page, fetched from the host: http://{address}/"):
         page = _until(lambda: httpx.get(f"http://{address}/", timeout=5).text)
         show.output(page)
@@ -108,7 +117,9 @@ def show_pod(client: Cri, image: str, logs: Path, show: Show, meanwhile: Callabl
         show.output("\n".join(lines.splitlines()[-2:]))
         assert PAGE.strip() in lines, lines
     with show.step("ExecSync in the web server: ps"):
-        output = call(runtime.ExecSync, cri.ExecSyncRequest(container_id=web, cmd=["ps"], timeout=10), "ExecSync").stdout.decode()
+        output = call(
+            runtime.ExecSync, cri.ExecSyncRequest(container_id=web, cmd=["ps"], timeout=10), "ExecSync"
+        ).stdout.decode()
         show.output(output)
         assert "httpd" in output, output
     with show.step("ListContainerStats"):
@@ -123,7 +134,9 @@ def show_pod(client: Cri, image: str, logs: Path, show: Show, meanwhile: Callabl
                 entry.cpu.usage_core_nano_seconds.value / 1e6,
                 entry.memory.working_set_bytes.value >> 10,
             )
-            show.output(f"{name:8} cpu {cpu:8.1f} ms  memory {memory:6} KiB  disk {entry.writable_layer.used_bytes.value >> 10:4} KiB")
+            show.output(
+                f"{name:8} cpu {cpu:8.1f} ms  memory {memory:6} KiB  disk {entry.writable_layer.used_bytes.value >> 10:4} KiB"
+            )
         assert {entry.attributes.id for entry in stats} == {web, visitor}
     meanwhile()
     with show.step("StopContainer, RemoveContainer, StopPodSandbox, RemovePodSandbox"):
@@ -138,7 +151,14 @@ def show_pod(client: Cri, image: str, logs: Path, show: Show, meanwhile: Callabl
 def curl_services(run: Path, show: Show) -> None:
     """Asks each service about itself, by the command that an operator would type."""
     for service, path in _CURLS.items():
-        command = ["curl", "-sS", "--fail-with-body", "--unix-socket", str(run / service / "0.sock"), f"http://{service}{path}"]
+        command = [
+            "curl",
+            "-sS",
+            "--fail-with-body",
+            "--unix-socket",
+            str(run / service / "0.sock"),
+            f"http://{service}{path}",
+        ]
         with show.step(" ".join(command)):
             show.output(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 

@@ -66,7 +66,15 @@ def program(name: str) -> Path:
         if not (built.exists() and mark.exists() and mark.read_text() == digest):
             beside = built.with_suffix(".new")
             print(f"building {name}, once", flush=True)
-            go("build", "-trimpath", f"-ldflags=-s -w -X {_VERSION}.gitVersion=v1.36.0", "-o", str(beside), package, module=module)
+            go(
+                "build",
+                "-trimpath",
+                f"-ldflags=-s -w -X {_VERSION}.gitVersion=v1.36.0",
+                "-o",
+                str(beside),
+                package,
+                module=module,
+            )
             beside.rename(built)
             mark.write_text(digest)
     return built
@@ -92,7 +100,9 @@ def command() -> str:
     """The go command: this machine's, or the one that was fetched for this checkout, now if need be (70 MB). Raises NoGo."""
     found = shutil.which("go")
     if found is not None:
-        version = re.search(r"go(\d+)\.(\d+)", subprocess.run([found, "version"], capture_output=True, text=True, check=False).stdout)
+        version = re.search(
+            r"go(\d+)\.(\d+)", subprocess.run([found, "version"], capture_output=True, text=True, check=False).stdout
+        )
         if version is not None and tuple(map(int, version.groups())) >= _FETCHES_ITS_SUCCESSORS:
             return found
     toolchain = BUILT / "toolchain"
@@ -101,7 +111,9 @@ def command() -> str:
             try:
                 _fetch(toolchain)
             except (OSError, subprocess.CalledProcessError) as error:
-                words = (error.stderr or error.stdout) if isinstance(error, subprocess.CalledProcessError) else str(error)
+                words = (
+                    (error.stderr or error.stdout) if isinstance(error, subprocess.CalledProcessError) else str(error)
+                )
                 raise NoGo(
                     "there is no Go here to build upstream's programs with, and fetching one failed"
                     f" ({' '.join((words or '').split())[-300:]}); install Go 1.26 or newer (go.dev) and try again"
@@ -121,12 +133,19 @@ def _alone(name: str) -> Iterator[None]:
 def _fetch(toolchain: Path) -> None:
     print("fetching Go, once", flush=True)
     debian = clone.ROOT / ".cache/debian"
-    subprocess.run([str(clone.ROOT / "deploy/unpack-debian-packages"), str(debian), _DEBIANS], check=True, capture_output=True, text=True)
+    subprocess.run(
+        [str(clone.ROOT / "deploy/unpack-debian-packages"), str(debian), _DEBIANS],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     with tempfile.TemporaryDirectory(dir=BUILT) as folder:
         old = debian / "usr/lib/go-1.19"
         environment = {**os.environ, "GOROOT": str(old), "GOMODCACHE": folder, "GOFLAGS": "-modcacherw"}
         fetching = [str(old / "bin/go"), "mod", "download", "-json", _TOOLCHAIN]
-        answer = json.loads(subprocess.run(fetching, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout)
+        answer = json.loads(
+            subprocess.run(fetching, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+        )
         if answer["Sum"] != _TOOLCHAIN_SUM:
             raise OSError(f"{_TOOLCHAIN} is {answer['Sum']}, and {_TOOLCHAIN_SUM} was expected")
         # What a module's archive can't carry, as Go 1.21 and newer do it for themselves: nested modules' go.mod, and modes.

@@ -147,7 +147,12 @@ def build(layers: Sequence[bytes], config: Mapping[str, object], *, level: int =
         descriptors.append({"mediaType": _LAYER_TYPE, "digest": _digest(packed), "size": len(packed)})
         diff_ids.append(_digest(layer))
     document = json.dumps(
-        {"architecture": "amd64", "os": "linux", "config": dict(config), "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": dict(config),
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        }
     ).encode()
     blobs[_digest(document)] = document
     manifest = {

@@ -73,7 +73,9 @@ class Kubelet:
 
     def client(self) -> httpx.Client:
         """A client of its API that may do everything."""
-        return httpx.Client(base_url=self.url, verify=self.authority.client_context(), timeout=60 * clone.SLOWNESS, trust_env=False)
+        return httpx.Client(
+            base_url=self.url, verify=self.authority.client_context(), timeout=60 * clone.SLOWNESS, trust_env=False
+        )
 
     def start(self) -> None:
         """Starts it, and waits until its API answers. Raises RuntimeError with the end of its log; golang.NoGo where it can't be built."""
@@ -85,7 +87,8 @@ class Kubelet:
             *((self.root / "tunables" / tunable, f"/proc/sys/{tunable}") for tunable in _TUNABLES),
         ]
         mounts = "".join(
-            f"grep -q ' {target} ' /proc/self/mounts || mount --bind {shlex.quote(str(source))} {target}; " for source, target in own
+            f"grep -q ' {target} ' /proc/self/mounts || mount --bind {shlex.quote(str(source))} {target}; "
+            for source, target in own
         )
         command = [
             str(program),
@@ -230,13 +233,18 @@ def _make_cgroup(names: Names) -> None:
 
 
 def _make_unified_cgroup(base: Path, names: Names) -> None:
-    if uses_systemd():  # a property of each controller that systemd knows, lest it takes that away again (systemd.resource-control(5))
+    if (
+        uses_systemd()
+    ):  # a property of each controller that systemd knows, lest it takes that away again (systemd.resource-control(5))
         properties = [
             f"AllowedCPUs={(base / 'cpuset.cpus.effective').read_text().strip()}",
             "CPUWeight=100",
             *(f"{kind}Accounting=yes" for kind in ("IO", "Memory", "Tasks")),
         ]
-        for command in (["start", names.cgroup_parent], ["set-property", "--runtime", names.cgroup_parent, *properties]):
+        for command in (
+            ["start", names.cgroup_parent],
+            ["set-property", "--runtime", names.cgroup_parent, *properties],
+        ):
             subprocess.run(["systemctl", *command], check=True)
     (base / names.cgroup.lstrip("/")).mkdir(parents=True, exist_ok=True)
     for controller in (base / "cgroup.controllers").read_text().split():

@@ -80,7 +80,9 @@ class Names:
 
     def container_cgroup(self, pod_id: str, container_id: str) -> str:
         """The path of a container's cgroup."""
-        return f"{self.pod_cgroup(pod_id)}/{f'crisp{self.tag}-{container_id}.scope' if uses_systemd() else container_id}"
+        return (
+            f"{self.pod_cgroup(pod_id)}/{f'crisp{self.tag}-{container_id}.scope' if uses_systemd() else container_id}"
+        )
 
 
 @dataclass(slots=True)
@@ -121,11 +123,23 @@ class Node:
         if self.pid() is not None:
             return
         self.configure()
-        supervisord = [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", str(self.root / "supervisord.conf")]
+        supervisord = [
+            sys.executable,
+            "-m",
+            "supervisor.supervisord",
+            "--nodaemon",
+            "-c",
+            str(self.root / "supervisord.conf"),
+        ]
         command = namespaces.private(supervisord, network=self.own_network)
         with open(self.root / "logs" / "supervisord.log", "ab") as log:
             subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **self.environment}
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **self.environment},
             )
         deadline = time.monotonic() + _START_SECONDS
         for look in itertools.count(1):
@@ -206,9 +220,20 @@ class Node:
 
     def start_replica(self, service: str, replica: str) -> "subprocess.Popen[bytes]":
         """Another process of a service, beside the supervised one; the caller ends it."""
-        command = [*self.enter(), sys.executable, "-m", SERVICES[service], "--config", str(self.root / "crisp.toml"), "--replica", replica]
+        command = [
+            *self.enter(),
+            sys.executable,
+            "-m",
+            SERVICES[service],
+            "--config",
+            str(self.root / "crisp.toml"),
+            "--replica",
+            replica,
+        ]
         with open(self.root / "logs" / f"{service}.log", "ab") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **self.environment})
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **self.environment}
+            )
 
     def kill(self, service: str) -> None:
         """SIGKILL to a service; supervisord starts it again. Returns when it answers again."""
@@ -262,7 +287,12 @@ class Node:
         (self.root / "run").chmod(0o755)
         group = self.gateway_user.partition(":")[2] or "0"
         tables: dict[str, dict[str, object]] = {
-            "node": {"run_dir": str(self.run), "state_dir": str(self.root / "state"), "group": group, "log_level": "info"},
+            "node": {
+                "run_dir": str(self.run),
+                "state_dir": str(self.root / "state"),
+                "group": group,
+                "log_level": "info",
+            },
             "image": {"registries_conf": str(self.root / "registries.conf"), "auth_file": str(self.root / "auth.json")},
             "runtime": {"cgroup_parent": names.cgroup_parent},
             "net": {
@@ -313,13 +343,17 @@ serverurl=unix://{self.root}/supervisor.sock
 
     def _log_ends(self) -> str:
         files = sorted((self.root / "logs").glob("*.log"))
-        return "\n".join(f"--- {file.name}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-15:]) for file in files)
+        return "\n".join(
+            f"--- {file.name}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-15:]) for file in files
+        )
 
 
 def leftovers_of(names: Names) -> list[str]:
     """What a node of these names has left in the kernel: bridge, veths, nftables table, cgroups."""
     found = []
-    links = subprocess.run(["ip", "-o", "link", "show", "master", names.bridge], capture_output=True, text=True, check=False).stdout
+    links = subprocess.run(
+        ["ip", "-o", "link", "show", "master", names.bridge], capture_output=True, text=True, check=False
+    ).stdout
     found += [f"interface {line.split(':')[1].strip()}" for line in links.splitlines()]
     if Path(f"/sys/class/net/{names.bridge}").exists():
         found.append(f"bridge {names.bridge}")
@@ -330,12 +364,16 @@ def leftovers_of(names: Names) -> list[str]:
 
 def _free_subnet(tag: str) -> str:
     """A /24 out of 10.64.0.0/10 that no address or route of this machine touches."""
-    listed = subprocess.run(["ip", "-o", "-4", "route", "show", "table", "all"], capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(
+        ["ip", "-o", "-4", "route", "show", "table", "all"], capture_output=True, text=True, check=False
+    ).stdout
     taken = []
     for line in listed.splitlines():
         with contextlib.suppress(ValueError, IndexError):
             words = line.split()
-            taken.append(ipaddress.ip_network(words[1] if words[0] in ("broadcast", "local") else words[0], strict=False))
+            taken.append(
+                ipaddress.ip_network(words[1] if words[0] in ("broadcast", "local") else words[0], strict=False)
+            )
     seed = int(tag, 16)
     for step in range(16384):
         subnet = ipaddress.ip_network(((10 << 24) + (64 << 16) + (((seed + step) % 16384) << 8), 24))
@@ -379,7 +417,9 @@ def _processes_of(root: Path, cgroup: str) -> list[int]:
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 arguments = Path(entry.path, "cmdline").read_bytes()
-                if needle in arguments and (b"conmon" in arguments or b"_svc\0" in arguments or b"cri_gateway\0" in arguments):
+                if needle in arguments and (
+                    b"conmon" in arguments or b"_svc\0" in arguments or b"cri_gateway\0" in arguments
+                ):
                     found.add(int(entry.name))
     return sorted(found)
 

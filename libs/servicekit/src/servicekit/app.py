@@ -43,7 +43,10 @@ def unless_same(version: Callable[[], str]) -> dict[str, Any]:
             raise HTTPException(304, headers={"etag": tag})
         response.headers["etag"] = tag
 
-    return {"dependencies": [Depends(check)], "responses": {304: {"description": "Nothing has changed since If-None-Match's ETag"}}}
+    return {
+        "dependencies": [Depends(check)],
+        "responses": {304: {"description": "Nothing has changed since If-None-Match's ETag"}},
+    }
 
 
 def _own_routes(ready: Readiness) -> APIRouter:
@@ -84,7 +87,9 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = dict(error.errors()[0])
     field = ".".join(str(part) for part in first["loc"] if part != "body")
-    return _problem(InvalidArgument(f"{field} = {first.get('input')!r}: {first['msg']}; see /docs for what it takes", field=field))
+    return _problem(
+        InvalidArgument(f"{field} = {first.get('input')!r}: {first['msg']}; see /docs for what it takes", field=field)
+    )
 
 
 async def _full_disk(request: Request, error: Exception) -> Response:
@@ -127,7 +132,9 @@ class CallMiddleware:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        context.enter(headers.get(b"x-request-id", b"").decode("latin-1"), headers.get(b"traceparent", b"").decode("latin-1"))
+        context.enter(
+            headers.get(b"x-request-id", b"").decode("latin-1"), headers.get(b"traceparent", b"").decode("latin-1")
+        )
         started = time.perf_counter()
         if scope["type"] == "websocket":
             try:

@@ -22,9 +22,9 @@ from pydantic import BaseModel, TypeAdapter
 from servicekit import context, metrics
 from servicekit.channels import ServiceChannels
 from servicekit.errors import CrispError, DeadlineExceeded, Unavailable, from_problem
-from servicekit.lean import without
+from servicekit.imports import hidden
 
-with without("rich"):
+with hidden("rich"):
     import httpx
 
 T = TypeVar("T")
@@ -136,7 +136,9 @@ class ServiceClient:
         status = "none"
         try:
             async with asyncio.timeout(limit):
-                response = await self._send(method, path, b"" if body is None else body.model_dump_json().encode(), idempotent, tag)
+                response = await self._send(
+                    method, path, b"" if body is None else body.model_dump_json().encode(), idempotent, tag
+                )
             status = str(response.status_code)
         except TimeoutError as error:
             if not self.replicas():
@@ -193,7 +195,9 @@ class ServiceClient:
         if tag:
             headers["if-none-match"] = tag
         headers |= _context_headers()
-        give_up: float | None = None  # counted from when it is missed: a call that waits for news may have been there for long
+        give_up: float | None = (
+            None  # counted from when it is missed: a call that waits for news may have been there for long
+        )
         while True:
             replica = self._least_busy()
             if replica is not None:
@@ -219,7 +223,9 @@ class ServiceClient:
             await asyncio.sleep(_RETRY_PAUSE)
 
     def _away(self) -> Unavailable:
-        return Unavailable(f"{self.service} is away: no replica answers in {self.run_dir / self.service}; see its log, or start it")
+        return Unavailable(
+            f"{self.service} is away: no replica answers in {self.run_dir / self.service}; see its log, or start it"
+        )
 
     def _least_busy(self) -> _Replica | None:
         folder = self.run_dir / self.service
@@ -235,10 +241,14 @@ class ServiceClient:
 
     def _refresh(self, folder: Path) -> None:
         sockets = {
-            entry.path: entry.inode() for entry in os.scandir(folder) if entry.name.endswith(".sock") and not entry.name.startswith(".")
+            entry.path: entry.inode()
+            for entry in os.scandir(folder)
+            if entry.name.endswith(".sock") and not entry.name.startswith(".")
         }
         self._replicas = {
-            path: replica if (replica := self._replicas.get(path)) and replica.inode == inode else _Replica(path, _transport(path), inode)
+            path: replica
+            if (replica := self._replicas.get(path)) and replica.inode == inode
+            else _Replica(path, _transport(path), inode)
             for path, inode in sockets.items()
         }
 
@@ -246,13 +256,19 @@ class ServiceClient:
 def _transport(path: str) -> httpx.AsyncHTTPTransport:
     # verify: nothing is encrypted on a unix socket; loading the certificate authorities would take 20 ms and 3 MB.
     return httpx.AsyncHTTPTransport(
-        uds=path, verify=False, limits=httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=3000)
+        uds=path,
+        verify=False,
+        limits=httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=3000),
     )
 
 
 def _context_headers() -> dict[str, str]:
     call = context.current()
-    return {} if call is None else {context.REQUEST_ID_HEADER: call.request_id, context.TRACEPARENT_HEADER: call.traceparent}
+    return (
+        {}
+        if call is None
+        else {context.REQUEST_ID_HEADER: call.request_id, context.TRACEPARENT_HEADER: call.traceparent}
+    )
 
 
 def _json(content: bytes) -> object:

@@ -39,7 +39,9 @@ def enter(request_id: str | None, traceparent: str | None) -> CallContext:
     match = _TRACEPARENT.match(traceparent or "")
     trace_id, parent, flags = match.groups() if match else (secrets.token_hex(16), "", "01")
     context = CallContext(
-        request_id=request_id if request_id and len(request_id) <= 128 and request_id.isprintable() else secrets.token_hex(8),
+        request_id=request_id
+        if request_id and len(request_id) <= 128 and request_id.isprintable()
+        else secrets.token_hex(8),
         trace_id=trace_id,
         span_id=secrets.token_hex(8),
         parent_span_id=parent,

@@ -63,7 +63,9 @@ class Database:
         """All rows of a query."""
         return self._connection.execute(sql, values).fetchall()
 
-    def set_aside(self, table: str, column: str, read: Callable[[str], object], instead: Callable[[sqlite3.Row], str]) -> None:
+    def set_aside(
+        self, table: str, column: str, read: Callable[[str], object], instead: Callable[[sqlite3.Row], str]
+    ) -> None:
         """Replaces what `read` raises ValueError for; the old text goes to the table set_aside, and an error into the log.
 
         To be called at the start, so that one row of another version, or damaged, never keeps all others from being read.
@@ -73,7 +75,9 @@ class Database:
                 read(row[column])
             except ValueError as error:
                 with self.write() as db:
-                    db.execute("CREATE TABLE IF NOT EXISTS set_aside (origin TEXT, id TEXT, text TEXT, error TEXT, at REAL)")
+                    db.execute(
+                        "CREATE TABLE IF NOT EXISTS set_aside (origin TEXT, id TEXT, text TEXT, error TEXT, at REAL)"
+                    )
                     aside = (f"{table}.{column}", row["id"], row[column], str(error), time.time())
                     db.execute("INSERT INTO set_aside VALUES (?, ?, ?, ?, ?)", aside)
                     db.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (instead(row), row["id"]))  # noqa: S608

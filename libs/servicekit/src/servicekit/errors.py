@@ -14,7 +14,9 @@ class CrispError(Exception):
     status: ClassVar[int] = 500
 
     def __init__(self, message: str, *, field: str = "") -> None:
-        self.message = message.encode(errors="backslashreplace").decode()  # a path may hold what is no UTF-8; HTTP and gRPC can't
+        self.message = message.encode(
+            errors="backslashreplace"
+        ).decode()  # a path may hold what is no UTF-8; HTTP and gRPC can't
         super().__init__(self.message)
         self.field = field
 

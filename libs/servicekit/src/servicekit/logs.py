@@ -5,9 +5,9 @@ import sys
 from typing import Any, Literal
 
 from servicekit import context
-from servicekit.lean import without
+from servicekit.imports import hidden
 
-with without("rich"):
+with hidden("rich"):
     import structlog
 
 LogFormat = Literal["json", "console"]
@@ -26,7 +26,11 @@ def _add_call(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, An
 def configure(service: str, replica: str, *, fmt: LogFormat, level: LogLevel) -> None:
     """Sets up structlog, and sends what libraries log through it as well."""
     numeric = getattr(logging, level.upper())
-    renderer: Any = structlog.processors.JSONRenderer() if fmt == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if fmt == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

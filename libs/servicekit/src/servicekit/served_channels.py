@@ -48,7 +48,10 @@ class ServedChannels:
         """Sends a message. Raises OSError if the client is gone."""
         try:
             await self._socket.send_bytes(bytes([channel]) + data)
-        except (WebSocketDisconnect, RuntimeError) as error:  # starlette says RuntimeError once the close has passed through it
+        except (
+            WebSocketDisconnect,
+            RuntimeError,
+        ) as error:  # starlette says RuntimeError once the close has passed through it
             raise BrokenPipeError("the client is gone") from error
 
     async def close(self) -> None:

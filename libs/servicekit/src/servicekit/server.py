@@ -31,6 +31,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from servicekit import logs
 from servicekit.app import Readiness, create_app
 from servicekit.errors import CrispError
+from servicekit.linux.files import listen_unix
 from servicekit.settings import Section, Settings, load
 
 S = TypeVar("S", bound=Section)
@@ -41,7 +42,7 @@ _MESSAGE_LIMIT = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class Frontend:
     """What a service shows to the outside once it is open. `drain` ends the calls that wait for something to happen, when it is to stop."""
 
     routers: Sequence[APIRouter]
@@ -56,7 +57,7 @@ class Service(Generic[S]):
     name: str
     section: str
     settings: type[S]
-    open: Callable[[Settings[S]], AbstractAsyncContextManager[Face]]
+    open: Callable[[Settings[S]], AbstractAsyncContextManager[Frontend]]
 
 
 def main(service: Service[S]) -> None:
@@ -108,11 +109,11 @@ async def _serve(service: Service[S], settings: Settings[S]) -> None:
 
 
 @asynccontextmanager
-async def listening(name: str, settings: Settings[S], face: Face) -> AsyncIterator[None]:
+async def listening(name: str, settings: Settings[S], face: Frontend) -> AsyncIterator[None]:
     """Serves `face` on the replica's socket while the block runs, and drains at its end."""
     path = socket_path(name, settings)
     allowed_gid = group_id(settings.node.group)
-    listener = bind_unix(path, allowed_gid)
+    listener = listen_unix(path, allowed_gid)
     config = uvicorn.Config(
         create_app(name, face.routers, face.ready),
         http=_peer_checked(allowed_gid),
@@ -166,26 +167,14 @@ def group_id(group: str) -> int | None:
         return None
 
 
-def bind_unix(path: Path, gid: int | None) -> socket.socket:
-    """A listening socket, mode 0660 root:group, which appears under its name only once it can answer."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unborn = path.with_name(f".{path.name}.{os.getpid()}")
-    unborn.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(os.fspath(unborn))
-    os.chmod(unborn, 0o660)
-    os.chown(unborn, -1, -1 if gid is None else gid)
-    listener.listen(1024)
-    unborn.rename(path)
-    return listener
-
-
 def _peer_checked(allowed_gid: int | None) -> type[HttpToolsProtocol]:
     class PeerCheckedProtocol(HttpToolsProtocol):
         """Hangs up on peers that are neither root, nor this user, nor in the allowed group (SO_PEERCRED, unix(7))."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            raw = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            raw = transport.get_extra_info("socket").getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+            )
             pid, uid, gid = struct.unpack("3i", raw)
             if uid not in (0, os.geteuid()) and gid != allowed_gid:
                 _log.warning("peer-refused", pid=pid, uid=uid, gid=gid)

@@ -54,7 +54,9 @@ class Settings(Generic[S]):
     replica: str
 
 
-def load(section: str, model: type[S], arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Settings[S]:
+def load(
+    section: str, model: type[S], arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ
+) -> Settings[S]:
     """Reads all sources. Raises InvalidArgument that names the source, the key and what would be right."""
     parser = argparse.ArgumentParser(description=f"crisp: the service whose settings are in [{section}]")
     parser.add_argument(
@@ -63,8 +65,12 @@ def load(section: str, model: type[S], arguments: Sequence[str] | None = None, e
         default=Path(environment.get("CRISP_CONFIG", DEFAULT_FILE)),
         help="settings file; its drop-ins are in the folder FILE.d",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="one setting; may be repeated")
-    parser.add_argument("--replica", default=environment.get("CRISP_REPLICA", "0"), help="name of this replica's socket (default 0)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="one setting; may be repeated"
+    )
+    parser.add_argument(
+        "--replica", default=environment.get("CRISP_REPLICA", "0"), help="name of this replica's socket (default 0)"
+    )
     flags = parser.parse_args(arguments)
 
     models: dict[str, type[Section]] = {"node": NodeSettings, section: model}
@@ -76,15 +82,21 @@ def load(section: str, model: type[S], arguments: Sequence[str] | None = None, e
         if name not in models:
             return
         if key not in models[name].model_fields:
-            raise InvalidArgument(f"{origin}: [{name}] has no key {key!r}{_nearest(key, models[name].model_fields)}", field=f"{name}.{key}")
-        values[name][key] = _from_text(value, models[name].model_fields[key].annotation) if isinstance(value, _Text) else value
+            raise InvalidArgument(
+                f"{origin}: [{name}] has no key {key!r}{_nearest(key, models[name].model_fields)}",
+                field=f"{name}.{key}",
+            )
+        values[name][key] = (
+            _from_text(value, models[name].model_fields[key].annotation) if isinstance(value, _Text) else value
+        )
         origins[name, key] = origin
 
     for file in _files(flags.config):
         for name, table in _read(file).items():
             if not isinstance(table, dict):
                 raise InvalidArgument(
-                    f"{file}: {name!r} stands outside of any section; put it under one of [{'], ['.join(SECTIONS)}]", field=name
+                    f"{file}: {name!r} stands outside of any section; put it under one of [{'], ['.join(SECTIONS)}]",
+                    field=name,
                 )
             _check_section(name, str(file))
             for key, value in table.items():
@@ -115,7 +127,9 @@ def _check_section(name: str, origin: str) -> None:
 
 def _files(config: Path) -> list[Path]:
     if not config.exists() and config != DEFAULT_FILE:
-        raise InvalidArgument(f"the settings file {config} does not exist; make it or leave out --config", field="--config")
+        raise InvalidArgument(
+            f"the settings file {config} does not exist; make it or leave out --config", field="--config"
+        )
     drop_ins = sorted(Path(f"{config}.d").glob("*.toml"))
     return [*([config] if config.exists() else []), *drop_ins]
 
@@ -158,5 +172,6 @@ def _validated(model: type[M], name: str, values: dict[str, Any], origins: dict[
             raise InvalidArgument(f"settings: {name}: {first['msg']}", field=name) from error
         key = str(first["loc"][0])
         raise InvalidArgument(
-            f"{origins.get((name, key), 'settings')}: {name}.{key} = {first['input']!r}: {first['msg']}", field=f"{name}.{key}"
+            f"{origins.get((name, key), 'settings')}: {name}.{key} = {first['input']!r}: {first['msg']}",
+            field=f"{name}.{key}",
         ) from error

@@ -1,4 +1,4 @@
-"""Tasks with owners: equal work that is done once for all who ask, several things at once, and what a service does of its own accord."""
+"""Owned tasks: work shared by its callers, several works at once, and background work."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
@@ -12,17 +12,18 @@ T = TypeVar("T")
 _log = logs.get()
 
 
-class Joining(Generic[T]):
-    """Work by key: who asks while it is being done waits for that, instead of starting it again.
+class SingleFlight(Generic[T]):
+    """Runs work at most once at a time per key; callers that come meanwhile share its result.
 
-    A caller that gives up (kubelet cancels at its timeout, then retries) does not stop the work: the retry finds it going on.
+    A caller that gives up does not stop the work: kubelet cancels at its timeout and then retries, and
+    the retry finds the work going on.
     """
 
     def __init__(self) -> None:
         self._running: dict[Hashable, asyncio.Task[T]] = {}
 
-    async def join(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, or of an equal one that is under way already."""
+    async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+        """Returns the result of `work`, or of the work that is running for `key` already."""
         task = self._running.get(key)
         if task is None:
 
@@ -35,25 +36,28 @@ class Joining(Generic[T]):
 
     def _finished(self, key: Hashable, task: asyncio.Task[T]) -> None:
         self._running.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # seen, even if every caller has gone
+        _retrieve_exception(task)
 
 
-class Turns:
-    """Changes to things with ids: one at a time for each id, and a change equal to the last one asked for joins it.
+class KeyedQueue:
+    """Runs changes one at a time per id; a request identical to the last one queued shares its result.
 
-    As with Joining, a caller that gives up does not stop the change.
+    As with SingleFlight, a caller that gives up does not stop the change.
     """
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, asyncio.Task[Any]]] = {}
 
-    async def take(self, thing: str, change: str, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, done after the changes to `thing` that were asked for before; or of its equal, still under way."""
+    async def run(self, thing: str, change: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Returns the result of `work`, which starts once all earlier changes to `thing` have ended.
+
+        `change` names the change: if the last one queued has the same name and has not ended yet, its
+        result is returned instead.
+        """
         verb, before = self._last.get(thing, ("", None))
         if before is not None and verb == change:
-            joined: T = await asyncio.shield(before)
-            return joined
+            shared: T = await asyncio.shield(before)
+            return shared
 
         async def body() -> T:
             if before is not None:
@@ -68,17 +72,25 @@ class Turns:
     def _finished(self, thing: str, task: asyncio.Task[Any]) -> None:
         if self._last.get(thing, ("", None))[1] is task:
             del self._last[thing]
-        if not task.cancelled():
-            task.exception()  # seen, even if every caller has gone
+        _retrieve_exception(task)
 
     async def settle(self) -> None:
-        """Waits until all that is under way has ended, however it ends."""
+        """Waits until all running and queued changes have ended, successfully or not."""
         while self._last:
             await asyncio.wait([task for _, task in self._last.values()])
 
 
-async def all_of(*works: Awaitable[Any]) -> Any:
-    """Results of `works`, done at the same time. The first failure cancels the others, waits for them, and is raised."""
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Marks a task's exception as seen, so that asyncio does not complain when all callers have gone."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def gather_or_cancel(*works: Awaitable[Any]) -> Any:
+    """Runs `works` concurrently and returns their results.
+
+    The first failure cancels the others, waits for them, and is raised.
+    """
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
@@ -89,16 +101,19 @@ async def all_of(*works: Awaitable[Any]) -> Any:
         raise
 
 
-async def every(*works: Awaitable[Any]) -> None:
-    """Does all `works` at the same time, and to their ends even if some fail; then raises the first failure."""
+async def gather_to_the_end(*works: Awaitable[Any]) -> None:
+    """Runs `works` concurrently, all of them to their ends, then raises the first failure."""
     outcomes = await asyncio.gather(*works, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
 
 
-async def first_of(*works: Awaitable[Any]) -> None:
-    """Does `works` at the same time until the first of them ends; cancels the others, waits for them, and raises what that first one raised."""
+async def race(*works: Awaitable[Any]) -> None:
+    """Runs `works` concurrently until the first of them ends.
+
+    Cancels the others, waits for them, and raises what the first one raised.
+    """
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -112,7 +127,7 @@ async def first_of(*works: Awaitable[Any]) -> None:
 
 @contextmanager
 def _logged(chore: str, **about: str) -> Iterator[None]:
-    """Logs what the block raises: nobody has asked for it, so nobody else would tell."""
+    """Logs and swallows what the block raises: no caller waits for it."""
     try:
         yield
     except CrispError as error:
@@ -121,23 +136,26 @@ def _logged(chore: str, **about: str) -> Iterator[None]:
         _log.exception("chore-failed", chore=chore, **about)
 
 
-async def persist(chore: str, work: Callable[[], Awaitable[T]], again: float = 1.0, **about: str) -> T:
-    """The result of `work` that nobody has asked for: what it raises is logged, and it is done again after `again` seconds, until it succeeds."""
+async def retry_until_done(chore: str, work: Callable[[], Awaitable[T]], again: float = 1.0, **about: str) -> T:
+    """Runs `work` until it succeeds, and returns its result.
+
+    Failures are logged; the next try comes `again` seconds later.
+    """
     while True:
         with _logged(chore, **about):
             return await work()
         await asyncio.sleep(again)
 
 
-async def rounds(chore: str, pause: float, work: Callable[[], Awaitable[Any]]) -> None:
-    """Does `work` for ever, with `pause` seconds after each round; a round that fails is logged and does not end them."""
+async def repeat_every(chore: str, seconds: float, work: Callable[[], Awaitable[Any]]) -> None:
+    """Runs `work` for ever, pausing `seconds` after each run; failures are logged and end nothing."""
     while True:
-        await persist(chore, work, again=pause)
-        await asyncio.sleep(pause)
+        await retry_until_done(chore, work, again=seconds)
+        await asyncio.sleep(seconds)
 
 
-async def in_turn(chore: str, ids: Iterable[str], work: Callable[[str], Awaitable[Any]]) -> None:
-    """Does `work` for one id after the other; one that fails is logged and does not keep the others from their turn."""
+async def for_each(chore: str, ids: Iterable[str], work: Callable[[str], Awaitable[Any]]) -> None:
+    """Runs `work` for one id after the other; failures are logged and do not keep the next ids waiting."""
     for each in ids:
         with _logged(chore, id=each):
             await work(each)

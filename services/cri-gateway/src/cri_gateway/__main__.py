@@ -17,12 +17,12 @@ from cri_gateway.settings import GatewaySettings
 from cri_gateway.streaming import server as streaming
 from servicekit import server
 from servicekit.errors import Unavailable
-from servicekit.server import Face, Service
+from servicekit.server import Frontend, Service
 from servicekit.settings import Settings
 
 
 @asynccontextmanager
-async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Face]:
+async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Frontend]:
     """The gateway with its CRI socket; from there on without privileges, if the settings name a user."""
     run = settings.node.run_dir
     user = privileges.resolve(settings.own.user) if settings.own.user else None
@@ -37,14 +37,21 @@ async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Face]:
         stream_url = await stack.enter_async_context(streaming.serving(services, settings.own))
         notes, closing = Notes(services.monitor), asyncio.Event()
         stack.push_async_callback(notes.settle)
-        answers = {"RuntimeService": runtime_answers(services, notes, stream_url, closing), "ImageService": image_answers(services)}
-        await stack.enter_async_context(serving(settings.own.socket or run / "cri.sock", server.group_id(settings.node.group), answers))
+        answers = {
+            "RuntimeService": runtime_answers(services, notes, stream_url, closing),
+            "ImageService": image_answers(services),
+        }
+        await stack.enter_async_context(
+            serving(settings.own.socket or run / "cri.sock", server.group_id(settings.node.group), answers)
+        )
         stack.callback(closing.set)
         if user is not None:
             privileges.become(*user, run / "cri-gateway")
-        reconciling = asyncio.create_task(Reconciler(services, settings.own.reconcile_interval, settings.own.reconcile_grace).run())
+        reconciling = asyncio.create_task(
+            Reconciler(services, settings.own.reconcile_interval, settings.own.reconcile_grace).run()
+        )
         try:
-            yield Face([], ready)
+            yield Frontend([], ready)
         finally:
             reconciling.cancel()
     await services.close()

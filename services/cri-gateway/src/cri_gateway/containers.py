@@ -16,10 +16,10 @@ from crisp_proto.image import ImageVolume, Rootfs, RootfsRequest, UserNamespaceO
 from crisp_proto.monitor import EventKind, ExecRequest, MonitorRequest, Process, ProcessState
 from crisp_proto.net import Attachment
 from crisp_proto.runtime import Container, ContainerRequest, RestoreResult, UpdateRequest
-from servicekit import selinux
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument, NotFound
-from servicekit.tasks import Turns, all_of, every
+from servicekit.linux import selinux
+from servicekit.tasks import KeyedQueue, gather_or_cancel, gather_to_the_end
 
 
 class Containers:
@@ -27,7 +27,7 @@ class Containers:
 
     def __init__(self, services: Services, notes: Notes) -> None:
         self._services = services
-        self._turns = Turns()
+        self._queue = KeyedQueue()
         self._notes = notes
 
     async def create(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
@@ -36,7 +36,7 @@ class Containers:
         own_users = _own_user_namespace(request.config.linux) or _own_user_namespace(request.sandbox_config.linux)
         pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
         container_id = ids.container_id(pod_id, request.config.metadata)
-        await self._turns.take(container_id, "create", lambda: self._create(container_id, pod_id, config, own_users))
+        await self._queue.run(container_id, "create", lambda: self._create(container_id, pod_id, config, own_users))
         return api_pb2.CreateContainerResponse(container_id=container_id)
 
     async def _create(self, container_id: str, pod_id: str, config: ContainerConfig, own_users: bool) -> None:
@@ -45,9 +45,11 @@ class Containers:
         if not image:
             raise InvalidArgument("image.image is empty; it names the image to run", field="image.image")
         async with undone_on_failure() as undo:
-            undo.push_async_callback(self._unmount_what_is_nobodys, container_id)
-            rootfs, attachment, target = await all_of(
-                self._mount(container_id, pod_id, image, config, own_users), self._attachment(pod_id), self._target(pod_id, config)
+            undo.push_async_callback(self._unmount_unless_owned, container_id)
+            rootfs, attachment, target = await gather_or_cancel(
+                self._mount(container_id, pod_id, image, config, own_users),
+                self._attachment(pod_id),
+                self._target(pod_id, config),
             )
             crashpoint("create-rootfs-mounted")
             undo.push_async_callback(services.runtime.remove_container, container_id)
@@ -70,7 +72,9 @@ class Containers:
             await services.monitor.create(container_id, _monitor_request(container))
             crashpoint("create-monitored")
 
-    async def _mount(self, container_id: str, pod_id: str, image: str, config: ContainerConfig, own_users: bool) -> Rootfs:
+    async def _mount(
+        self, container_id: str, pod_id: str, image: str, config: ContainerConfig, own_users: bool
+    ) -> Rootfs:
         """The root filesystem and the image volumes; the ids in it are those of the pod's user namespace, if that is its own."""
         owner = None
         if own_users:
@@ -83,7 +87,9 @@ class Containers:
             for number, mount in enumerate(config.mounts)
             if mount.image is not None and mount.image.image
         }
-        label = await self._services.runtime.file_label(pod_id, config.linux.security_context) if selinux.enabled() else ""
+        label = (
+            await self._services.runtime.file_label(pod_id, config.linux.security_context) if selinux.enabled() else ""
+        )
         request = RootfsRequest(image=image, user_namespace=owner, volumes=volumes, label=label)
         return await self._services.image.mount(container_id, request)
 
@@ -93,7 +99,9 @@ class Containers:
         if options.pid is not NamespaceMode.TARGET:
             return 0
         field = "linux.security_context.namespace_options.target_id"
-        target = await self._services.runtime.container(await lookup.container_id(self._services.runtime, options.target_id))
+        target = await self._services.runtime.container(
+            await lookup.container_id(self._services.runtime, options.target_id)
+        )
         if target.pod_id != pod_id:
             raise InvalidArgument(f"{field}: container {target.id} is in another pod", field=field)
         process = await self._services.monitor.process(target.id)
@@ -101,7 +109,7 @@ class Containers:
             raise FailedPrecondition(f"{field}: container {target.id} does not run", field=field)
         return process.pid
 
-    async def _unmount_what_is_nobodys(self, container_id: str) -> None:
+    async def _unmount_unless_owned(self, container_id: str) -> None:
         """Takes the mount back, unless the request was a repetition and the container of its first time still has it."""
         try:
             await self._services.runtime.container(container_id)
@@ -120,7 +128,7 @@ class Containers:
     async def start(self, request: api_pb2.StartContainerRequest) -> api_pb2.StartContainerResponse:
         """StartContainer. FAILED_PRECONDITION for one that was started before."""
         container_id = await lookup.container_id(self._services.runtime, request.container_id)
-        await self._turns.take(container_id, "start", lambda: self._start(container_id))
+        await self._queue.run(container_id, "start", lambda: self._start(container_id))
         return api_pb2.StartContainerResponse()
 
     async def _start(self, container_id: str) -> None:
@@ -134,7 +142,8 @@ class Containers:
             await self._restore(container_id)
         if result.already:
             raise FailedPrecondition(
-                f"container {container_id} was started before; only a container in state CREATED can be started", field="container_id"
+                f"container {container_id} was started before; only a container in state CREATED can be started",
+                field="container_id",
             )
         self._notes.write(container_id, result.pod_id, EventKind.STARTED)
         crashpoint("container-started")
@@ -173,7 +182,7 @@ class Containers:
         return api_pb2.RemoveContainerResponse()
 
     async def _remove(self, container_id: str) -> None:
-        await self._turns.take(container_id, "remove", lambda: self._remove_steps(container_id))
+        await self._queue.run(container_id, "remove", lambda: self._remove_steps(container_id))
 
     async def _remove_steps(self, container_id: str) -> None:
         """What monitor-svc knows goes after runtime-svc's record: until then a look finds the state that the container ended in."""
@@ -182,11 +191,13 @@ class Containers:
         crashpoint("remove-killed")
         await services.runtime.remove_container(container_id)
         crashpoint("remove-bundle-removed")
-        await every(services.monitor.remove(container_id), services.image.unmount(container_id))
+        await gather_to_the_end(services.monitor.remove(container_id), services.image.unmount(container_id))
 
     async def kill_all(self, pod_id: str) -> None:
         """Ends all containers of a pod at the same time."""
-        await every(*(self._kill(container.id) for container in await self._services.runtime.containers(pod_id)))
+        await gather_to_the_end(
+            *(self._kill(container.id) for container in await self._services.runtime.containers(pod_id))
+        )
 
     async def _kill(self, container_id: str) -> None:
         try:
@@ -196,9 +207,13 @@ class Containers:
 
     async def remove_all(self, pod_id: str) -> None:
         """Removes all containers of a pod at the same time."""
-        await every(*(self._remove(container.id) for container in await self._services.runtime.containers(pod_id)))
+        await gather_to_the_end(
+            *(self._remove(container.id) for container in await self._services.runtime.containers(pod_id))
+        )
 
-    async def update_resources(self, request: api_pb2.UpdateContainerResourcesRequest) -> api_pb2.UpdateContainerResourcesResponse:
+    async def update_resources(
+        self, request: api_pb2.UpdateContainerResourcesRequest
+    ) -> api_pb2.UpdateContainerResourcesResponse:
         """UpdateContainerResources."""
         container_id = await lookup.container_id(self._services.runtime, request.container_id)
         resources = convert.to_model(request.linux, LinuxContainerResources)
@@ -227,7 +242,9 @@ class Containers:
         container_id = await lookup.container_id(self._services.runtime, request.container_id)
         container, process = await states.container(self._services, container_id)
         status = to_status(container, process)
-        return api_pb2.ContainerStatusResponse(status=status, info=_info(container, process) if request.verbose else None)
+        return api_pb2.ContainerStatusResponse(
+            status=status, info=_info(container, process) if request.verbose else None
+        )
 
     async def list(self, request: api_pb2.ListContainersRequest) -> api_pb2.ListContainersResponse:
         """ListContainers."""
@@ -285,7 +302,9 @@ def to_status(container: Container, process: Process | None) -> api_pb2.Containe
         annotations=config.annotations,
         mounts=[convert.to_message(mount, api_pb2.Mount()) for mount in config.mounts],
         log_path=container.log_path,
-        resources=api_pb2.ContainerResources(linux=convert.to_message(config.linux.resources, api_pb2.LinuxContainerResources())),
+        resources=api_pb2.ContainerResources(
+            linux=convert.to_message(config.linux.resources, api_pb2.LinuxContainerResources())
+        ),
         user=api_pb2.ContainerUser(
             linux=api_pb2.LinuxContainerUser(
                 uid=container.user.uid, gid=container.user.gid, supplemental_groups=container.user.supplemental_groups
@@ -302,7 +321,11 @@ def _image(container: Container) -> api_pb2.ImageSpec:
 
 def _signal(name: str) -> "api_pb2.Signal.ValueType":
     wanted = "SIGNAL_SIG" + name.upper().removeprefix("SIG").replace("+", "PLUS").replace("-", "MINUS")
-    return api_pb2.Signal.Value(wanted) if wanted in api_pb2.Signal.DESCRIPTOR.values_by_name else api_pb2.SIGNAL_RUNTIME_DEFAULT
+    return (
+        api_pb2.Signal.Value(wanted)
+        if wanted in api_pb2.Signal.DESCRIPTOR.values_by_name
+        else api_pb2.SIGNAL_RUNTIME_DEFAULT
+    )
 
 
 def _monitor_request(container: Container) -> MonitorRequest:

@@ -14,7 +14,7 @@ from cri_gateway.services import Services
 from crisp_proto.cri import api_pb2
 from crisp_proto.monitor import Event, EventKind
 from servicekit.errors import FailedPrecondition, NotFound, Unavailable
-from servicekit.tasks import first_of
+from servicekit.tasks import race
 
 _WAIT_SECONDS = 20
 _TYPES = {
@@ -39,7 +39,9 @@ class Events:
         while not self._closing.is_set():
             found = await self._next(cursor)
             if found and found[0].cursor > cursor + 1 and await self._is_lost(cursor):
-                raise FailedPrecondition("this subscriber is so far behind that the journal has dropped events; list, and subscribe again")
+                raise FailedPrecondition(
+                    "this subscriber is so far behind that the journal has dropped events; list, and subscribe again"
+                )
             for event in found:
                 cursor = event.cursor
                 if event.kind in _TYPES:
@@ -52,7 +54,7 @@ class Events:
         async def ask() -> None:
             found.extend((await self._services.monitor.events(after=cursor, wait=_WAIT_SECONDS)).events)
 
-        await first_of(ask(), self._closing.wait())
+        await race(ask(), self._closing.wait())
         return found
 
     async def _is_lost(self, cursor: int) -> bool:

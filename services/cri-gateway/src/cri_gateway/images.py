@@ -61,7 +61,9 @@ class Images:
     async def filesystem(self, _request: api_pb2.ImageFsInfoRequest) -> api_pb2.ImageFsInfoResponse:
         """ImageFsInfo."""
         info = await self._image.filesystem()
-        return api_pb2.ImageFsInfoResponse(image_filesystems=[disk_use(info.images)], container_filesystems=[disk_use(info.containers)])
+        return api_pb2.ImageFsInfoResponse(
+            image_filesystems=[disk_use(info.images)], container_filesystems=[disk_use(info.containers)]
+        )
 
 
 def disk_use(use: DiskUse | None) -> api_pb2.FilesystemUsage:

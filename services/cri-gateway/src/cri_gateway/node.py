@@ -22,7 +22,9 @@ class Node:
 
     async def version(self, _request: api_pb2.VersionRequest) -> api_pb2.VersionResponse:
         """Version. The first field is CRI's own version of this message, fixed at 0.1.0."""
-        return api_pb2.VersionResponse(version="0.1.0", runtime_name="crisp", runtime_version=_VERSION, runtime_api_version="v1")
+        return api_pb2.VersionResponse(
+            version="0.1.0", runtime_name="crisp", runtime_version=_VERSION, runtime_api_version="v1"
+        )
 
     async def status(self, request: api_pb2.StatusRequest) -> api_pb2.StatusResponse:
         """Status: RuntimeReady while image-, runtime- and monitor-svc are; NetworkReady as net-svc says."""
@@ -35,9 +37,14 @@ class Node:
             status=api_pb2.RuntimeStatus(
                 conditions=[
                     api_pb2.RuntimeCondition(
-                        type="RuntimeReady", status=not faults, reason="ServiceNotReady" if faults else "", message="; ".join(faults)
+                        type="RuntimeReady",
+                        status=not faults,
+                        reason="ServiceNotReady" if faults else "",
+                        message="; ".join(faults),
                     ),
-                    api_pb2.RuntimeCondition(type="NetworkReady", status=network.ready, reason=network.reason, message=network.message),
+                    api_pb2.RuntimeCondition(
+                        type="NetworkReady", status=network.ready, reason=network.reason, message=network.message
+                    ),
                 ]
             ),
             features=api_pb2.RuntimeFeatures(supplemental_groups_policy=True),
@@ -46,11 +53,14 @@ class Node:
             info = await services.runtime.info()
             for handler in info.handlers:
                 features = api_pb2.RuntimeHandlerFeatures(
-                    recursive_read_only_mounts=handler.recursive_read_only_mounts, user_namespaces=handler.user_namespaces
+                    recursive_read_only_mounts=handler.recursive_read_only_mounts,
+                    user_namespaces=handler.user_namespaces,
                 )
                 response.runtime_handlers.add(name=handler.name, features=features)
             if request.verbose:
-                response.info["config"] = json.dumps({"runtime": info.model_dump(mode="json"), "network": network.network})
+                response.info["config"] = json.dumps(
+                    {"runtime": info.model_dump(mode="json"), "network": network.network}
+                )
                 response.info["cniconfig"] = network.configuration
         return response
 
@@ -63,9 +73,13 @@ class Node:
     async def runtime_config(self, _request: api_pb2.RuntimeConfigRequest) -> api_pb2.RuntimeConfigResponse:
         """RuntimeConfig: which cgroup driver kubelet must use."""
         info = await self._services.runtime.info()
-        return api_pb2.RuntimeConfigResponse(linux=api_pb2.LinuxRuntimeConfiguration(cgroup_driver=_DRIVERS[info.cgroup_driver]))
+        return api_pb2.RuntimeConfigResponse(
+            linux=api_pb2.LinuxRuntimeConfiguration(cgroup_driver=_DRIVERS[info.cgroup_driver])
+        )
 
-    async def update_runtime_config(self, request: api_pb2.UpdateRuntimeConfigRequest) -> api_pb2.UpdateRuntimeConfigResponse:
+    async def update_runtime_config(
+        self, request: api_pb2.UpdateRuntimeConfigRequest
+    ) -> api_pb2.UpdateRuntimeConfigResponse:
         """UpdateRuntimeConfig: the node's pod CIDR, which the built-in network then uses."""
         pod_cidr = request.runtime_config.network_config.pod_cidr
         if pod_cidr:

@@ -16,7 +16,7 @@ from crisp_proto.config import LinuxContainerResources
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import DiskUse, FileSystem
 from crisp_proto.net import InterfaceUsage, NetworkUsage
-from crisp_proto.runtime import Account, Container, HugePages, Pod
+from crisp_proto.runtime import CgroupCounters, Container, HugePages, Pod
 
 _LABELS = ("container", "id", "image", "name", "namespace", "pod")
 _SECOND = 1_000_000_000
@@ -30,7 +30,7 @@ class Subject:
     """A container, or the pod as a whole where `container` is None."""
 
     pod: Pod
-    account: Account
+    counters: CgroupCounters
     container: Container | None = None
     network: NetworkUsage | None = None
     layer: DiskUse | None = None
@@ -41,10 +41,10 @@ class Subject:
         """Values of _LABELS."""
         metadata = self.pod.config.metadata
         if self.container is None:
-            return ["", self.account.cgroup, "", self.pod.id, metadata.namespace, metadata.name]
+            return ["", self.counters.cgroup, "", self.pod.id, metadata.namespace, metadata.name]
         config = self.container.config
         image = config.image.user_specified_image or config.image.image
-        return [config.metadata.name, self.account.cgroup, image, self.container.id, metadata.namespace, metadata.name]
+        return [config.metadata.name, self.counters.cgroup, image, self.container.id, metadata.namespace, metadata.name]
 
     @property
     def limits(self) -> LinuxContainerResources | None:
@@ -63,8 +63,14 @@ class Family:
     labels: tuple[str, ...] = ()
 
 
-def _one(name: str, help: str, kind: "api_pb2.MetricType.ValueType", value: Callable[[Account], int | None], unit: int = 1) -> Family:
-    return Family(name, help, kind, lambda subject: [((), _in(unit, value(subject.account)))])
+def _one(
+    name: str,
+    help: str,
+    kind: "api_pb2.MetricType.ValueType",
+    value: Callable[[CgroupCounters], int | None],
+    unit: int = 1,
+) -> Family:
+    return Family(name, help, kind, lambda subject: [((), _in(unit, value(subject.counters)))])
 
 
 def _in(unit: int, value: int | None) -> int | None:
@@ -72,8 +78,8 @@ def _in(unit: int, value: int | None) -> int | None:
 
 
 def _stall(resource: str, kind: str, word: str) -> Family:
-    def value(account: Account) -> int | None:
-        pressure = account.use.pressure.get(resource)
+    def value(counters: CgroupCounters) -> int | None:
+        pressure = counters.use.pressure.get(resource)
         return None if pressure is None else (pressure.full if kind == "full" else pressure.some).total
 
     what = "no tasks in the container could make progress" if kind == "full" else "tasks in the container have waited"
@@ -87,7 +93,7 @@ def _stall(resource: str, kind: str, word: str) -> Family:
 
 
 def _faults(subject: Subject) -> Iterable[Sample]:
-    memory = subject.account.use.memory
+    memory = subject.counters.use.memory
     for kind, value in (("pgfault", memory.page_faults), ("pgmajfault", memory.major_page_faults)):
         for scope in ("container", "hierarchy"):
             yield (kind, scope), value
@@ -102,14 +108,14 @@ def _interface(name: str, help: str, value: Callable[[InterfaceUsage], int]) -> 
 
 def _disk(operation: str, unit: str, help: str) -> Family:
     def samples(subject: Subject) -> Iterable[Sample]:
-        return [((device.name,), getattr(device, f"{operation}_{unit}")) for device in subject.account.devices]
+        return [((device.name,), getattr(device, f"{operation}_{unit}")) for device in subject.counters.devices]
 
     name = f"container_fs_{operation}s_bytes_total" if unit == "bytes" else f"container_fs_{operation}s_total"
     return Family(name, f"Cumulative count of {help}", COUNTER, samples, ("device",))
 
 
 def _block_bytes(subject: Subject) -> Iterable[Sample]:
-    for device in subject.account.devices:
+    for device in subject.counters.devices:
         for operation, value in (("Read", device.read_bytes), ("Write", device.write_bytes)):
             yield (device.name, str(device.major), str(device.minor), operation), value
 
@@ -135,21 +141,21 @@ def _memory_limit(value: int) -> int:
 
 
 def _own(name: str, help: str) -> Family:
-    def value(account: Account) -> int | None:
-        return getattr(account.own, name) if account.own else None
+    def value(counters: CgroupCounters) -> int | None:
+        return getattr(counters.own, name) if counters.own else None
 
     return _one(f"container_{name}", help, GAUGE, value)
 
 
 def _huge_pages(name: str, help: str, value: Callable[[HugePages], int | None]) -> Family:
     def samples(subject: Subject) -> Iterable[Sample]:
-        return [((pages.size,), value(pages)) for pages in subject.account.huge_pages]
+        return [((pages.size,), value(pages)) for pages in subject.counters.huge_pages]
 
     return Family(f"container_hugetlb_{name}", help, GAUGE, samples, ("pagesize",))
 
 
 def _soft_limits(subject: Subject) -> Iterable[Sample]:
-    own = subject.account.own
+    own = subject.counters.own
     return [((name,), value) for name, value in own.soft_limits.items()] if own else []
 
 
@@ -165,7 +171,7 @@ FAMILIES = (
         "container_cpu_usage_seconds_total",
         "Cumulative cpu time consumed in seconds.",
         COUNTER,
-        lambda subject: [(("total",), subject.account.use.cpu.usage // _SECOND)],
+        lambda subject: [(("total",), subject.counters.use.cpu.usage // _SECOND)],
         ("cpu",),
     ),
     _one("container_cpu_cfs_periods_total", "Number of elapsed enforcement period intervals.", COUNTER, lambda a: a.periods),
@@ -263,37 +269,40 @@ class PodMetrics:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def descriptors(self, _request: api_pb2.ListMetricDescriptorsRequest) -> api_pb2.ListMetricDescriptorsResponse:
+    async def descriptors(
+        self, _request: api_pb2.ListMetricDescriptorsRequest
+    ) -> api_pb2.ListMetricDescriptorsResponse:
         """ListMetricDescriptors."""
         return api_pb2.ListMetricDescriptorsResponse(
             descriptors=[
-                api_pb2.MetricDescriptor(name=family.name, help=family.help, label_keys=(*_LABELS, *family.labels)) for family in FAMILIES
+                api_pb2.MetricDescriptor(name=family.name, help=family.help, label_keys=(*_LABELS, *family.labels))
+                for family in FAMILIES
             ]
         )
 
     async def list(self, _request: api_pb2.ListPodSandboxMetricsRequest) -> api_pb2.ListPodSandboxMetricsResponse:
         """ListPodSandboxMetrics: of pods and containers whose cgroup exists."""
         services = self._services
-        pods, containers, accounts, layers, networks = await asyncio.gather(
+        pods, containers, counters, layers, networks = await asyncio.gather(
             services.runtime.pods(),
             services.runtime.containers(),
-            services.runtime.accounts(),
+            services.runtime.counters(),
             services.image.writable_layers(),
             services.net.usage(),
         )
-        members = by_pod(containers, accounts.containers)
+        members = by_pod(containers, counters.containers)
         return api_pb2.ListPodSandboxMetricsResponse(
             pod_metrics=[
                 api_pb2.PodSandboxMetrics(
                     pod_sandbox_id=pod.id,
-                    metrics=_metrics(Subject(pod, accounts.pods[pod.id], network=networks.pods.get(pod.id))),
+                    metrics=_metrics(Subject(pod, counters.pods[pod.id], network=networks.pods.get(pod.id))),
                     container_metrics=[
                         api_pb2.ContainerMetrics(
                             container_id=container.id,
                             metrics=_metrics(
                                 Subject(
                                     pod,
-                                    accounts.containers[container.id],
+                                    counters.containers[container.id],
                                     container,
                                     layer=layers.layers.get(container.id),
                                     file_system=layers.on,
@@ -304,13 +313,13 @@ class PodMetrics:
                     ],
                 )
                 for pod in pods
-                if pod.id in accounts.pods
+                if pod.id in counters.pods
             ]
         )
 
 
 def _metrics(subject: Subject) -> Iterable[api_pb2.Metric]:
-    labels, timestamp = subject.labels, subject.account.use.cpu.timestamp
+    labels, timestamp = subject.labels, subject.counters.use.cpu.timestamp
     return chain.from_iterable(
         (
             api_pb2.Metric(

@@ -16,7 +16,7 @@ from crisp_proto.net import Attachment, AttachmentRequest
 from crisp_proto.runtime import Pod, PodRequest, PodState, PodUpdateRequest
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, NotFound, Unavailable
-from servicekit.tasks import Turns, every
+from servicekit.tasks import KeyedQueue, gather_to_the_end
 
 _STATES = {PodState.READY: api_pb2.SANDBOX_READY, PodState.NOTREADY: api_pb2.SANDBOX_NOTREADY}
 
@@ -28,7 +28,7 @@ class Pods:
         self._services = services
         self._notes = notes
         self._containers = containers
-        self._turns = Turns()
+        self._queue = KeyedQueue()
         self._attached: set[str] = set()
         """Pods that have had their network, as far as this gateway has seen."""
 
@@ -36,7 +36,9 @@ class Pods:
         """RunPodSandbox: the runtime's part and the network's at the same time."""
         config = convert.to_model(request.config, PodSandboxConfig)
         pod_id = ids.pod_id(request.config.metadata)
-        await self._turns.take(pod_id, "run", lambda: self._run(pod_id, PodRequest(config=config, handler=request.runtime_handler)))
+        await self._queue.run(
+            pod_id, "run", lambda: self._run(pod_id, PodRequest(config=config, handler=request.runtime_handler))
+        )
         return api_pb2.RunPodSandboxResponse(pod_sandbox_id=pod_id)
 
     async def _run(self, pod_id: str, request: PodRequest) -> None:
@@ -76,13 +78,13 @@ class Pods:
             pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
         except NotFound:
             return api_pb2.StopPodSandboxResponse()
-        await self._turns.take(pod_id, "stop", lambda: self._stop(pod_id))
+        await self._queue.run(pod_id, "stop", lambda: self._stop(pod_id))
         return api_pb2.StopPodSandboxResponse()
 
     async def _stop(self, pod_id: str) -> None:
         await self._containers.kill_all(pod_id)
         crashpoint("pod-containers-stopped")
-        await every(self._services.net.detach(pod_id), self._services.runtime.stop_pod(pod_id))
+        await gather_to_the_end(self._services.net.detach(pod_id), self._services.runtime.stop_pod(pod_id))
         self._notes.write(pod_id, pod_id, EventKind.STOPPED)
 
     async def remove(self, request: api_pb2.RemovePodSandboxRequest) -> api_pb2.RemovePodSandboxResponse:
@@ -91,7 +93,7 @@ class Pods:
             pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
         except NotFound:
             return api_pb2.RemovePodSandboxResponse()
-        await self._turns.take(pod_id, "remove", lambda: self._remove(pod_id))
+        await self._queue.run(pod_id, "remove", lambda: self._remove(pod_id))
         return api_pb2.RemovePodSandboxResponse()
 
     async def _remove(self, pod_id: str) -> None:
@@ -102,7 +104,9 @@ class Pods:
         self._attached.discard(pod_id)
         self._notes.write(pod_id, pod_id, EventKind.DELETED)
 
-    async def update_resources(self, request: api_pb2.UpdatePodSandboxResourcesRequest) -> api_pb2.UpdatePodSandboxResourcesResponse:
+    async def update_resources(
+        self, request: api_pb2.UpdatePodSandboxResourcesRequest
+    ) -> api_pb2.UpdatePodSandboxResourcesResponse:
         """UpdatePodSandboxResources: what the pod as a whole may use, after kubelet resized it."""
         pod_id = await lookup.pod_id(self._services.runtime, request.pod_sandbox_id)
         given = {
@@ -127,7 +131,9 @@ class Pods:
             metadata=_metadata(pod),
             state=api_pb2.SANDBOX_READY if ready else api_pb2.SANDBOX_NOTREADY,
             created_at=pod.created_at,
-            network=api_pb2.PodSandboxNetworkStatus(ip=ips[0] if ips else "", additional_ips=[api_pb2.PodIP(ip=ip) for ip in ips[1:]]),
+            network=api_pb2.PodSandboxNetworkStatus(
+                ip=ips[0] if ips else "", additional_ips=[api_pb2.PodIP(ip=ip) for ip in ips[1:]]
+            ),
             linux=api_pb2.LinuxPodSandboxStatus(
                 namespaces=api_pb2.Namespace(options=convert.to_message(options, api_pb2.NamespaceOption()))
             ),
@@ -174,7 +180,8 @@ class Pods:
                 runtime_handler=pod.handler,
             )
             for pod in await self._made()
-            if matches(wanted.id, wanted.label_selector, pod.id, pod.config.labels) and state in (None, _STATES[pod.state])
+            if matches(wanted.id, wanted.label_selector, pod.id, pod.config.labels)
+            and state in (None, _STATES[pod.state])
         ]
         return api_pb2.ListPodSandboxResponse(items=items)
 
@@ -186,7 +193,9 @@ def _attachment_request(request: PodRequest, user_namespace: str) -> AttachmentR
         name=config.metadata.name,
         uid=config.metadata.uid,
         port_mappings=config.port_mappings,
-        sysctls={name: value for name, value in config.linux.sysctls.items() if name.replace("/", ".").startswith("net.")},
+        sysctls={
+            name: value for name, value in config.linux.sysctls.items() if name.replace("/", ".").startswith("net.")
+        },
         annotations=config.annotations,
         handler=request.handler,
         user_namespace=user_namespace,
@@ -195,7 +204,9 @@ def _attachment_request(request: PodRequest, user_namespace: str) -> AttachmentR
 
 def _metadata(pod: Pod) -> api_pb2.PodSandboxMetadata:
     metadata = pod.config.metadata
-    return api_pb2.PodSandboxMetadata(name=metadata.name, uid=metadata.uid, namespace=metadata.namespace, attempt=metadata.attempt)
+    return api_pb2.PodSandboxMetadata(
+        name=metadata.name, uid=metadata.uid, namespace=metadata.namespace, attempt=metadata.attempt
+    )
 
 
 def _info(pod: Pod, attachment: Attachment | None) -> dict[str, str]:

@@ -20,7 +20,8 @@ def resolve(user: str) -> tuple[int, int]:
         gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
     except KeyError as error:
         raise InvalidArgument(
-            f"gateway.user = {user!r}: {error.args[0]}; make it, for instance by useradd --system --user-group {name}", field=_FIELD
+            f"gateway.user = {user!r}: {error.args[0]}; make it, for instance by useradd --system --user-group {name}",
+            field=_FIELD,
         ) from error
     return uid, gid
 
@@ -34,8 +35,11 @@ def become(uid: int, gid: int, own_folder: Path) -> None:
         os.setgid(gid)
         os.setuid(uid)
     except PermissionError as error:
-        raise PermissionDenied("only root can become gateway.user; start as root, or leave it empty", field=_FIELD) from error
+        raise PermissionDenied(
+            "only root can become gateway.user; start as root, or leave it empty", field=_FIELD
+        ) from error
     if not os.access(own_folder, os.W_OK | os.X_OK):
         raise PermissionDenied(
-            f"gateway.user can't get to {own_folder}: let everybody walk through the folders above it (chmod o+x)", field=_FIELD
+            f"gateway.user can't get to {own_folder}: let everybody walk through the folders above it (chmod o+x)",
+            field=_FIELD,
         )

@@ -5,7 +5,6 @@ has one `crisp-step` for each call to a service: who, what, milliseconds.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -30,6 +29,7 @@ from cri_gateway.streaming.sessions import Sessions
 from crisp_proto.cri import api_pb2
 from servicekit import client, context, logs, metrics
 from servicekit.errors import CrispError
+from servicekit.linux.files import appearing
 
 _MAX_MESSAGE = 16 << 20
 _OPTIONS = [
@@ -45,7 +45,12 @@ Answer = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
 
 def runtime_answers(services: Services, notes: Notes, stream_url: str, closing: asyncio.Event) -> dict[str, Answer]:
     """RuntimeService. `stream_url` is the base of the streaming server's URLs; `closing` ends the calls that would never end."""
-    node, containers, stats, pod_metrics = Node(services), Containers(services, notes), Stats(services), PodMetrics(services)
+    node, containers, stats, pod_metrics = (
+        Node(services),
+        Containers(services, notes),
+        Stats(services),
+        PodMetrics(services),
+    )
     pods = Pods(services, containers, notes)
     sessions = Sessions(services, stream_url)
     events = Events(services, pods, closing)
@@ -109,14 +114,9 @@ async def serving(path: Path, gid: int | None, answers: Mapping[str, Mapping[str
     server = grpc.aio.server(options=_OPTIONS)
     for name, methods in answers.items():
         server.add_generic_rpc_handlers((_handlers(name, methods),))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unborn = path.with_name(f".{path.name}.{os.getpid()}")
-    unborn.unlink(missing_ok=True)
-    server.add_insecure_port(f"unix:{unborn}")
-    await server.start()
-    os.chmod(unborn, 0o660)
-    os.chown(unborn, -1, -1 if gid is None else gid)
-    unborn.rename(path)
+    with appearing(path, gid) as hidden:
+        server.add_insecure_port(f"unix:{hidden}")
+        await server.start()
     try:
         yield
     finally:
@@ -127,10 +127,15 @@ def _handlers(service: str, answers: Mapping[str, Answer]) -> "grpc.GenericRpcHa
     descriptor = api_pb2.DESCRIPTOR.services_by_name[service]
     handlers = {}
     for method in descriptor.methods:
-        request, response = message_factory.GetMessageClass(method.input_type), message_factory.GetMessageClass(method.output_type)
+        request, response = (
+            message_factory.GetMessageClass(method.input_type),
+            message_factory.GetMessageClass(method.output_type),
+        )
         make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
         answer = _answered(method.name, answers[method.name]) if method.name in answers else _unimplemented(method.name)
-        handlers[method.name] = make(answer, request_deserializer=request.FromString, response_serializer=response.SerializeToString)
+        handlers[method.name] = make(
+            answer, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+        )
     return grpc.method_handlers_generic_handler(f"runtime.v1.{service}", handlers)
 
 
@@ -159,14 +164,20 @@ def _answered(name: str, answer: Answer) -> Callable[[Any, grpc.aio.ServicerCont
             code = "INTERNAL"
             _log.error("unexpected-error", rpc=name, exc_info=error)
             await rpc.abort(
-                grpc.StatusCode.INTERNAL, f"{name}: {type(error).__name__}: {error}; the gateway's log has more", _trailers(steps)
+                grpc.StatusCode.INTERNAL,
+                f"{name}: {type(error).__name__}: {error}; the gateway's log has more",
+                _trailers(steps),
             )
         finally:
             if code == "OK":
                 rpc.set_trailing_metadata(_trailers(steps))
             elapsed = time.perf_counter() - started
             metrics.REQUESTS.labels(name, "grpc", code).observe(elapsed)
-            level = _log.debug if name.startswith(("List", "Version", "Status")) or name.endswith(("Status", "Stats")) else _log.info
+            level = (
+                _log.debug
+                if name.startswith(("List", "Version", "Status")) or name.endswith(("Status", "Stats"))
+                else _log.info
+            )
             level("rpc", rpc=name, code=code, ms=round(elapsed * 1000, 2))
 
     return handle
@@ -181,7 +192,9 @@ def _unimplemented(name: str) -> Callable[[Any, grpc.aio.ServicerContext[Any, An
 
 def _trailers(steps: list[client.Step]) -> tuple[tuple[str, str], ...]:
     """The first steps, and how many were left out: clients refuse more than 8 KiB of metadata."""
-    shown = [("crisp-step", f"{step.service} {step.method} {step.path} {step.milliseconds:.2f}") for step in steps[:_STEPS]]
+    shown = [
+        ("crisp-step", f"{step.service} {step.method} {step.path} {step.milliseconds:.2f}") for step in steps[:_STEPS]
+    ]
     if len(steps) > _STEPS:
         shown.append(("crisp-steps-left-out", str(len(steps) - _STEPS)))
     return tuple(shown)

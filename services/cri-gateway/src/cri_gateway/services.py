@@ -18,10 +18,20 @@ from crisp_proto.image import (
     RootfsRequest,
     WritableLayers,
 )  # fmt: skip
-from crisp_proto.monitor import EventKind, EventList, ExecRequest, ExecResult, MonitorRequest, Note, Process, ProcessList, StopRequest
+from crisp_proto.monitor import (
+    EventKind,
+    EventList,
+    ExecRequest,
+    ExecResult,
+    MonitorRequest,
+    Note,
+    Process,
+    ProcessList,
+    StopRequest,
+)
 from crisp_proto.net import Attachment, AttachmentList, AttachmentRequest, NetworkStatus, NetworkUsages, NodeConfig
 from crisp_proto.runtime import (
-    Accounts,
+    AllCgroupCounters,
     Container,
     ContainerList,
     ContainerRequest,
@@ -72,7 +82,9 @@ class ImageService:
         await self.client.call("DELETE", f"/v1/rootfs/{rootfs_id}")
 
     async def save_changes(self, rootfs_id: str, path: str) -> None:
-        await self.client.call("POST", f"/v1/rootfs/{rootfs_id}/changes", body=ChangesRequest(path=path), deadline=_LONG)
+        await self.client.call(
+            "POST", f"/v1/rootfs/{rootfs_id}/changes", body=ChangesRequest(path=path), deadline=_LONG
+        )
 
     async def rootfs_ages(self) -> dict[str, float]:
         return (await self.client.call("GET", "/v1/rootfs", RootfsIds)).ages
@@ -121,11 +133,17 @@ class RuntimeService:
         return await self.client.call("GET", f"/v1/containers/{container_id}", Container)
 
     async def create_container(self, container_id: str, request: ContainerRequest) -> Container:
-        return await self.client.call("PUT", f"/v1/containers/{container_id}", Container, request, deadline=CREATE_SECONDS)
+        return await self.client.call(
+            "PUT", f"/v1/containers/{container_id}", Container, request, deadline=CREATE_SECONDS
+        )
 
     async def start_container(self, container_id: str, attempt: str) -> StartResult:
         return await self.client.call(
-            "POST", f"/v1/containers/{container_id}/start", StartResult, StartRequest(attempt=attempt), deadline=CREATE_SECONDS
+            "POST",
+            f"/v1/containers/{container_id}/start",
+            StartResult,
+            StartRequest(attempt=attempt),
+            deadline=CREATE_SECONDS,
         )
 
     async def update_container(self, container_id: str, request: UpdateRequest) -> Container:
@@ -138,7 +156,9 @@ class RuntimeService:
         await self.client.call("POST", f"/v1/containers/{container_id}/restored", body=result)
 
     async def begin_checkpoint(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
-        return await self.client.call("PUT", f"/v1/containers/{container_id}/checkpoint", Checkpoint, request, deadline=_LONG)
+        return await self.client.call(
+            "PUT", f"/v1/containers/{container_id}/checkpoint", Checkpoint, request, deadline=_LONG
+        )
 
     async def finish_checkpoint(self, container_id: str) -> None:
         await self.client.call("POST", f"/v1/containers/{container_id}/checkpoint/finish", deadline=_LONG)
@@ -155,8 +175,8 @@ class RuntimeService:
     async def usage(self) -> Usages:
         return await self.client.call("GET", "/v1/usage", Usages)
 
-    async def accounts(self) -> Accounts:
-        return await self.client.call("GET", "/v1/accounts", Accounts)
+    async def counters(self) -> AllCgroupCounters:
+        return await self.client.call("GET", "/v1/accounts", AllCgroupCounters)
 
     async def info(self) -> RuntimeInfo:
         return await self.client.call("GET", "/v1/info", RuntimeInfo)
@@ -209,10 +229,14 @@ class MonitorService:
         return (await self.client.call("GET", "/v1/monitors", ProcessList, keep=True)).processes
 
     async def stop(self, container_id: str, grace: float) -> Process:
-        return await self.client.call("POST", f"/v1/monitors/{container_id}/stop", Process, StopRequest(grace=grace), deadline=_LONG)
+        return await self.client.call(
+            "POST", f"/v1/monitors/{container_id}/stop", Process, StopRequest(grace=grace), deadline=_LONG
+        )
 
     async def exec(self, container_id: str, request: ExecRequest) -> ExecResult:
-        return await self.client.call("POST", f"/v1/monitors/{container_id}/exec", ExecResult, request, deadline=_LONG, idempotent=False)
+        return await self.client.call(
+            "POST", f"/v1/monitors/{container_id}/exec", ExecResult, request, deadline=_LONG, idempotent=False
+        )
 
     async def exec_stream(self, container_id: str, request: ExecStreamRequest) -> ServiceChannels:
         return await self.client.connect(f"/v1/monitors/{container_id}/exec", request)

@@ -12,15 +12,31 @@ class GatewaySettings(Section):
     """cri-gateway's own settings."""
 
     socket: Path | None = Field(None, description="CRI socket; default RUN_DIR/cri.sock")
-    user: str = Field("", description="user:group (names or numbers) to run as once the sockets are bound; empty stays as started")
-    patience: float = Field(PATIENCE, gt=0, description="Seconds that a call waits for a service that is away, as while it restarts")
+    user: str = Field(
+        "", description="user:group (names or numbers) to run as once the sockets are bound; empty stays as started"
+    )
+    patience: float = Field(
+        PATIENCE, gt=0, description="Seconds that a call waits for a service that is away, as while it restarts"
+    )
     reconcile_interval: float = Field(30, gt=0, description="Seconds between two looks for leftovers")
     reconcile_grace: float = Field(
-        300, gt=0, description="Seconds that something unknown to runtime-svc may be young before it counts as a leftover"
+        300,
+        gt=0,
+        description="Seconds that something unknown to runtime-svc may be young before it counts as a leftover",
     )
-    stream_address: str = Field("127.0.0.1", description="Address of the streaming server, which exec, attach and port-forward go through")
-    stream_port: int = Field(0, ge=0, le=65535, description="Port of the streaming server; 0 takes a free one at each start")
-    stream_tls_certificate: Path | None = Field(None, description="PEM file with the streaming server's certificates; empty is plain HTTP")
-    stream_tls_key: Path | None = Field(None, description="PEM file with the key to it; both are read anew when they change")
-    stream_idle_timeout: float = Field(4 * 3600, ge=0, description="Seconds without a byte after which a stream is closed; 0 never")
+    stream_address: str = Field(
+        "127.0.0.1", description="Address of the streaming server, which exec, attach and port-forward go through"
+    )
+    stream_port: int = Field(
+        0, ge=0, le=65535, description="Port of the streaming server; 0 takes a free one at each start"
+    )
+    stream_tls_certificate: Path | None = Field(
+        None, description="PEM file with the streaming server's certificates; empty is plain HTTP"
+    )
+    stream_tls_key: Path | None = Field(
+        None, description="PEM file with the key to it; both are read anew when they change"
+    )
+    stream_idle_timeout: float = Field(
+        4 * 3600, ge=0, description="Seconds without a byte after which a stream is closed; 0 never"
+    )
     stream_creation_timeout: float = Field(30, gt=0, description="Seconds that a client has to open its streams")

@@ -22,7 +22,9 @@ class Stats:
     async def container(self, request: api_pb2.ContainerStatsRequest) -> api_pb2.ContainerStatsResponse:
         """ContainerStats."""
         container_id = await lookup.container_id(self._services.runtime, request.container_id)
-        listed = await self.containers(api_pb2.ListContainerStatsRequest(filter=api_pb2.ContainerStatsFilter(id=container_id)))
+        listed = await self.containers(
+            api_pb2.ListContainerStatsRequest(filter=api_pb2.ContainerStatsFilter(id=container_id))
+        )
         if not listed.stats:
             raise NotFound(f"there is no running container {container_id}", field="container_id")
         return api_pb2.ContainerStatsResponse(stats=listed.stats[0])
@@ -96,7 +98,9 @@ def _container(container: Container, usages: Usages, layers: WritableLayers) -> 
     )
 
 
-def _pod(pod: Pod, use: CgroupUse, network: NetworkUsage | None, members: list[api_pb2.ContainerStats]) -> api_pb2.PodSandboxStats:
+def _pod(
+    pod: Pod, use: CgroupUse, network: NetworkUsage | None, members: list[api_pb2.ContainerStats]
+) -> api_pb2.PodSandboxStats:
     metadata = pod.config.metadata
     return api_pb2.PodSandboxStats(
         attributes=api_pb2.PodSandboxAttributes(
@@ -131,7 +135,9 @@ def _network(network: NetworkUsage) -> api_pb2.NetworkUsage:
     ]
     default = next((entry for entry in interfaces if entry.name == "eth0"), None)
     return api_pb2.NetworkUsage(
-        timestamp=network.timestamp, default_interface=default, interfaces=[entry for entry in interfaces if entry is not default]
+        timestamp=network.timestamp,
+        default_interface=default,
+        interfaces=[entry for entry in interfaces if entry is not default],
     )
 
 

@@ -12,8 +12,20 @@ List = Callable[[Any], Awaitable[Any]]
 Stream = Callable[[Any], AsyncIterator[Message]]
 # Stream call: the list's request, the list's field, the stream's response and field.
 _STREAMS: dict[str, tuple[str, type[Message], str, type[Message], str]] = {
-    "StreamPodSandboxes": ("ListPodSandbox", api_pb2.ListPodSandboxRequest, "items", api_pb2.StreamPodSandboxesResponse, "pod_sandboxes"),
-    "StreamContainers": ("ListContainers", api_pb2.ListContainersRequest, "containers", api_pb2.StreamContainersResponse, "containers"),
+    "StreamPodSandboxes": (
+        "ListPodSandbox",
+        api_pb2.ListPodSandboxRequest,
+        "items",
+        api_pb2.StreamPodSandboxesResponse,
+        "pod_sandboxes",
+    ),
+    "StreamContainers": (
+        "ListContainers",
+        api_pb2.ListContainersRequest,
+        "containers",
+        api_pb2.StreamContainersResponse,
+        "containers",
+    ),
     "StreamContainerStats": (
         "ListContainerStats",
         api_pb2.ListContainerStatsRequest,

@@ -14,13 +14,14 @@ from image_svc.registries_conf import RegistriesConf
 from image_svc.rootfs import RootfsMounts
 from image_svc.settings import ImageSettings
 from image_svc.store import Store
-from servicekit import selinux, server
-from servicekit.server import Face, Service
+from servicekit import server
+from servicekit.linux import selinux
+from servicekit.server import Frontend, Service
 from servicekit.settings import Settings
 
 
 @asynccontextmanager
-async def opened(settings: Settings[ImageSettings]) -> AsyncIterator[Face]:
+async def opened(settings: Settings[ImageSettings]) -> AsyncIterator[Frontend]:
     """The service with its database and folders."""
     state, run = settings.node.state_dir / "image-svc", settings.node.run_dir / "image-svc"
     state.mkdir(parents=True, exist_ok=True)
@@ -34,7 +35,7 @@ async def opened(settings: Settings[ImageSettings]) -> AsyncIterator[Face]:
         images.all()
 
     try:
-        yield Face([routes(images, mounts)], ready)
+        yield Frontend([routes(images, mounts)], ready)
     finally:
         images.close()
         store.close()

@@ -26,7 +26,9 @@ def image_of(archive: Path) -> str:
             found = file.extractfile(checkpoint.CONFIG)
             config = ArchiveConfig.model_validate_json(found.read() if found else b"")
         except (KeyError, ValidationError) as error:
-            raise InvalidArgument(f"{_FIELD} = {str(archive)!r}: no checkpoint of a container, {error}", field=_FIELD) from error
+            raise InvalidArgument(
+                f"{_FIELD} = {str(archive)!r}: no checkpoint of a container, {error}", field=_FIELD
+            ) from error
     return config.rootfsImageRef or config.rootfsImageName or config.rootfsImage
 
 
@@ -48,7 +50,9 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(archive) as file:
             yield file
     except UNREADABLE as error:
-        raise InvalidArgument(f"{_FIELD} = {str(archive)!r}: can't be read as a checkpoint: {error}", field=_FIELD) from error
+        raise InvalidArgument(
+            f"{_FIELD} = {str(archive)!r}: can't be read as a checkpoint: {error}", field=_FIELD
+        ) from error
 
 
 def write(upper: Path, path: Path) -> None:

@@ -25,7 +25,7 @@ from image_svc.store import Store, StoredImage
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import InvalidArgument, NotFound, Unavailable
-from servicekit.tasks import Joining, all_of
+from servicekit.tasks import SingleFlight, gather_or_cancel
 
 T = TypeVar("T")
 
@@ -48,8 +48,8 @@ class Images:
         for folder in (self._layers, self._scratch):
             folder.mkdir(parents=True, exist_ok=True)
         self._threads = ThreadPoolExecutor(max_workers=4 * settings.parallel_layers, thread_name_prefix="pull")
-        self._pulls = Joining[str]()
-        self._fetches = Joining[int]()
+        self._pulls = SingleFlight[str]()
+        self._fetches = SingleFlight[int]()
 
     def close(self) -> None:
         """Ends the threads."""
@@ -70,7 +70,9 @@ class Images:
         if prefix is not None:
             ids = self._store.ids_with_prefix(prefix)
             if len(ids) > 1:
-                raise InvalidArgument(f"image id {text!r} is the beginning of several images' ids; give more of it", field="image")
+                raise InvalidArgument(
+                    f"image id {text!r} is the beginning of several images' ids; give more of it", field="image"
+                )
             found = self._store.image(ids[0]) if ids else None
             if found is not None:
                 return found
@@ -97,18 +99,29 @@ class Images:
     async def pull(self, request: PullRequest) -> Image:
         """Fetches an image and answers it; equal pulls at the same time are one."""
         reference = references.parse(request.reference, self._conf.default_registry())
-        return self.get(await self._pulls.join((str(reference), request.model_dump_json()), lambda: self._pull(reference, request)))
+        return self.get(
+            await self._pulls.run((str(reference), request.model_dump_json()), lambda: self._pull(reference, request))
+        )
 
     async def _pull(self, reference: Reference, request: PullRequest) -> str:
         repository = Repository(reference, self._conf, request, self._settings.pull_timeout)
         try:
             manifest = await self._in_thread(lambda: resolve(repository, reference.wanted))
             digests = {f"{reference.name}@{digest}" for digest in (manifest.digest, manifest.index_digest)}
-            names = [*([f"{reference.name}:{reference.tag}"] if reference.tag and not reference.digest else []), *sorted(digests)]
+            names = [
+                *([f"{reference.name}:{reference.tag}"] if reference.tag and not reference.digest else []),
+                *sorted(digests),
+            ]
             await self._take(repository, manifest, names)
         finally:
             repository.close()
-        _log.info("pulled", reference=str(reference), image=manifest.config_digest, layers=len(manifest.layers), bytes=manifest.size)
+        _log.info(
+            "pulled",
+            reference=str(reference),
+            image=manifest.config_digest,
+            layers=len(manifest.layers),
+            bytes=manifest.size,
+        )
         return manifest.config_digest
 
     async def load(self, request: LoadRequest) -> list[Image]:
@@ -116,22 +129,29 @@ class Images:
         opened = open_layout(Path(request.path), self._scratch)
         layout = await self._in_thread(opened.__enter__)
         try:
-            return [self.get(await self._load(layout, digest, request.reference or name)) for digest, name in layout.names().items()]
+            return [
+                self.get(await self._load(layout, digest, request.reference or name))
+                for digest, name in layout.names().items()
+            ]
         finally:
             await self._in_thread(lambda: opened.__exit__(None, None, None))
 
     async def _load(self, layout: Layout, digest: str, name: str) -> str:
         if not name:
-            raise InvalidArgument(f"the image {digest} in the layout has no name of its own; give a reference", field="reference")
+            raise InvalidArgument(
+                f"the image {digest} in the layout has no name of its own; give a reference", field="reference"
+            )
         reference = references.parse(name, self._conf.default_registry())
         manifest = await self._in_thread(lambda: resolve(layout, digest))
-        await self._take(layout, manifest, [f"{reference.name}:{reference.tag or 'latest'}", f"{reference.name}@{digest}"])
+        await self._take(
+            layout, manifest, [f"{reference.name}:{reference.tag or 'latest'}", f"{reference.name}@{digest}"]
+        )
         return manifest.config_digest
 
     async def _take(self, source: Source, manifest: Manifest, names: list[str]) -> None:
         for _ in range(3):
             limit = asyncio.Semaphore(self._settings.parallel_layers)
-            numbers = await all_of(*(self._layer(source, layer, limit) for layer in manifest.layers))
+            numbers = await gather_or_cancel(*(self._layer(source, layer, limit) for layer in manifest.layers))
             crashpoint("image-layers-unpacked")
             if self._store.add_image(manifest, numbers, names):
                 return
@@ -143,7 +163,7 @@ class Images:
         if ready:
             return number
         async with limit:
-            return await self._fetches.join(layer.diff_id, lambda: self._fetch(source, layer, number))
+            return await self._fetches.run(layer.diff_id, lambda: self._fetch(source, layer, number))
 
     async def _fetch(self, source: Source, layer: Layer, number: int) -> int:
         unpacked = await self._in_thread(lambda: self._unpack(source, layer, self._layers / str(number)))
@@ -180,7 +200,9 @@ class Images:
         except NotFound:
             return
         reference = (
-            None if references.as_id_prefix(text) and text not in image.names else references.parse(text, self._conf.default_registry())
+            None
+            if references.as_id_prefix(text) and text not in image.names
+            else references.parse(text, self._conf.default_registry())
         )
         if reference is None:
             self._store.remove_image(image.id)

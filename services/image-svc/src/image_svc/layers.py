@@ -20,7 +20,7 @@ from isal import igzip
 
 from image_svc.manifests import Layer, Source
 from servicekit.errors import FailedPrecondition, Unimplemented
-from servicekit.rootpath import resolve_in_root
+from servicekit.linux.root_paths import resolve_in_root
 
 _COPY = 1 << 18
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
@@ -66,7 +66,9 @@ def fetch_and_unpack(source: Source, layer: Layer, target: Path) -> Unpacked:
     """
     descriptor = layer.descriptor
     if "nondistributable" in descriptor.media_type or "foreign" in descriptor.media_type:
-        raise Unimplemented(f"layer {descriptor.digest} is non-distributable ({descriptor.media_type}): the registry does not have it")
+        raise Unimplemented(
+            f"layer {descriptor.digest} is non-distributable ({descriptor.media_type}): the registry does not have it"
+        )
     with source.blob(descriptor) as pieces:
         fetched = _HashingReader(pieces)
         inflated = fault = None

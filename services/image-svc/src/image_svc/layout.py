@@ -34,7 +34,9 @@ class Layout:
     def names(self) -> dict[str, str]:
         """Digest of each image in the layout, with the name that the layout gives it, if any."""
         return {
-            entry["digest"]: next((name for key in _REF_NAMES if (name := (entry.get("annotations") or {}).get(key))), "")
+            entry["digest"]: next(
+                (name for key in _REF_NAMES if (name := (entry.get("annotations") or {}).get(key))), ""
+            )
             for entry in self._index
         }
 

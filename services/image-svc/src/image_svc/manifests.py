@@ -83,7 +83,13 @@ def resolve(source: Source, wanted: str) -> Manifest:
         raise FailedPrecondition(
             f"config {config.digest} lists {len(diff_ids)} layers, manifest {digest} {len(layers)}: the image is damaged, or no container image"
         )
-    return Manifest(digest, outer_digest, config.digest, config_json, tuple(Layer(*pair) for pair in zip(layers, diff_ids, strict=True)))
+    return Manifest(
+        digest,
+        outer_digest,
+        config.digest,
+        config_json,
+        tuple(Layer(*pair) for pair in zip(layers, diff_ids, strict=True)),
+    )
 
 
 def verified(raw: bytes, expected: str, what: str) -> str:
@@ -137,5 +143,9 @@ def _pick(entries: list[dict[str, Any]], wanted: str) -> str:
         target = entry.get("platform") or {}
         if not target or (target.get("os"), target.get("architecture")) == ("linux", machine):
             return str(entry["digest"])
-    offered = ", ".join(sorted({f"{(e.get('platform') or {}).get('os')}/{(e.get('platform') or {}).get('architecture')}" for e in entries}))
+    offered = ", ".join(
+        sorted(
+            {f"{(e.get('platform') or {}).get('os')}/{(e.get('platform') or {}).get('architecture')}" for e in entries}
+        )
+    )
     raise NotFound(f"{wanted} has no image for linux/{machine}, only for {offered}", field="image")

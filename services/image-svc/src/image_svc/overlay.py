@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from servicekit import syscalls
+from servicekit.linux import namespaces, syscalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,9 @@ async def mount(stack: Stack, upper: Path, work: Path, target: Path, label: str)
 
 async def mount_readonly(stack: Stack, target: Path, label: str) -> None:
     """Mounts the layers alone, two at least. Raises OSError."""
-    await _mount(stack.folder, target, syscalls.MS_RDONLY | syscalls.MS_NODEV | syscalls.MS_NOSUID, [stack.lowerdir()], label)
+    await _mount(
+        stack.folder, target, syscalls.MS_RDONLY | syscalls.MS_NODEV | syscalls.MS_NOSUID, [stack.lowerdir()], label
+    )
 
 
 async def _mount(folder: Path, target: Path, flags: int, options: Sequence[str], label: str) -> None:
@@ -47,7 +49,7 @@ async def _mount(folder: Path, target: Path, flags: int, options: Sequence[str],
         os.chdir(folder)
         syscalls.mount("overlay", target, "overlay", flags, ",".join([*options, *context]))
 
-    await syscalls.in_own_thread(in_folder)
+    await namespaces.in_own_thread(in_folder)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ from servicekit.errors import InvalidArgument
 
 _DOMAIN = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_REFERENCE = re.compile(rf"^(?:({_DOMAIN})/)?({_COMPONENT}(?:/{_COMPONENT})*)(?::([\w][\w.-]{{0,127}}))?(?:@(sha256:[0-9a-f]{{64}}))?$")
+_REFERENCE = re.compile(
+    rf"^(?:({_DOMAIN})/)?({_COMPONENT}(?:/{_COMPONENT})*)(?::([\w][\w.-]{{0,127}}))?(?:@(sha256:[0-9a-f]{{64}}))?$"
+)
 _ID = re.compile(r"^(?:sha256:)?([0-9a-f]{3,64})$")
 
 
@@ -43,7 +45,8 @@ def parse(text: str, default_registry: str = "docker.io") -> Reference:
     match = _REFERENCE.match(text)
     if not match or len(text) > 512:
         raise InvalidArgument(
-            f"{text!r} is no image reference; write it as registry/repository:tag or registry/repository@sha256:…", field="image"
+            f"{text!r} is no image reference; write it as registry/repository:tag or registry/repository@sha256:…",
+            field="image",
         )
     registry, repository, tag, digest = match.groups()
     if registry and not ("." in registry or ":" in registry or registry == "localhost"):

@@ -38,7 +38,9 @@ class RegistriesConf:
         best: dict[str, Any] = {}
         for table in self._load().get("registry", []):
             prefix = str(table.get("prefix") or table.get("location", ""))
-            if _covers(prefix, reference.name) and len(prefix) >= len(str(best.get("prefix") or best.get("location", ""))):
+            if _covers(prefix, reference.name) and len(prefix) >= len(
+                str(best.get("prefix") or best.get("location", ""))
+            ):
                 best = table
         prefix = str(best.get("prefix") or best.get("location", ""))
         if best.get("blocked"):
@@ -48,7 +50,10 @@ class RegistriesConf:
         own = f"{location}{rest}" if location and rest is not None else reference.name
         return [
             *(
-                _endpoint(f"{mirror['location']}{f'/{reference.repository}' if rest is None else rest}", bool(mirror.get("insecure")))
+                _endpoint(
+                    f"{mirror['location']}{f'/{reference.repository}' if rest is None else rest}",
+                    bool(mirror.get("insecure")),
+                )
                 for mirror in best.get("mirror", [])
             ),
             _endpoint(own, bool(best.get("insecure"))),
@@ -61,7 +66,9 @@ class RegistriesConf:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, AttributeError) as error:
-            raise InvalidArgument(f"{self._auth_file} is not readable as containers-auth.json: {error}", field="auth_file") from error
+            raise InvalidArgument(
+                f"{self._auth_file} is not readable as containers-auth.json: {error}", field="auth_file"
+            ) from error
         key = name
         while key:
             if key in auths and auths[key].get("auth"):

@@ -13,9 +13,9 @@ from image_svc.manifests import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from image_svc.references import Reference
 from image_svc.registries_conf import Endpoint, RegistriesConf, decode_basic
 from servicekit.errors import CrispError, Internal, NotFound, PermissionDenied, Unauthenticated, Unavailable
-from servicekit.lean import without
+from servicekit.imports import hidden
 
-with without("rich"):
+with hidden("rich"):
     import httpx
 
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
@@ -33,7 +33,9 @@ class Repository:
         self._tokens: dict[str, str] = {}
         self._chosen: Endpoint | None = None
         self._clients = {
-            insecure: httpx.Client(timeout=httpx.Timeout(timeout, connect=min(timeout, 10)), verify=not insecure, follow_redirects=True)
+            insecure: httpx.Client(
+                timeout=httpx.Timeout(timeout, connect=min(timeout, 10)), verify=not insecure, follow_redirects=True
+            )
             for insecure in (False, True)
             if any(e.insecure == insecure for e in self._endpoints)
         }
@@ -49,7 +51,9 @@ class Repository:
         last: CrispError | None = None
         for endpoint in [self._chosen] if self._chosen else self._endpoints:
             try:
-                with self._get(endpoint, f"manifests/{wanted}", accept=", ".join((*MANIFEST_TYPES, *INDEX_TYPES))) as response:
+                with self._get(
+                    endpoint, f"manifests/{wanted}", accept=", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
+                ) as response:
                     raw = response.read()
             except CrispError as error:
                 last = error
@@ -84,7 +88,9 @@ class Repository:
                 headers["authorization"] = token
             with self._send(endpoint, url, headers) as response:
                 if response.status_code == 401 and attempt == 1:
-                    self._tokens[endpoint.host] = self._authorization(endpoint, response.headers.get("www-authenticate", ""))
+                    self._tokens[endpoint.host] = self._authorization(
+                        endpoint, response.headers.get("www-authenticate", "")
+                    )
                     continue
                 self._raise_for(response, endpoint, path)
                 yield response
@@ -118,7 +124,9 @@ class Repository:
             return
         what = f"{endpoint.host}/{endpoint.repository} answered {status} for {path}"
         if status == 401:
-            raise Unauthenticated(f"{what}: credentials are missing or wrong; check imagePullSecrets or auth.json", field="auth")
+            raise Unauthenticated(
+                f"{what}: credentials are missing or wrong; check imagePullSecrets or auth.json", field="auth"
+            )
         if status == 403:
             raise PermissionDenied(f"{what}: these credentials may not pull it", field="auth")
         if status == 404:
@@ -136,21 +144,31 @@ class Repository:
         if kind.lower() == "basic":
             if basic is None:
                 raise Unauthenticated(
-                    f"registry {endpoint.host} wants a user and password; give imagePullSecrets or an entry in auth.json", field="auth"
+                    f"registry {endpoint.host} wants a user and password; give imagePullSecrets or an entry in auth.json",
+                    field="auth",
                 )
             return "Basic " + base64.b64encode(":".join(basic).encode()).decode()
         parameters = dict(_CHALLENGE.findall(rest))
         if kind.lower() != "bearer" or "realm" not in parameters:
             raise Unauthenticated(
-                f"registry {endpoint.host} asks for authentication of a kind crisp does not know: {challenge[:80]!r}", field="auth"
+                f"registry {endpoint.host} asks for authentication of a kind crisp does not know: {challenge[:80]!r}",
+                field="auth",
             )
-        query = {"service": parameters.get("service", ""), "scope": parameters.get("scope", f"repository:{endpoint.repository}:pull")}
+        query = {
+            "service": parameters.get("service", ""),
+            "scope": parameters.get("scope", f"repository:{endpoint.repository}:pull"),
+        }
         client = self._clients[endpoint.insecure]
         try:
             if self._auth.identity_token:
                 answer = client.post(
                     parameters["realm"],
-                    data={**query, "grant_type": "refresh_token", "refresh_token": self._auth.identity_token, "client_id": "crisp"},
+                    data={
+                        **query,
+                        "grant_type": "refresh_token",
+                        "refresh_token": self._auth.identity_token,
+                        "client_id": "crisp",
+                    },
                 )
             else:
                 answer = client.get(parameters["realm"], params=query, auth=basic)
@@ -162,7 +180,9 @@ class Repository:
             document = answer.raise_for_status().json()
             return f"Bearer {document.get('token') or document['access_token']}"
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            raise Unavailable(f"the token server of {endpoint.host} gave no token: HTTP {answer.status_code}") from error
+            raise Unavailable(
+                f"the token server of {endpoint.host} gave no token: HTTP {answer.status_code}"
+            ) from error
 
     def _basic(self, endpoint: Endpoint) -> tuple[str, str] | None:
         if self._auth.username:

@@ -18,16 +18,24 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from crisp_proto.checkpoint import is_archive
-from crisp_proto.image import DiskUse, FileSystem, FilesystemInfo, Rootfs, RootfsRequest, UserNamespaceOwner, WritableLayers
+from crisp_proto.image import (
+    DiskUse,
+    FileSystem,
+    FilesystemInfo,
+    Rootfs,
+    RootfsRequest,
+    UserNamespaceOwner,
+    WritableLayers,
+)
 from image_svc import changes, overlay
 from image_svc.images import Images
 from image_svc.overlay import Stack
 from image_svc.store import Store
-from servicekit import mount_table
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, Internal, InvalidArgument, NotFound
-from servicekit.rootpath import resolve_in_root
-from servicekit.tasks import Turns
+from servicekit.linux import mount_table
+from servicekit.linux.root_paths import resolve_in_root
+from servicekit.tasks import KeyedQueue
 
 _USAGE_SECONDS = 10  # how long a reading of a writable layer is good for: it walks the whole tree
 
@@ -46,12 +54,12 @@ class RootfsMounts:
         # Layer 0 is the empty folder that stands in for an image without layers: overlayfs wants a lower one.
         for folder in (self._containers, self._mounts, self._volumes, self._idmapped, self._layers / "0"):
             folder.mkdir(parents=True, exist_ok=True)
-        self._turns = Turns()
+        self._queue = KeyedQueue()
         self._usages: dict[str, DiskUse] = {}
 
     async def mount(self, rootfs_id: str, request: RootfsRequest) -> Rootfs:
         """Mounts a root filesystem for the image; the same id again answers what is mounted. Raises NotFound for an unknown image."""
-        return await self._turns.take(rootfs_id, "mount", lambda: self._mount(rootfs_id, request))
+        return await self._queue.run(rootfs_id, "mount", lambda: self._mount(rootfs_id, request))
 
     async def _mount(self, rootfs_id: str, request: RootfsRequest) -> Rootfs:
         known = self._store.rootfs(rootfs_id)
@@ -60,7 +68,9 @@ class RootfsMounts:
             volumes = {number: self._images.get(volume.image).id for number, volume in request.volumes.items()}
             rootfs = Rootfs(id=rootfs_id, path=str(self._mounts / rootfs_id), image_id=image.id, config=image.config)
             if not self._store.add_rootfs(rootfs_id, image.id, volumes, rootfs.model_dump_json()):
-                raise NotFound(f"image {request.image}, or one of its volumes, was removed meanwhile; pull it again", field="image")
+                raise NotFound(
+                    f"image {request.image}, or one of its volumes, was removed meanwhile; pull it again", field="image"
+                )
         else:
             rootfs = Rootfs.model_validate_json(known)
         crashpoint("rootfs-recorded")
@@ -68,7 +78,9 @@ class RootfsMounts:
             await self._mount_layers(rootfs, request)
             sub_paths = {number: volume.sub_path for number, volume in request.volumes.items()}
             rootfs = rootfs.model_copy(
-                update={"volumes": await self._mount_volumes(rootfs_id, sub_paths, request.user_namespace, request.label)}
+                update={
+                    "volumes": await self._mount_volumes(rootfs_id, sub_paths, request.user_namespace, request.label)
+                }
             )
         except (OSError, CrispError) as error:
             if known is None:  # else a container may be running in it, and only this repetition of its request is wrong
@@ -99,10 +111,16 @@ class RootfsMounts:
         with self._owned(rootfs.id, self._store.layers_of_rootfs(rootfs.id) or [0], owner) as stack:
             await overlay.mount(stack, own / "upper", own / "work", target, request.label)
 
-    def _owned(self, rootfs_id: str, layers: Sequence[int], owner: UserNamespaceOwner | None) -> AbstractContextManager[Stack]:
+    def _owned(
+        self, rootfs_id: str, layers: Sequence[int], owner: UserNamespaceOwner | None
+    ) -> AbstractContextManager[Stack]:
         """The layers as their owner's user namespace sees them, while they are being mounted."""
         stack = Stack(self._layers, layers)
-        return nullcontext(stack) if owner is None else overlay.idmapped(stack, Path(owner.path), self._idmapped / rootfs_id)
+        return (
+            nullcontext(stack)
+            if owner is None
+            else overlay.idmapped(stack, Path(owner.path), self._idmapped / rootfs_id)
+        )
 
     async def _mount_volumes(
         self, rootfs_id: str, sub_paths: Mapping[int, str], owner: UserNamespaceOwner | None, label: str
@@ -121,13 +139,15 @@ class RootfsMounts:
                 wanted = resolve_in_root(target, sub_path)
                 wanted.stat()
             except OSError as error:
-                raise InvalidArgument(f"{field} = {sub_path!r}: the image has no such path ({error.strerror})", field=field) from error
+                raise InvalidArgument(
+                    f"{field} = {sub_path!r}: the image has no such path ({error.strerror})", field=field
+                ) from error
             found[number] = str(wanted)
         return found
 
     async def remove(self, rootfs_id: str) -> None:
         """Unmounts and deletes; fine if there is none."""
-        await self._turns.take(rootfs_id, "remove", lambda: self._remove(rootfs_id))
+        await self._queue.run(rootfs_id, "remove", lambda: self._remove(rootfs_id))
 
     async def _remove(self, rootfs_id: str) -> None:
         target, own = self._mounts / rootfs_id, self._containers / rootfs_id
@@ -167,7 +187,9 @@ class RootfsMounts:
         try:
             await asyncio.to_thread(changes.write, self._containers / rootfs_id / "upper", Path(path))
         except OSError as error:
-            raise FailedPrecondition(f"the changes of {rootfs_id} can't be written to {path}: {error}", field="path") from error
+            raise FailedPrecondition(
+                f"the changes of {rootfs_id} can't be written to {path}: {error}", field="path"
+            ) from error
 
     # Disk use
 
@@ -214,4 +236,6 @@ def _file_system(folder: Path) -> FileSystem:
     status, device = os.statvfs(folder), os.stat(folder).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     source = next((mounted.source for mounted in mount_table.read() if mounted.device == number), "")
-    return FileSystem(device=source, size=status.f_blocks * status.f_frsize, inodes=status.f_files, inodes_free=status.f_ffree)
+    return FileSystem(
+        device=source, size=status.f_blocks * status.f_frsize, inodes=status.f_files, inodes_free=status.f_ffree
+    )

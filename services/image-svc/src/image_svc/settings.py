@@ -11,7 +11,8 @@ class ImageSettings(Section):
     """image-svc's own settings."""
 
     registries_conf: Path = Field(
-        Path("/etc/containers/registries.conf"), description="containers-registries.conf(5), version 2; drop-ins in FILE.d"
+        Path("/etc/containers/registries.conf"),
+        description="containers-registries.conf(5), version 2; drop-ins in FILE.d",
     )
     auth_file: Path = Field(Path("/etc/containers/auth.json"), description="containers-auth.json(5)")
     pull_timeout: float = Field(300, gt=0, description="Seconds without a byte until a registry counts as away")

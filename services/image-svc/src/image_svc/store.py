@@ -81,7 +81,9 @@ class Store:
 
     def layer_ready(self, number: int, unpacked: Unpacked) -> None:
         """The layer's folder is in place."""
-        self._db.run("UPDATE layers SET ready = 1, size = ?, inodes = ? WHERE number = ?", unpacked.size, unpacked.inodes, number)
+        self._db.run(
+            "UPDATE layers SET ready = 1, size = ?, inodes = ? WHERE number = ?", unpacked.size, unpacked.inodes, number
+        )
 
     def layer_is_ready(self, number: int) -> bool:
         """Whether the layer's folder may be relied on."""
@@ -101,7 +103,9 @@ class Store:
 
     def disk_use(self) -> tuple[int, int]:
         """Bytes and inodes of all layers."""
-        row = self._db.row("SELECT coalesce(sum(size), 0) AS size, coalesce(sum(inodes), 0) AS inodes FROM layers WHERE ready = 1")
+        row = self._db.row(
+            "SELECT coalesce(sum(size), 0) AS size, coalesce(sum(inodes), 0) AS inodes FROM layers WHERE ready = 1"
+        )
         assert row is not None
         return row["size"], row["inodes"]
 
@@ -152,11 +156,17 @@ class Store:
 
     def ids_with_prefix(self, prefix: str) -> list[str]:
         """Ids of images that begin with sha256:<prefix>, two at most."""
-        return [row["id"] for row in self._db.rows("SELECT id FROM images WHERE substr(id, 8, ?) = ? LIMIT 2", len(prefix), prefix)]
+        return [
+            row["id"]
+            for row in self._db.rows("SELECT id FROM images WHERE substr(id, 8, ?) = ? LIMIT 2", len(prefix), prefix)
+        ]
 
     def layers_of(self, image_id: str) -> list[int]:
         """Numbers of an image's layers, the lowest first."""
-        return [row["layer"] for row in self._db.rows("SELECT layer FROM image_layers WHERE image = ? ORDER BY position", image_id)]
+        return [
+            row["layer"]
+            for row in self._db.rows("SELECT layer FROM image_layers WHERE image = ? ORDER BY position", image_id)
+        ]
 
     def remove_name(self, name: str) -> None:
         """Takes a name away, and the image when no repo:tag and no other digest is left."""
@@ -187,7 +197,9 @@ class Store:
         rows = (
             self._db.rows("SELECT layer FROM rootfs_layers WHERE rootfs = ? ORDER BY position", rootfs_id)
             if volume is None
-            else self._db.rows("SELECT layer FROM volume_layers WHERE rootfs = ? AND volume = ? ORDER BY position", rootfs_id, volume)
+            else self._db.rows(
+                "SELECT layer FROM volume_layers WHERE rootfs = ? AND volume = ? ORDER BY position", rootfs_id, volume
+            )
         )
         return [row["layer"] for row in rows]
 
@@ -197,7 +209,10 @@ class Store:
             for wanted in (image_id, *volumes.values()):
                 if db.execute("SELECT 1 FROM images WHERE id = ?", (wanted,)).fetchone() is None:
                     return False
-            db.execute("INSERT INTO rootfs (id, image, record, created) VALUES (?, ?, ?, ?)", (rootfs_id, image_id, record, time.time()))
+            db.execute(
+                "INSERT INTO rootfs (id, image, record, created) VALUES (?, ?, ?, ?)",
+                (rootfs_id, image_id, record, time.time()),
+            )
             db.execute(
                 "INSERT INTO rootfs_layers (rootfs, position, layer) SELECT ?, position, layer FROM image_layers WHERE image = ?",
                 (rootfs_id, image_id),

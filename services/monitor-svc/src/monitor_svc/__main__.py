@@ -15,12 +15,12 @@ from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import Store
 from servicekit import server
 from servicekit.errors import Unavailable
-from servicekit.server import Face, Service
+from servicekit.server import Frontend, Service
 from servicekit.settings import Settings
 
 
 @asynccontextmanager
-async def opened(settings: Settings[MonitorSettings]) -> AsyncIterator[Face]:
+async def opened(settings: Settings[MonitorSettings]) -> AsyncIterator[Frontend]:
     """The service with its database, watching all containers that are alive."""
     run = settings.node.run_dir / "monitor-svc"
     store = Store(settings.node.state_dir / "monitor-svc" / "monitor.db", settings.own.journal_events)
@@ -32,7 +32,7 @@ async def opened(settings: Settings[MonitorSettings]) -> AsyncIterator[Face]:
             raise Unavailable(f"{settings.own.conmon} can't be run; install conmon or set monitor.conmon")
 
     try:
-        yield Face([routes(monitors, store)], ready, monitors.drain)
+        yield Frontend([routes(monitors, store)], ready, monitors.drain)
     finally:
         await monitors.close()
         store.close()

@@ -6,7 +6,16 @@ from functools import partial
 from fastapi import APIRouter, Query, WebSocket
 from fastapi.responses import StreamingResponse
 
-from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Note, Process, ProcessList, StopRequest
+from crisp_proto.monitor import (
+    EventList,
+    ExecRequest,
+    ExecResult,
+    MonitorRequest,
+    Note,
+    Process,
+    ProcessList,
+    StopRequest,
+)
 from crisp_proto.streams import AttachRequest, ExecStreamRequest, LogRequest, Session, SessionToken
 from monitor_svc import sessions
 from monitor_svc.monitors import Monitors
@@ -84,7 +93,9 @@ def routes(monitors: Monitors, store: Store) -> APIRouter:
 
     @router.get("/events")
     async def list_events(
-        after: int = Query(0, ge=0), limit: int = Query(_EVENTS_AT_ONCE, ge=0, le=_EVENTS_AT_ONCE), wait: float = Query(0, ge=0, le=60)
+        after: int = Query(0, ge=0),
+        limit: int = Query(_EVENTS_AT_ONCE, ge=0, le=_EVENTS_AT_ONCE),
+        wait: float = Query(0, ge=0, le=60),
     ) -> EventList:
         """Events after a cursor, oldest first. If there is none, waits for one for up to `wait` seconds."""
         return await monitors.journal(after, limit, wait)

@@ -16,13 +16,15 @@ from crisp_proto.streams import SUCCESS, AttachRequest, Channel, WindowSize, fai
 from monitor_svc import container_log
 from monitor_svc.conmon import Conmon
 from servicekit.channels import Channels
-from servicekit.tasks import first_of
+from servicekit.tasks import race
 
 _STDIN_PIECE = 8192  # conmon reads no more at once, and drops the rest of a packet
 _PACKET = 1 << 16
 _STREAMS = {2: b"stdout", 3: b"stderr"}  # the first byte of conmon's packets
 _LOOK_SECONDS = 0.5
-_TOLD_SECONDS = 300  # what it was sent before is still on its way, at its own pace; all that this costs is the connection
+_TOLD_SECONDS = (
+    300  # what it was sent before is still on its way, at its own pace; all that this costs is the connection
+)
 
 
 class _TooSlow(Exception):
@@ -30,7 +32,12 @@ class _TooSlow(Exception):
 
 
 async def run(
-    monitor: MonitorRequest, request: AttachRequest, conmon: Conmon, ended: asyncio.Event, backlog: int, channels: Channels
+    monitor: MonitorRequest,
+    request: AttachRequest,
+    conmon: Conmon,
+    ended: asyncio.Event,
+    backlog: int,
+    channels: Channels,
 ) -> None:
     """Until the client detaches, or the container has ended, which the client is told; one that is `backlog` bytes behind is dropped."""
     try:
@@ -39,12 +46,18 @@ async def run(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TOLD_SECONDS):
                 await channels.send(
-                    Channel.ERROR, failed(f"detached: the client was more than {backlog} bytes behind the container's output")
+                    Channel.ERROR,
+                    failed(f"detached: the client was more than {backlog} bytes behind the container's output"),
                 )
 
 
 async def _joined(
-    monitor: MonitorRequest, request: AttachRequest, conmon: Conmon, ended: asyncio.Event, backlog: int, channels: Channels
+    monitor: MonitorRequest,
+    request: AttachRequest,
+    conmon: Conmon,
+    ended: asyncio.Event,
+    backlog: int,
+    channels: Channels,
 ) -> None:
     with contextlib.ExitStack() as stack:
         stdio: socket.socket | None = None
@@ -60,7 +73,7 @@ async def _joined(
         else:
             assert stdio is not None
             output = _from_socket(stdio, wanted, backlog, channels)
-        await first_of(_input(monitor, stdio if monitor.stdin else None, conmon, channels), output)
+        await race(_input(monitor, stdio if monitor.stdin else None, conmon, channels), output)
 
 
 async def _input(monitor: MonitorRequest, stdio: socket.socket | None, conmon: Conmon, channels: Channels) -> None:
@@ -77,7 +90,9 @@ async def _input(monitor: MonitorRequest, stdio: socket.socket | None, conmon: C
             conmon.resize(monitor, WindowSize.model_validate_json(data))
 
 
-async def _from_log(follower: container_log.Follower, wanted: set[bytes], ended: asyncio.Event, backlog: int, channels: Channels) -> None:
+async def _from_log(
+    follower: container_log.Follower, wanted: set[bytes], ended: asyncio.Event, backlog: int, channels: Channels
+) -> None:
     async def show() -> None:
         async for lines in follower.lines(ended):
             pieces: list[tuple[bytes, bytearray]] = []
@@ -103,7 +118,7 @@ async def _from_log(follower: container_log.Follower, wanted: set[bytes], ended:
             if follower.behind > backlog:
                 raise _TooSlow
 
-    await first_of(show(), follower.watch(), end(), guard())
+    await race(show(), follower.watch(), end(), guard())
 
 
 async def _from_socket(stdio: socket.socket, wanted: set[bytes], backlog: int, channels: Channels) -> None:
@@ -126,7 +141,7 @@ async def _from_socket(stdio: socket.socket, wanted: set[bytes], backlog: int, c
             arrived.clear()
             await _drain(pending, channels)
 
-    await first_of(listen(), show())
+    await race(listen(), show())
     await _drain(pending, channels)
     await channels.send(Channel.ERROR, SUCCESS)
 

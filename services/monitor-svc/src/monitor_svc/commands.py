@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crisp_proto.monitor import MonitorRequest
-from monitor_svc import processes
-from monitor_svc.orphans import Orphans, bury
-from monitor_svc.processes import ProcessRef
+from monitor_svc.orphans import Orphans, reap
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Unknown
-from servicekit.processes import Child, start
+from servicekit.linux import processes
+from servicekit.linux.processes import ProcessRef
+from servicekit.linux.programs import Child, start
 
 
 class Command(Protocol):
@@ -56,7 +56,7 @@ class _WithPipes:
             processes.kill_tree(self._child.pid)
             await self._child.wait()
             await processes.ended(command)
-            bury(pid)
+            reap(pid)
 
 
 class OnTerminal:
@@ -173,10 +173,14 @@ class _Call:
 
 
 @contextmanager
-def _called(container_id: str, monitor: MonitorRequest, command: Sequence[str], scratch: Path, *, terminal: bool) -> Iterator[_Call]:
+def _called(
+    container_id: str, monitor: MonitorRequest, command: Sequence[str], scratch: Path, *, terminal: bool
+) -> Iterator[_Call]:
     with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{os.getpid()}-") as name:
         folder = Path(name)
-        (folder / "process.json").write_text(json.dumps({**_process(monitor.bundle), "args": list(command), "terminal": terminal}))
+        (folder / "process.json").write_text(
+            json.dumps({**_process(monitor.bundle), "args": list(command), "terminal": terminal})
+        )
         yield _Call(folder, container_id, monitor.runtime, command[0])
 
 

@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING
 
 from crisp_proto.monitor import MonitorRequest
 from crisp_proto.streams import WindowSize
-from monitor_svc import processes
 from monitor_svc.oom_kills import OomKills
-from monitor_svc.processes import ProcessRef
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, Unknown
-from servicekit.processes import last_error, readable, start_in_cgroups
-from servicekit.syscalls import in_own_thread
+from servicekit.linux import processes
+from servicekit.linux.descriptors import readable
+from servicekit.linux.namespaces import in_own_thread
+from servicekit.linux.processes import ProcessRef
+from servicekit.linux.programs import last_error, start_in_cgroups
 
 if TYPE_CHECKING:
-    from servicekit.systemd import Systemd
+    from servicekit.linux.systemd import Systemd
 
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 10
@@ -121,10 +122,14 @@ class Conmon:
             pid, message = int(answer["data"]), str(answer.get("message", ""))
         except (ValueError, KeyError) as error:
             await self.discard(container_id)
-            raise Internal(f"conmon gave no answer for container {container_id} ({line[:200]!r}): was it killed?") from error
+            raise Internal(
+                f"conmon gave no answer for container {container_id} ({line[:200]!r}): was it killed?"
+            ) from error
         if pid <= 0:
             await self.discard(container_id)
-            raise Unknown(f"{Path(request.runtime[0]).name} could not create container {request.name}: {_first_fault(message)}")
+            raise Unknown(
+                f"{Path(request.runtime[0]).name} could not create container {request.name}: {_first_fault(message)}"
+            )
         conmon_pid = int((folder / "conmon.pid").read_text())
         if not request.tty:
             _widen_pipes(pid)
@@ -132,7 +137,7 @@ class Conmon:
 
     def _scopes(self) -> "Systemd":
         if self._systemd is None:
-            from servicekit.systemd import Systemd  # 3 MB that only the systemd cgroup driver needs
+            from servicekit.linux.systemd import Systemd  # 3 MB that only the systemd cgroup driver needs
 
             self._systemd = Systemd()
         return self._systemd
@@ -184,7 +189,9 @@ class Conmon:
             connection.connect(f"/proc/self/fd/{folder}/attach")
         except OSError as error:
             connection.close()
-            raise FailedPrecondition(f"the container's monitor does not listen: {error.strerror}; has it ended?") from error
+            raise FailedPrecondition(
+                f"the container's monitor does not listen: {error.strerror}; has it ended?"
+            ) from error
         finally:
             if folder >= 0:
                 os.close(folder)
@@ -215,7 +222,9 @@ class Conmon:
         try:
             fd = os.open(f"{request.bundle}/ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise FailedPrecondition(f"the container's monitor does not listen: {error.strerror}; has it ended?") from error
+            raise FailedPrecondition(
+                f"the container's monitor does not listen: {error.strerror}; has it ended?"
+            ) from error
         try:
             os.write(fd, order)
         finally:
@@ -250,7 +259,9 @@ class Conmon:
 def _widen_pipes(pid: int) -> None:
     """Makes a container's standard streams hold more than Linux gives a pipe, 64 KiB: with that it and conmon wait for each other all the time."""
     for stream in (1, 2):
-        with contextlib.suppress(OSError):  # a monitor of another kind may give it no pipe, and it is only faster with a wide one
+        with contextlib.suppress(
+            OSError
+        ):  # a monitor of another kind may give it no pipe, and it is only faster with a wide one
             fd = os.open(f"/proc/{pid}/fd/{stream}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

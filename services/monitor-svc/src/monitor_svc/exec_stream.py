@@ -18,8 +18,8 @@ from monitor_svc import commands
 from monitor_svc.commands import Command
 from monitor_svc.orphans import Orphans
 from servicekit.channels import Channels
-from servicekit.processes import readable, write_all
-from servicekit.tasks import first_of
+from servicekit.linux.descriptors import readable, write_all
+from servicekit.tasks import race
 
 _PIECE = 1 << 16
 _DRAIN_SECONDS = 0.5
@@ -44,12 +44,17 @@ async def run(
         else _with_pipes(container_id, monitor, request, scratch)
     )
     async with beginning as (command, stdio):
-        await first_of(_input(channels, stdio), _output(channels, stdio, command))
+        await race(_input(channels, stdio), _output(channels, stdio, command))
 
 
 @asynccontextmanager
 async def _on_terminal(
-    container_id: str, monitor: MonitorRequest, request: ExecStreamRequest, scratch: Path, orphans: Orphans, deadline: float
+    container_id: str,
+    monitor: MonitorRequest,
+    request: ExecStreamRequest,
+    scratch: Path,
+    orphans: Orphans,
+    deadline: float,
 ) -> AsyncIterator[tuple[Command, "_Terminal"]]:
     async with commands.on_terminal(container_id, monitor, request.command, scratch, orphans, deadline) as command:
         yield command, _Terminal(command.terminal)
@@ -113,7 +118,7 @@ async def _copy(fd: int, channel: Channel, channels: Channels, ended: asyncio.Ev
 
 async def _more(fd: int, ended: asyncio.Event) -> bool:
     if not ended.is_set():
-        await first_of(readable(fd), ended.wait())
+        await race(readable(fd), ended.wait())
         return True
     try:
         async with asyncio.timeout(_DRAIN_SECONDS):

@@ -8,13 +8,15 @@ from pathlib import Path
 from crisp_proto.monitor import ExecRequest, ExecResult, MonitorRequest
 from monitor_svc import commands
 from servicekit.errors import DeadlineExceeded
-from servicekit.processes import read_to_end
+from servicekit.linux.descriptors import read_to_end
 
 _DRAIN_SECONDS = 0.5
 _CUT = b"\n[output cut: over the limit of monitor.exec_output_limit]\n"
 
 
-async def run(container_id: str, monitor: MonitorRequest, request: ExecRequest, scratch: Path, output_limit: int) -> ExecResult:
+async def run(
+    container_id: str, monitor: MonitorRequest, request: ExecRequest, scratch: Path, output_limit: int
+) -> ExecResult:
     """Runs a command to its end. DeadlineExceeded: it was killed with its children. Unknown: it could not be run."""
     outputs = _Output(output_limit), _Output(output_limit)
     try:

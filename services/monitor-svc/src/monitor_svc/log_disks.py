@@ -18,14 +18,15 @@ from pathlib import Path
 from prometheus_client import Counter, Gauge
 
 from crisp_proto.monitor import EventKind
-from monitor_svc import processes
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import Monitor, Store
 from servicekit import logs
-from servicekit.tasks import persist
+from servicekit.linux import processes
+from servicekit.tasks import retry_until_done
 
 LOST = Counter(
-    "crisp_log_lost_bytes_total", "Bytes, by estimate, that containers wrote while their log's disk was full, and that were dropped"
+    "crisp_log_lost_bytes_total",
+    "Bytes, by estimate, that containers wrote while their log's disk was full, and that were dropped",
 )
 SHORT = Gauge("crisp_log_disks_short", "Disks with logs of running containers that are short of room")
 HELD = Gauge("crisp_log_held_containers", "Containers that wait, when they write, for room on their log's disk")
@@ -149,7 +150,7 @@ class LogDisks:
     async def _watch(self, disk: _Disk) -> None:
         """Looks at a disk for ever: once a second while there is much room, more often when there is little."""
         while True:
-            wait = await persist("log-disk", lambda: self._look(disk))
+            wait = await retry_until_done("log-disk", lambda: self._look(disk))
             self._measure()
             await asyncio.sleep(wait)
 

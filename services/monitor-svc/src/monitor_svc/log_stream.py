@@ -9,7 +9,7 @@ from crisp_proto.streams import SUCCESS, Channel, LogRequest
 from monitor_svc import container_log
 from servicekit.channels import Channels
 from servicekit.errors import NotFound
-from servicekit.tasks import first_of
+from servicekit.tasks import race
 
 
 async def run(log: Path, request: LogRequest, ended: asyncio.Event, channels: Channels) -> None:
@@ -33,10 +33,12 @@ async def run(log: Path, request: LogRequest, ended: asyncio.Event, channels: Ch
             while await channels.receive() is not None:
                 pass
 
-        await first_of(_send(follower, request, ended, channels), follower.watch(), end(), until_gone())
+        await race(_send(follower, request, ended, channels), follower.watch(), end(), until_gone())
 
 
-async def _send(follower: container_log.Follower, request: LogRequest, ended: asyncio.Event | None, channels: Channels) -> None:
+async def _send(
+    follower: container_log.Follower, request: LogRequest, ended: asyncio.Event | None, channels: Channels
+) -> None:
     since = datetime.fromisoformat(request.since) if request.since else None
     async for lines in follower.lines(ended):
         for raw in lines.splitlines(keepends=True):

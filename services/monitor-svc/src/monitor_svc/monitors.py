@@ -16,7 +16,7 @@ from pathlib import Path
 
 from crisp_proto.monitor import EventList, ExecRequest, ExecResult, MonitorRequest, Note, Process, StopRequest
 from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, LogRequest, failed
-from monitor_svc import attach, commands, exec_stream, exec_sync, log_stream, processes, signals
+from monitor_svc import attach, commands, exec_stream, exec_sync, log_stream, signals
 from monitor_svc.conmon import KILLED, Conmon, Exit
 from monitor_svc.log_disks import LogDisks
 from monitor_svc.orphans import Orphans
@@ -26,8 +26,9 @@ from servicekit import logs
 from servicekit.channels import Channels
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, DeadlineExceeded, FailedPrecondition, NotFound
-from servicekit.processes import run
-from servicekit.tasks import Turns, persist
+from servicekit.linux import processes
+from servicekit.linux.programs import run
+from servicekit.tasks import KeyedQueue, retry_until_done
 
 _log = logs.get()
 _RECORD_SECONDS = 1  # until an exit that could not be written down is tried again
@@ -43,7 +44,7 @@ class Monitors:
         self._settings = settings
         self._scratch = run / "exec"
         self._scratch.mkdir(parents=True, exist_ok=True)
-        self._turns = Turns()
+        self._queue = KeyedQueue()
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._orphans = Orphans()
         self._disks = LogDisks(store, settings, self._announce)
@@ -54,7 +55,7 @@ class Monitors:
     def watch_all(self) -> None:
         """At start: watches every container that had not ended when we did, and clears up after commands that we did not see the end of."""
         commands.sweep(self._scratch)
-        self._chores = [asyncio.create_task(self._orphans.bury_all())]
+        self._chores = [asyncio.create_task(self._orphans.reap_all())]
         for container_id in self._store.end_other_boots():
             _log.info("container-exited", container=container_id, code=UNKNOWN_EXIT, reason="NodeRebooted")
         for container_id in self._store.alive_ids():
@@ -71,7 +72,7 @@ class Monitors:
 
     async def create(self, container_id: str, request: MonitorRequest) -> Process:
         """Has conmon create a container; the same id again answers what there is. Unknown: the OCI runtime could not."""
-        return await self._turns.take(container_id, "create", lambda: self._create(container_id, request))
+        return await self._queue.run(container_id, "create", lambda: self._create(container_id, request))
 
     async def _create(self, container_id: str, request: MonitorRequest) -> Process:
         known = self._store.monitor(container_id)
@@ -100,7 +101,7 @@ class Monitors:
     # The end
 
     def _watch(self, container_id: str) -> None:
-        task = asyncio.create_task(persist("watch", lambda: self._see_exit(container_id), id=container_id))
+        task = asyncio.create_task(retry_until_done("watch", lambda: self._see_exit(container_id), id=container_id))
         self._watches[container_id] = task
         task.add_done_callback(lambda _: self._watches.pop(container_id, None))
 
@@ -113,10 +114,17 @@ class Monitors:
         exit = self._conmon.exit_of(container_id)
         if exit is None:
             # conmon itself was killed: the container may go on, but nobody will hear its exit code.
-            _log.error("conmon-lost", container=container_id, pid=monitor.process.pid, still_running=monitor.process.alive())
+            _log.error(
+                "conmon-lost", container=container_id, pid=monitor.process.pid, still_running=monitor.process.alive()
+            )
             await processes.ended(monitor.process)
             exit = Exit(UNKNOWN_EXIT, time.time_ns(), False)
-            await self._ended(monitor, exit, "ContainerStatusUnknown", "its monitor (conmon) was killed, so its exit code is not known")
+            await self._ended(
+                monitor,
+                exit,
+                "ContainerStatusUnknown",
+                "its monitor (conmon) was killed, so its exit code is not known",
+            )
         else:
             await self._ended(
                 monitor,
@@ -135,7 +143,9 @@ class Monitors:
                 _log.error("exit-not-recorded", container=monitor.id, error=str(error))
                 await asyncio.sleep(_RECORD_SECONDS)
         if is_news:
-            _log.info("container-exited", container=monitor.id, pod=monitor.request.pod_id, code=exit.code, reason=reason)
+            _log.info(
+                "container-exited", container=monitor.id, pod=monitor.request.pod_id, code=exit.code, reason=reason
+            )
 
     async def note(self, note: Note) -> None:
         """Writes down what the gateway saw happen."""
@@ -145,7 +155,11 @@ class Monitors:
     async def journal(self, after: int, limit: int, wait: float) -> EventList:
         """Events after a cursor; waits for one for up to `wait` seconds."""
         give_up = time.monotonic() + wait
-        while not (found := self._store.journal(after, limit)).events and not self.draining and (left := give_up - time.monotonic()) > 0:
+        while (
+            not (found := self._store.journal(after, limit)).events
+            and not self.draining
+            and (left := give_up - time.monotonic()) > 0
+        ):
             await self.until_changed(min(left, _LOOK_SECONDS))
         return found
 
@@ -197,7 +211,7 @@ class Monitors:
 
     async def remove(self, container_id: str) -> None:
         """Kills what still runs and forgets it; fine if there is nothing."""
-        await self._turns.take(container_id, "remove", lambda: self._remove(container_id))
+        await self._queue.run(container_id, "remove", lambda: self._remove(container_id))
 
     async def _remove(self, container_id: str) -> None:
         monitor = self._store.monitor(container_id)
@@ -218,7 +232,9 @@ class Monitors:
     async def exec(self, container_id: str, request: ExecRequest) -> ExecResult:
         """Runs a command in a running container and waits for it."""
         monitor = self._alive(container_id)
-        return await exec_sync.run(container_id, monitor.request, request, self._scratch, self._settings.exec_output_limit)
+        return await exec_sync.run(
+            container_id, monitor.request, request, self._scratch, self._settings.exec_output_limit
+        )
 
     async def exec_stream(self, container_id: str, request: ExecStreamRequest, channels: Channels) -> None:
         """Runs a command in a running container with the client's streams; the client is told how that ended."""
@@ -241,14 +257,22 @@ class Monitors:
             await _told(
                 channels,
                 lambda: attach.run(
-                    self._alive(container_id).request, request, self._conmon, ended, self._settings.attach_backlog, channels
+                    self._alive(container_id).request,
+                    request,
+                    self._conmon,
+                    ended,
+                    self._settings.attach_backlog,
+                    channels,
                 ),
             )
 
     async def log(self, container_id: str, request: LogRequest, channels: Channels) -> None:
         """Sends the container's log."""
         async with self._end_of(container_id) as ended:
-            await _told(channels, lambda: log_stream.run(Path(self._known(container_id).request.log_path), request, ended, channels))
+            await _told(
+                channels,
+                lambda: log_stream.run(Path(self._known(container_id).request.log_path), request, ended, channels),
+            )
 
     @asynccontextmanager
     async def _end_of(self, container_id: str) -> AsyncIterator[asyncio.Event]:

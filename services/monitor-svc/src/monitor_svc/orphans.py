@@ -8,9 +8,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from servicekit import syscalls
-from servicekit.processes import Child, readable
-from servicekit.tasks import rounds
+from servicekit.linux import syscalls
+from servicekit.linux.descriptors import readable
+from servicekit.linux.programs import Child
+from servicekit.tasks import repeat_every
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LOOK_SECONDS = 5
@@ -48,17 +49,19 @@ class Orphans:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 — it has ended
         return code if code >= 0 else 128 - code
 
-    async def bury_all(self) -> None:
+    async def reap_all(self) -> None:
         """From time to time waits for those that nobody asks for, so that no zombie stays."""
-        await rounds("burial", _LOOK_SECONDS, self._bury_all)
+        await repeat_every("burial", _LOOK_SECONDS, self._reap_all)
 
-    async def _bury_all(self) -> None:
+    async def _reap_all(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            while not self._expected and (pid := _dead_child()) and pid not in self._adopted and pid not in Child.unreaped:
+            while (
+                not self._expected and (pid := _dead_child()) and pid not in self._adopted and pid not in Child.unreaped
+            ):
                 os.waitpid(pid, 0)  # noqa: ASYNC222 — it has ended
 
 
-def bury(pid: int) -> None:
+def reap(pid: int) -> None:
     """Waits for a child that has ended and that nobody asks for; fine if it is no child of ours, or pid is 0."""
     if pid:
         with contextlib.suppress(ChildProcessError):

@@ -16,7 +16,9 @@ def issue(store: Store, session: Session) -> SessionToken:
     """A new token. Raises ResourceExhausted while too many have been handed out and not redeemed."""
     token = secrets.token_hex(_BYTES)
     if not store.add_session(_digest(token), session, _SECONDS, _LIMIT):
-        raise ResourceExhausted(f"{_LIMIT} tokens of the streaming server are waiting to be used; each expires after {_SECONDS} s")
+        raise ResourceExhausted(
+            f"{_LIMIT} tokens of the streaming server are waiting to be used; each expires after {_SECONDS} s"
+        )
     return SessionToken(token=token)
 
 

@@ -16,14 +16,20 @@ class MonitorSettings(Section):
     kill_timeout: float = Field(30, gt=0, description="Seconds to wait for a process after SIGKILL")
     exec_output_limit: int = Field(16 << 20, gt=0, description="Bytes of each stream that ExecSync keeps")
     attach_backlog: int = Field(
-        16 << 20, gt=0, description="Bytes that an attached client may be behind the container's log before it is dropped"
+        16 << 20,
+        gt=0,
+        description="Bytes that an attached client may be behind the container's log before it is dropped",
     )
     full_log_disk: Literal["drop", "hold"] = Field(
         "drop",
         description="What becomes of a container's output while its log's disk has no room: it is dropped, or the container waits when it writes",
     )
     log_reserve: int = Field(
-        64 << 20, ge=0, description="Bytes of a log's disk; with less free (or less than half of a small one) it counts as short of room"
+        64 << 20,
+        ge=0,
+        description="Bytes of a log's disk; with less free (or less than half of a small one) it counts as short of room",
     )
-    log_hold_timeout: float = Field(30, gt=0, description="Seconds that containers wait for room at most, if full_log_disk is hold")
+    log_hold_timeout: float = Field(
+        30, gt=0, description="Seconds that containers wait for room at most, if full_log_disk is hold"
+    )
     journal_events: int = Field(10_000, gt=0, description="Events that the journal keeps")

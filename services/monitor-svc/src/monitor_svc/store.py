@@ -8,9 +8,9 @@ from pathlib import Path
 from crisp_proto.monitor import Event, EventKind, EventList, MonitorRequest, Note, Process, ProcessState
 from crisp_proto.streams import Session
 from monitor_svc.conmon import Created, Exit
-from monitor_svc.processes import ProcessRef
-from servicekit.boot import boot_id
 from servicekit.database import Database
+from servicekit.linux.boot import boot_id
+from servicekit.linux.processes import ProcessRef
 
 _MIGRATIONS = [
     """CREATE TABLE monitors (
@@ -112,7 +112,16 @@ class Store:
             row = db.execute(
                 "UPDATE monitors SET state = ?, exit_code = ?, oom = ?, finished = ?, reason = ?, message = ?"
                 " WHERE id = ? AND state = ? RETURNING pod",
-                (ProcessState.EXITED, exit.code, exit.oom_killed, exit.finished_at, reason, message, container_id, ProcessState.ALIVE),
+                (
+                    ProcessState.EXITED,
+                    exit.code,
+                    exit.oom_killed,
+                    exit.finished_at,
+                    reason,
+                    message,
+                    container_id,
+                    ProcessState.ALIVE,
+                ),
             ).fetchone()
             if row is not None:
                 self._append(db, EventKind.STOPPED, container_id, row["pod"])
@@ -142,7 +151,9 @@ class Store:
     def end_other_boots(self) -> list[str]:
         """Records the end of what ran when the machine went down; answers its ids."""
         # A row of before there was this column says nothing: its processes' start times are what tells.
-        rows = self._db.rows("SELECT id FROM monitors WHERE state = ? AND boot NOT IN ('', ?)", ProcessState.ALIVE, self._boot)
+        rows = self._db.rows(
+            "SELECT id FROM monitors WHERE state = ? AND boot NOT IN ('', ?)", ProcessState.ALIVE, self._boot
+        )
         for row in rows:
             self.exited(
                 row["id"],
@@ -171,7 +182,9 @@ class Store:
                 message=row["message"],
                 begun=row["begun"],
             )
-            for row in self._db.rows("SELECT * FROM monitors WHERE ? IS NULL OR id = ? ORDER BY rowid", container_id, container_id)
+            for row in self._db.rows(
+                "SELECT * FROM monitors WHERE ? IS NULL OR id = ? ORDER BY rowid", container_id, container_id
+            )
         ]
 
     def add_session(self, token: str, session: Session, seconds: float, limit: int) -> bool:
@@ -188,7 +201,9 @@ class Store:
         """A session that is still kept; from now on it is not."""
         with self._db.write() as db:
             row = db.execute("DELETE FROM sessions WHERE token = ? RETURNING session, expires", (token,)).fetchone()
-        return Session.model_validate_json(row["session"]) if row is not None and row["expires"] >= time.time() else None
+        return (
+            Session.model_validate_json(row["session"]) if row is not None and row["expires"] >= time.time() else None
+        )
 
     def record(self, kind: EventKind, container_id: str, pod_id: str) -> None:
         """Writes an event down."""
@@ -199,7 +214,8 @@ class Store:
         """Writes an event down, unless it is there already or the container is deleted: notes may come twice, and late."""
         with self._db.write() as db:
             if db.execute(
-                "SELECT 1 FROM events WHERE container = ? AND kind IN (?, ?) LIMIT 1", (note.container_id, note.kind, EventKind.DELETED)
+                "SELECT 1 FROM events WHERE container = ? AND kind IN (?, ?) LIMIT 1",
+                (note.container_id, note.kind, EventKind.DELETED),
             ).fetchone():
                 return False
             self._append(db, note.kind, note.container_id, note.pod_id)
@@ -220,14 +236,22 @@ class Store:
 
     def journal(self, after: int, limit: int) -> EventList:
         """Events whose cursor is greater than `after`, and what the journal reaches from and to."""
-        bounds = self._db.rows("SELECT coalesce(min(cursor), 0) AS first, coalesce(max(cursor), 0) AS last FROM events")[0]
+        bounds = self._db.rows(
+            "SELECT coalesce(min(cursor), 0) AS first, coalesce(max(cursor), 0) AS last FROM events"
+        )[0]
         return EventList(events=self.events(after, limit), first=bounds["first"], last=bounds["last"])
 
     def events(self, after: int, limit: int) -> list[Event]:
         """Events whose cursor is greater than `after`, oldest first."""
         rows = self._db.rows("SELECT * FROM events WHERE cursor > ? ORDER BY cursor LIMIT ?", after, limit)
         return [
-            Event(cursor=row["cursor"], kind=EventKind(row["kind"]), container_id=row["container"], pod_id=row["pod"], at=row["at"])
+            Event(
+                cursor=row["cursor"],
+                kind=EventKind(row["kind"]),
+                container_id=row["container"],
+                pod_id=row["pod"],
+                at=row["at"],
+            )
             for row in rows
         ]
 

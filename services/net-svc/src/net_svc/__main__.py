@@ -14,12 +14,12 @@ from net_svc.settings import NetSettings
 from net_svc.store import Store
 from servicekit import server
 from servicekit.errors import Unavailable
-from servicekit.server import Face, Service
+from servicekit.server import Frontend, Service
 from servicekit.settings import Settings
 
 
 @asynccontextmanager
-async def opened(settings: Settings[NetSettings]) -> AsyncIterator[Face]:
+async def opened(settings: Settings[NetSettings]) -> AsyncIterator[Frontend]:
     """The service with its database, and a watch over its nftables table."""
     store = Store(settings.node.state_dir / "net-svc" / "net.db")
     attachments = Attachments(store, settings.own, settings.node.run_dir / "net-svc")
@@ -32,7 +32,7 @@ async def opened(settings: Settings[NetSettings]) -> AsyncIterator[Face]:
             raise Unavailable(status.message)
 
     try:
-        yield Face([routes(attachments)], ready)
+        yield Frontend([routes(attachments)], ready)
     finally:
         watching.cancel()
         await attachments.close()

@@ -28,12 +28,13 @@ from net_svc.cni import Document, NetworkConfiguration, PodRef, Result
 from net_svc.firewall import Firewall
 from net_svc.settings import NetSettings
 from net_svc.store import Row, Store
-from servicekit import logs, syscalls
+from servicekit import logs
 from servicekit.channels import Channels
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, NotFound
-from servicekit.syscalls import in_own_thread
-from servicekit.tasks import Turns
+from servicekit.linux import namespaces, syscalls
+from servicekit.linux.namespaces import in_own_thread
+from servicekit.tasks import KeyedQueue
 
 _log = logs.get()
 
@@ -46,8 +47,8 @@ class Attachments:
         self._settings = settings
         self._netns = run / "netns"
         self._netns.mkdir(parents=True, exist_ok=True)
-        self._turns = Turns()
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._queue = KeyedQueue()
+        self._background: set[asyncio.Task[None]] = set()
         self.firewall = Firewall(settings.nft_table, self._render_firewall)
 
     # Which network
@@ -59,7 +60,8 @@ class Attachments:
             of_handler = cni.load_configuration(own)
             if of_handler is None:
                 raise FailedPrecondition(
-                    f"no CNI configuration in {own}, the folder of runtime handler {handler!r}", field="handler_conf_dirs"
+                    f"no CNI configuration in {own}, the folder of runtime handler {handler!r}",
+                    field="handler_conf_dirs",
                 )
             return of_handler
         found = cni.load_configuration(self._settings.cni_conf_dir)
@@ -88,7 +90,9 @@ class Attachments:
             "hairpinMode": True,
             "ipam": ipam,
         }
-        return NetworkConfiguration("crisp", "1.0.0", (plugin, {"type": "portmap", "capabilities": {"portMappings": True}}), "built in")
+        return NetworkConfiguration(
+            "crisp", "1.0.0", (plugin, {"type": "portmap", "capabilities": {"portMappings": True}}), "built in"
+        )
 
     def status(self) -> NetworkStatus:
         """Whether pods can be connected (CRI: the condition NetworkReady)."""
@@ -107,7 +111,7 @@ class Attachments:
     async def attach(self, attachment_id: str, request: AttachmentRequest) -> Attachment:
         """Gives a pod its namespace and connects it; the same id again answers what there is."""
         netns.check_sysctls(request.sysctls)
-        return await self._turns.take(attachment_id, "attach", lambda: self._attach(attachment_id, request))
+        return await self._queue.run(attachment_id, "attach", lambda: self._attach(attachment_id, request))
 
     async def _attach(self, attachment_id: str, request: AttachmentRequest) -> Attachment:
         row = self._store.get(attachment_id)
@@ -139,12 +143,16 @@ class Attachments:
             result = await self._add(plugin, network, pod, result)
         return result or Result(network.version)
 
-    async def _add(self, plugin: Document, network: NetworkConfiguration, pod: PodRef, previous: Result | None) -> Result | None:
+    async def _add(
+        self, plugin: Document, network: NetworkConfiguration, pod: PodRef, previous: Result | None
+    ) -> Result | None:
         if self._is_native_bridge(plugin, network):
             return await bridge.add(plugin, network.name, network.version, pod, self._store)
         if self._is_native_portmap(plugin):
             return previous  # the firewall is rendered from the attachments
-        return await cni.execute("ADD", plugin, network, pod, previous, self._settings.cni_bin_dirs, self._settings.cni_timeout)
+        return await cni.execute(
+            "ADD", plugin, network, pod, previous, self._settings.cni_bin_dirs, self._settings.cni_timeout
+        )
 
     def _is_native_bridge(self, plugin: Document, network: NetworkConfiguration) -> bool:
         """Whether we do this plugin's ADD and DEL: a bridge that comes first, since ours takes no previous result."""
@@ -157,7 +165,7 @@ class Attachments:
 
     async def detach(self, attachment_id: str) -> None:
         """Disconnects a pod and removes its namespace; fine if there is none."""
-        await self._turns.take(attachment_id, "detach", lambda: self._detach(attachment_id))
+        await self._queue.run(attachment_id, "detach", lambda: self._detach(attachment_id))
 
     async def _detach(self, attachment_id: str) -> None:
         row = self._store.get(attachment_id)
@@ -179,17 +187,17 @@ class Attachments:
         self._store.remove(row.id)
         await self.firewall.refresh()
         if port is not None:
-            self._farewell(bridge.delete(port))
+            self._in_background(bridge.delete(port))
 
-    def _farewell(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Lets something end behind the answer. The veth goes with its namespace anyway, but the kernel takes some 15 ms for it."""
         task = asyncio.create_task(work)
-        self._farewells.add(task)
-        task.add_done_callback(self._farewells.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def close(self) -> None:
         """Waits for what goes on behind answers that were given."""
-        await asyncio.gather(*self._farewells, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
 
     async def sweep(self) -> None:
         """At start: deletes pods' interfaces of the bridges we use whose attachment is gone (a killed predecessor was about to)."""
@@ -206,7 +214,9 @@ class Attachments:
 
     async def _execute_delete(self, plugin: Document, network: NetworkConfiguration, pod: PodRef) -> None:
         try:
-            await cni.execute("DEL", plugin, network, pod, None, self._settings.cni_bin_dirs, self._settings.cni_timeout)
+            await cni.execute(
+                "DEL", plugin, network, pod, None, self._settings.cni_bin_dirs, self._settings.cni_timeout
+            )
         except FailedPrecondition as error:
             # A plugin that has been uninstalled must not keep pods from being removed (CNI spec section 2: DEL should succeed).
             _log.error("cni-delete-skipped", plugin=plugin["type"], attachment=pod.id, error=error.message)
@@ -254,7 +264,9 @@ class Attachments:
             for mapping in request.port_mappings
             if mapping.host_port
         )
-        return PodRef(attachment_id, str(self._netns / attachment_id), request.namespace, request.name, request.uid, mappings)
+        return PodRef(
+            attachment_id, str(self._netns / attachment_id), request.namespace, request.name, request.uid, mappings
+        )
 
     def _render_firewall(self) -> str:
         rows = self._store.all() if self._settings.native_plugins else []
@@ -272,11 +284,19 @@ def _attachment(attachment_id: str, path: str, network: str, result: Result) -> 
     inside = {index: entry for index, entry in names if entry.get("sandbox")}
     addresses = [(ip.get("interface"), str(ip["address"])) for ip in result.ips]
     interfaces = [
-        Interface(name=entry["name"], mac=entry.get("mac", ""), addresses=[address for owner, address in addresses if owner == index])
+        Interface(
+            name=entry["name"],
+            mac=entry.get("mac", ""),
+            addresses=[address for owner, address in addresses if owner == index],
+        )
         for index, entry in inside.items()
     ]
     return Attachment(
-        id=attachment_id, netns=path, network=network, interfaces=interfaces, ips=[address.partition("/")[0] for _, address in addresses]
+        id=attachment_id,
+        netns=path,
+        network=network,
+        interfaces=interfaces,
+        ips=[address.partition("/")[0] for _, address in addresses],
     )
 
 
@@ -284,7 +304,7 @@ def _read_usages(paths: dict[str, Path]) -> dict[str, NetworkUsage]:
     usages = {}
     for pod_id, path in paths.items():
         try:
-            syscalls.enter_namespace(path, syscalls.CLONE_NEWNET)
+            namespaces.enter(path, syscalls.CLONE_NEWNET)
             lines = Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]
         except OSError:
             continue  # removed while we looked

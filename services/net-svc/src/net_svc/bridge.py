@@ -19,8 +19,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from net_svc import host_local, netns
 from net_svc.cni import PodRef, Result
 from net_svc.store import Store
-from servicekit import syscalls
 from servicekit.errors import Internal
+from servicekit.linux import namespaces
 
 Document = dict[str, Any]
 KEYS = {
@@ -63,7 +63,9 @@ def host_interface(netns_path: str) -> str:
 
 async def add(plugin: Document, network: str, version: str, pod: PodRef, store: Store) -> Result:
     """Connects a pod. Whatever fails half-way is undone by `delete` and by giving up the leases."""
-    leases = [host_local.allocate(store, network, ranges, pod.id) for ranges in host_local.range_sets(plugin["ipam"], network)]
+    leases = [
+        host_local.allocate(store, network, ranges, pod.id) for ranges in host_local.range_sets(plugin["ipam"], network)
+    ]
     is_gateway = bool(plugin.get("isGateway") or plugin.get("isDefaultGateway"))
     routes = list(plugin["ipam"].get("routes") or [])
     if plugin.get("isDefaultGateway"):
@@ -72,15 +74,22 @@ async def add(plugin: Document, network: str, version: str, pod: PodRef, store: 
     name = name_of(plugin)
     gateways = [f"{entry.gateway}/{entry.subnet.prefixlen}" for entry, _ in leases] if is_gateway else []
     try:
-        await syscalls.in_own_thread(lambda: _host_side(name, pod, mac, gateways, plugin))
+        await namespaces.in_own_thread(lambda: _host_side(name, pod, mac, gateways, plugin))
         await netns.inside(Path(pod.netns), lambda: _pod_side(pod, leases, routes))
     except NetlinkError as error:
-        raise Internal(f"network {network}: pod {pod.namespace}/{pod.name} could not be connected to bridge {name}: {error}") from error
+        raise Internal(
+            f"network {network}: pod {pod.namespace}/{pod.name} could not be connected to bridge {name}: {error}"
+        ) from error
     return Result(
         version,
-        interfaces=[{"name": name}, {"name": host_interface(pod.netns)}, {"name": pod.interface, "mac": mac, "sandbox": pod.netns}],
+        interfaces=[
+            {"name": name},
+            {"name": host_interface(pod.netns)},
+            {"name": pod.interface, "mac": mac, "sandbox": pod.netns},
+        ],
         ips=[
-            {"interface": 2, "address": f"{address}/{entry.subnet.prefixlen}", "gateway": str(entry.gateway)} for entry, address in leases
+            {"interface": 2, "address": f"{address}/{entry.subnet.prefixlen}", "gateway": str(entry.gateway)}
+            for entry, address in leases
         ],
         routes=routes,
     )
@@ -98,7 +107,7 @@ async def delete(index: int) -> None:
         with IPRoute() as netlink:
             _delete(netlink, index)
 
-    await syscalls.in_own_thread(on_host)
+    await namespaces.in_own_thread(on_host)
 
 
 def _delete(netlink: IPRoute, index: int) -> None:
@@ -142,7 +151,9 @@ def _host_side(bridge: str, pod: PodRef, mac: str, gateways: Sequence[str], plug
         Path(f"/sys/class/net/{interface}/brport/hairpin_mode").write_text("1")
 
 
-def _pod_side(pod: PodRef, leases: Sequence[tuple[host_local.Range, host_local.Address]], routes: Sequence[Document]) -> None:
+def _pod_side(
+    pod: PodRef, leases: Sequence[tuple[host_local.Range, host_local.Address]], routes: Sequence[Document]
+) -> None:
     index = socket.if_nametoindex(pod.interface)
     with IPRoute() as netlink:
         for entry, address in leases:
@@ -156,7 +167,13 @@ def _pod_side(pod: PodRef, leases: Sequence[tuple[host_local.Range, host_local.A
                 (str(entry.gateway) for entry, _ in leases if entry.subnet.version == destination.version), None
             )
             if gateway is not None:
-                netlink.route("replace", dst=str(destination), gateway=gateway, oif=index, family=10 if destination.version == 6 else 2)
+                netlink.route(
+                    "replace",
+                    dst=str(destination),
+                    gateway=gateway,
+                    oif=index,
+                    family=10 if destination.version == 6 else 2,
+                )
 
 
 def _make_bridge(netlink: IPRoute, bridge: str, gateways: Sequence[str], plugin: Document) -> int:
@@ -169,11 +186,19 @@ def _make_bridge(netlink: IPRoute, bridge: str, gateways: Sequence[str], plugin:
     for gateway in gateways:
         address, _, length = gateway.partition("/")
         version6 = ":" in address
-        netlink.addr("replace", index=index, address=address, prefixlen=int(length), **({"flags": _IFA_F_NODAD} if version6 else {}))
+        netlink.addr(
+            "replace",
+            index=index,
+            address=address,
+            prefixlen=int(length),
+            **({"flags": _IFA_F_NODAD} if version6 else {}),
+        )
         Path("/proc/sys/net/ipv6/conf/all/forwarding" if version6 else "/proc/sys/net/ipv4/ip_forward").write_text("1")
     # Host ports must answer on 127.0.0.1 too (CRI PortMapping), and such packets may leave by this bridge only with this.
     Path(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet").write_text("1")
-    netlink.link("set", index=index, state="up", **({"flags": 0x101, "change": 0x101} if plugin.get("promiscMode") else {}))
+    netlink.link(
+        "set", index=index, state="up", **({"flags": 0x101, "change": 0x101} if plugin.get("promiscMode") else {})
+    )
     return index
 
 

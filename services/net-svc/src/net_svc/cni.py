@@ -9,7 +9,7 @@ from typing import Any
 
 from servicekit import logs
 from servicekit.errors import FailedPrecondition, Internal
-from servicekit.processes import run
+from servicekit.linux.programs import run
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _log = logs.get()
@@ -60,7 +60,13 @@ class Result:
         ips = self.ips
         if self.version.startswith("0."):
             ips = [{"version": "6" if ":" in ip["address"] else "4", **ip} for ip in ips]
-        return {"cniVersion": self.version, "interfaces": self.interfaces, "ips": ips, "routes": self.routes, "dns": self.dns}
+        return {
+            "cniVersion": self.version,
+            "interfaces": self.interfaces,
+            "ips": ips,
+            "routes": self.routes,
+            "dns": self.dns,
+        }
 
 
 def result_from(document: Document, version: str) -> Result:
@@ -91,7 +97,9 @@ def load_configuration(folder: Path) -> NetworkConfiguration | None:
             faults.append(str(error))
             _log.warning("cni-configuration-refused", file=str(path), fault=str(error))
     if faults:
-        raise FailedPrecondition(f"no valid CNI configuration in {folder}: {'; '.join(faults)}; correct or remove it", field="cni_conf_dir")
+        raise FailedPrecondition(
+            f"no valid CNI configuration in {folder}: {'; '.join(faults)}; correct or remove it", field="cni_conf_dir"
+        )
     return None
 
 
@@ -108,7 +116,9 @@ def parse_configuration(text: str, origin: str) -> NetworkConfiguration:
     if not name or not isinstance(name, str):
         raise FailedPrecondition(f"{origin} lacks a name")
     if version not in SUPPORTED_VERSIONS:
-        raise FailedPrecondition(f"{origin}: cniVersion {version!r} is not supported; use one of {', '.join(SUPPORTED_VERSIONS)}")
+        raise FailedPrecondition(
+            f"{origin}: cniVersion {version!r} is not supported; use one of {', '.join(SUPPORTED_VERSIONS)}"
+        )
     if (
         not isinstance(plugins, list)
         or not plugins

@@ -10,7 +10,7 @@ from net_svc.cni import NetworkConfiguration
 from net_svc.nftables import HostPort, Masquerade
 from net_svc.store import Row
 from servicekit import logs
-from servicekit.tasks import rounds
+from servicekit.tasks import repeat_every
 
 _log = logs.get()
 _LOOK_SECONDS = 30
@@ -35,7 +35,7 @@ class Firewall:
 
     async def watch(self) -> None:
         """Puts the table back when somebody has flushed it, looking every half minute."""
-        await rounds("firewall", _LOOK_SECONDS, self._look)
+        await repeat_every("firewall", _LOOK_SECONDS, self._look)
 
     async def _look(self) -> None:
         if self._applied and not await nftables.present(self._table):
@@ -50,11 +50,15 @@ def render(table: str, networks: Iterable[NetworkConfiguration], rows: Iterable[
     for network in networks:
         for plugin in network.plugins:
             if plugin.get("ipMasq") and bridge.understands(plugin):
-                masquerades += [Masquerade(subnet, bridge.name_of(plugin)) for subnet in bridge.subnets(plugin, network.origin)]
+                masquerades += [
+                    Masquerade(subnet, bridge.name_of(plugin)) for subnet in bridge.subnets(plugin, network.origin)
+                ]
     for row in rows:
         if row.record:
             ports += host_ports(
-                AttachmentRequest.model_validate_json(row.request), Attachment.model_validate_json(row.record).ips, row.network
+                AttachmentRequest.model_validate_json(row.request),
+                Attachment.model_validate_json(row.record).ips,
+                row.network,
             )
     return nftables.render(table, list(dict.fromkeys(masquerades)), ports)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 from crisp_proto.streams import SUCCESS, Channel, failed
@@ -20,7 +21,9 @@ async def forward(namespace: Path | None, port: int, channels: Channels) -> None
     try:
         connection = await _dial(namespace, port)
     except OSError as error:
-        await channels.send(Channel.ERROR, failed(f"nothing answers on port {port} in the pod: {os.strerror(error.errno or 0)}"))
+        await channels.send(
+            Channel.ERROR, failed(f"nothing answers on port {port} in the pod: {os.strerror(error.errno or 0)}")
+        )
         return
     with connection:
         incoming = asyncio.create_task(_to_pod(connection, channels))
@@ -37,7 +40,9 @@ async def forward(namespace: Path | None, port: int, channels: Channels) -> None
             for task in (incoming, outgoing):
                 task.cancel()
             await asyncio.gather(incoming, outgoing, return_exceptions=True)
-    await channels.send(Channel.ERROR, failed(f"the connection to port {port} in the pod broke: {fault}") if fault else SUCCESS)
+    await channels.send(
+        Channel.ERROR, failed(f"the connection to port {port} in the pod broke: {fault}") if fault else SUCCESS
+    )
 
 
 async def _to_pod(connection: socket.socket, channels: Channels) -> bool:
@@ -78,7 +83,8 @@ async def _dial(namespace: Path | None, port: int) -> socket.socket:
     refused = OSError()
     for family, address in _ADDRESSES:
         try:
-            connection = socket.socket(family) if namespace is None else await netns.inside(namespace, lambda: socket.socket(family))  # noqa: B023
+            make = partial(socket.socket, family)
+            connection = make() if namespace is None else await netns.inside(namespace, make)
         except OSError as error:  # no IPv6 here
             refused = refused if refused.errno else error
             continue

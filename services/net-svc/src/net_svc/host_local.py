@@ -57,7 +57,13 @@ def _range(entry: Document) -> Range:
     if subnet.num_addresses < 4:
         raise ValueError(f"subnet {subnet} is too small")
     first = ipaddress.ip_address(entry["rangeStart"]) if entry.get("rangeStart") else subnet[1]
-    last = ipaddress.ip_address(entry["rangeEnd"]) if entry.get("rangeEnd") else subnet[-2] if subnet.version == 4 else subnet[-1]
+    last = (
+        ipaddress.ip_address(entry["rangeEnd"])
+        if entry.get("rangeEnd")
+        else subnet[-2]
+        if subnet.version == 4
+        else subnet[-1]
+    )
     gateway = ipaddress.ip_address(entry["gateway"]) if entry.get("gateway") else subnet[1]
     if first not in subnet or last not in subnet or int(first) > int(last):
         raise ValueError(f"range {first}-{last} is not inside {subnet}")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from servicekit import syscalls, user_namespaces
 from servicekit.errors import InvalidArgument
+from servicekit.linux import namespaces, syscalls
 
 T = TypeVar("T")
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -21,7 +21,8 @@ def check_sysctls(sysctls: Mapping[str, str]) -> None:
     for name in sysctls:
         if not _NET_SYSCTL.match(name):
             raise InvalidArgument(
-                f"sysctl {name!r} is not in the pod's network namespace; its name must begin with net.", field=f"linux.sysctls[{name}]"
+                f"sysctl {name!r} is not in the pod's network namespace; its name must begin with net.",
+                field=f"linux.sysctls[{name}]",
             )
 
 
@@ -31,29 +32,31 @@ async def create(path: Path, sysctls: Mapping[str, str], owner: Path | None = No
     def in_new_namespace() -> None:
         if owner is None:
             syscalls.unshare(syscalls.CLONE_NEWNET)
-            syscalls.pin_namespace("net", path)
+            namespaces.pin("net", path)
         else:
-            with user_namespaces.new(["net"], owner) as pid:
-                syscalls.pin_namespace("net", path, pid)
-            syscalls.enter_namespace(path, syscalls.CLONE_NEWNET)
+            with namespaces.new(["net"], owner) as pid:
+                namespaces.pin("net", path, pid)
+            namespaces.enter(path, syscalls.CLONE_NEWNET)
         set_up("lo")
         for name, value in sysctls.items():
             try:
                 Path("/proc/sys", _proc_path(name)).write_text(value)
             except OSError as error:
-                raise InvalidArgument(f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]") from error
+                raise InvalidArgument(
+                    f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]"
+                ) from error
 
-    await syscalls.in_own_thread(in_new_namespace)
+    await namespaces.in_own_thread(in_new_namespace)
 
 
 async def inside(path: Path, work: Callable[[], T]) -> T:
     """Runs `work` in a thread that is in the namespace at `path`."""
 
     def entered() -> T:
-        syscalls.enter_namespace(path, syscalls.CLONE_NEWNET)
+        namespaces.enter(path, syscalls.CLONE_NEWNET)
         return work()
 
-    return await syscalls.in_own_thread(entered)
+    return await namespaces.in_own_thread(entered)
 
 
 def interface_index(name: str) -> int | None:
@@ -74,7 +77,7 @@ def set_up(name: str) -> None:
 
 def remove(path: Path) -> None:
     """Unpins a namespace; the kernel takes it and its interfaces away once the last process has left."""
-    syscalls.unpin_namespace(path)
+    namespaces.unpin(path)
 
 
 def _proc_path(name: str) -> str:

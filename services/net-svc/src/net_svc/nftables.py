@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from servicekit.errors import Internal
-from servicekit.processes import run
+from servicekit.linux.programs import run
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,9 @@ def render(table: str, masquerades: Sequence[Masquerade], ports: Sequence[HostPo
     postrouting = []
     for entry in masquerades:
         family, multicast = ("ip6", "ff00::/8") if ":" in entry.subnet else ("ip", "224.0.0.0/4")
-        postrouting.append(f"{family} saddr {entry.subnet} {family} daddr != {{ {entry.subnet}, {multicast} }} masquerade")
+        postrouting.append(
+            f"{family} saddr {entry.subnet} {family} daddr != {{ {entry.subnet}, {multicast} }} masquerade"
+        )
         if family == "ip":
             postrouting.append(f'ip saddr 127.0.0.0/8 oifname "{entry.bridge}" masquerade')
     lines = [

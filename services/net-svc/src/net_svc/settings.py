@@ -10,7 +10,9 @@ from servicekit.settings import Section
 class NetSettings(Section):
     """net-svc's own settings."""
 
-    cni_conf_dir: Path = Field(Path("/etc/cni/net.d"), description="CNI network configurations; the first valid one by name is used")
+    cni_conf_dir: Path = Field(
+        Path("/etc/cni/net.d"), description="CNI network configurations; the first valid one by name is used"
+    )
     handler_conf_dirs: dict[str, Path] = Field(
         {}, description="Folders of CNI configurations for pods of a runtime handler, by the handler's name"
     )
@@ -18,10 +20,15 @@ class NetSettings(Section):
     cni_timeout: float = Field(60, gt=0, description="Seconds that a CNI plugin may take")
     native_plugins: bool = Field(True, description="Do bridge, host-local and portmap without running their plugins")
     builtin_network: bool = Field(
-        True, description="Use a bridge of our own while cni_conf_dir has no file; off where a network add-on will bring one"
+        True,
+        description="Use a bridge of our own while cni_conf_dir has no file; off where a network add-on will bring one",
     )
-    builtin_bridge: str = Field("crisp0", pattern=r"^[a-zA-Z0-9._-]{1,15}$", description="The built-in network's bridge")
+    builtin_bridge: str = Field(
+        "crisp0", pattern=r"^[a-zA-Z0-9._-]{1,15}$", description="The built-in network's bridge"
+    )
     builtin_subnets: list[str] = Field(
         ["10.88.0.0/16"], min_length=1, description="The built-in network's subnets, CIDR, one per address family"
     )
-    nft_table: str = Field("crisp", pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$", description="Name of our nftables table (family inet)")
+    nft_table: str = Field(
+        "crisp", pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$", description="Name of our nftables table (family inet)"
+    )

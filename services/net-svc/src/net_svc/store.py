@@ -70,7 +70,11 @@ class Store:
     def begin(self, attachment_id: str, request: str, network: str) -> None:
         """Records the intent to attach."""
         self._db.run(
-            "INSERT INTO attachments (id, request, network, created) VALUES (?, ?, ?, ?)", attachment_id, request, network, time.time()
+            "INSERT INTO attachments (id, request, network, created) VALUES (?, ?, ?, ?)",
+            attachment_id,
+            request,
+            network,
+            time.time(),
         )
 
     def complete(self, attachment_id: str, record: str) -> None:
@@ -81,14 +85,18 @@ class Store:
         """The attachment is gone, and its leases are free."""
         self._db.run("DELETE FROM attachments WHERE id = ?", attachment_id)
 
-    def lease(self, network: str, subnet: str, first: int, last: int, reserved: set[int], attachment_id: str) -> int | None:
+    def lease(
+        self, network: str, subnet: str, first: int, last: int, reserved: set[int], attachment_id: str
+    ) -> int | None:
         """Leases the next free address between first and last, round robin; None if there is none."""
         with self._db.write() as db:
             taken = {
                 int.from_bytes(row["address"], "big")
                 for row in db.execute("SELECT address FROM leases WHERE network = ? AND subnet = ?", (network, subnet))
             } | reserved
-            row = db.execute("SELECT address FROM last_leases WHERE network = ? AND subnet = ?", (network, subnet)).fetchone()
+            row = db.execute(
+                "SELECT address FROM last_leases WHERE network = ? AND subnet = ?", (network, subnet)
+            ).fetchone()
             start = int.from_bytes(row["address"], "big") + 1 if row else first
             if not first <= start <= last:
                 start = first
@@ -99,10 +107,12 @@ class Store:
                 return None
             raw = address.to_bytes(16, "big")
             db.execute(
-                "INSERT INTO leases (network, subnet, address, attachment) VALUES (?, ?, ?, ?)", (network, subnet, raw, attachment_id)
+                "INSERT INTO leases (network, subnet, address, attachment) VALUES (?, ?, ?, ?)",
+                (network, subnet, raw, attachment_id),
             )
             db.execute(
-                "INSERT INTO last_leases VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET address = excluded.address", (network, subnet, raw)
+                "INSERT INTO last_leases VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET address = excluded.address",
+                (network, subnet, raw),
             )
         return address
 

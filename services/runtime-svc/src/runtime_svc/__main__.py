@@ -21,9 +21,9 @@ from runtime_svc.settings import RuntimeSettings
 from runtime_svc.stats import Stats
 from runtime_svc.store import Store
 from servicekit import logs, server
-from servicekit.server import Face, Service
+from servicekit.server import Frontend, Service
 from servicekit.settings import Settings
-from servicekit.tasks import in_turn, rounds
+from servicekit.tasks import for_each, repeat_every
 
 _SWEEP_SECONDS = 30
 _GRACE_SECONDS = 300
@@ -31,14 +31,16 @@ _log = logs.get()
 
 
 @asynccontextmanager
-async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
+async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Frontend]:
     """The service with its database; what a killed predecessor left half-made is removed first."""
     run, state = settings.node.run_dir / "runtime-svc", settings.node.state_dir / "runtime-svc"
     store = Store(state / "runtime.db")
     groups = cgroups.detect()
-    driver = (SystemdDriver if settings.own.cgroup_driver == "systemd" else CgroupfsDriver)(groups, settings.own.cgroup_parent)
+    driver = (SystemdDriver if settings.own.cgroup_driver == "systemd" else CgroupfsDriver)(
+        groups, settings.own.cgroup_parent
+    )
     handlers = Handlers(settings.own, run)
-    coming_moves = cgroups.ComingMoves()
+    coming_moves = cgroups.CgroupMoveWarmup()
     pods = Pods(store, settings.own, groups, driver, handlers, run, coming_moves)
     containers = Containers(store, pods, settings.own, groups, driver, handlers, run, state, coming_moves)
     checkpoints = Checkpoints(store, pods, containers, handlers, settings.own.checkpoint_timeout)
@@ -51,9 +53,13 @@ async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Face]:
 
     loading = asyncio.create_task(lsm.load_default_profile())
     asking = asyncio.create_task(handlers.ask_all())
-    sweeping = asyncio.create_task(rounds("sweep", _SWEEP_SECONDS, lambda: _sweep(store, pods, containers, checkpoints)))
+    sweeping = asyncio.create_task(
+        repeat_every("sweep", _SWEEP_SECONDS, lambda: _sweep(store, pods, containers, checkpoints))
+    )
     try:
-        yield Face([routes(pods, containers, checkpoints, Stats(store, groups, driver), info, store.version)], ready)
+        yield Frontend(
+            [routes(pods, containers, checkpoints, Stats(store, groups, driver), info, store.version)], ready
+        )
     finally:
         for task in (sweeping, loading, asking):
             task.cancel()
@@ -65,8 +71,8 @@ async def _sweep(store: Store, pods: Pods, containers: Containers, checkpoints: 
     """Removes what was begun and never completed, once no retry of kubelet's (it waits for 4 minutes) can still come for it."""
     await checkpoints.sweep()
     half_pods, half_containers = store.incomplete(_GRACE_SECONDS)
-    await in_turn("sweep", half_containers, partial(_remove, "container", containers.remove))
-    await in_turn("sweep", half_pods, partial(_remove, "pod", pods.remove))
+    await for_each("sweep", half_containers, partial(_remove, "container", containers.remove))
+    await for_each("sweep", half_pods, partial(_remove, "pod", pods.remove))
 
 
 async def _remove(kind: str, take_away: Callable[[str], Awaitable[None]], leftover: str) -> None:

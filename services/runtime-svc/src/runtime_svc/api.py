@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from crisp_proto.checkpoint import Checkpoint, CheckpointRequest, PodCheckpoint, PodCheckpointRequest
 from crisp_proto.config import LinuxContainerSecurityContext
 from crisp_proto.runtime import (
-    Accounts,
+    AllCgroupCounters,
     Container,
     ContainerList,
     ContainerRequest,
@@ -142,9 +142,9 @@ def routes(
         return await stats.usages()
 
     @router.get("/accounts")
-    async def accounts() -> Accounts:
+    async def counters() -> AllCgroupCounters:
         """All that the kernel counts for containers and pods."""
-        return await stats.accounts()
+        return await stats.counters()
 
     @router.get("/info")
     async def get_info() -> RuntimeInfo:

@@ -13,10 +13,23 @@ from typing import Any
 
 from crisp_proto.config import ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig
 from crisp_proto.image import ImageConfig
-from runtime_svc import capabilities, cdi, devices, hooks, id_mappings, lsm, mounts, namespaces, resources, seccomp, seccomp_filter, users
+from runtime_svc import (
+    capabilities,
+    cdi,
+    devices,
+    hooks,
+    id_mappings,
+    lsm,
+    mounts,
+    namespaces,
+    resources,
+    seccomp,
+    seccomp_filter,
+    users,
+)
 from runtime_svc.features import Features
 from runtime_svc.mounts import MountContext
-from runtime_svc.pod_files import PodFiles
+from runtime_svc.pod_files import Sandbox
 from runtime_svc.settings import HandlerSettings, RuntimeSettings
 from runtime_svc.users import User
 from servicekit.errors import InvalidArgument
@@ -37,7 +50,7 @@ class PodContext:
     """What a container takes over from its pod, its handler and the other services."""
 
     config: PodSandboxConfig
-    files: PodFiles
+    files: Sandbox
     hostname: str
     cgroups_path: str
     cgroup_version: int
@@ -70,7 +83,8 @@ def build(
     pod_security = pod.config.linux.security_context
     if security.privileged and not pod_security.privileged:
         raise InvalidArgument(
-            "linux.security_context.privileged: a privileged container needs a privileged pod", field="linux.security_context.privileged"
+            "linux.security_context.privileged: a privileged container needs a privileged pod",
+            field="linux.security_context.privileged",
         )
     id_mappings.check_container(security.namespace_options, pod.config)
     edits = devices_by_name.edits(cdi.requested((device.name for device in config.CDI_devices), config.annotations))
@@ -78,7 +92,9 @@ def build(
     process_label, file_label = lsm.selinux_labels(security, pod_security.selinux_options, pod_id)
     own_users = pod.config.own_user_namespace
     host_ipc = security.namespace_options.ipc is NamespaceMode.NODE
-    device_plan = devices.plan(config.devices, privileged=security.privileged, all_devices=not pod.handler.privileged_without_host_devices)
+    device_plan = devices.plan(
+        config.devices, privileged=security.privileged, all_devices=not pod.handler.privileged_without_host_devices
+    )
     mount_plan = mounts.plan(
         config.mounts,
         MountContext(rootfs, pod.features, pod.volumes, file_label),
@@ -134,7 +150,11 @@ def build(
     if file_label:
         linux["mountLabel"] = file_label
     process = _process(config, image, user, security, granted, pod.hostname)
-    process |= {key: value for key, value in (("apparmorProfile", lsm.apparmor(security)), ("selinuxLabel", process_label)) if value}
+    process |= {
+        key: value
+        for key, value in (("apparmorProfile", lsm.apparmor(security)), ("selinuxLabel", process_label))
+        if value
+    }
     document: Document = {
         "ociVersion": "1.0.2",
         "process": process,
@@ -162,7 +182,12 @@ def write(folder: Path, bundle: Bundle) -> None:
 
 
 def _process(
-    config: ContainerConfig, image: ImageConfig, user: User, security: LinuxContainerSecurityContext, granted: frozenset[str], hostname: str
+    config: ContainerConfig,
+    image: ImageConfig,
+    user: User,
+    security: LinuxContainerSecurityContext,
+    granted: frozenset[str],
+    hostname: str,
 ) -> Document:
     ambient = capabilities.ambient(security.capabilities.add_ambient_capabilities)
     names = capabilities.in_order(granted | ambient)
@@ -192,7 +217,8 @@ def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
     found = [*config.command, *config.args] if config.command else [*image.entrypoint, *(config.args or image.cmd)]
     if not found:
         raise InvalidArgument(
-            "command and args are empty, and the image has no ENTRYPOINT and no CMD: there is nothing to run", field="command"
+            "command and args are empty, and the image has no ENTRYPOINT and no CMD: there is nothing to run",
+            field="command",
         )
     return found
 
@@ -217,4 +243,6 @@ def _handed_on(all_annotations: dict[str, str], own: dict[str, str], allowed: li
     Some are orders to the runtime (crun: run.oci.*; systemd units: org.systemd.property.*): only those that the settings allow.
     """
     handed = {name: value for name, value in own.items() if not name.startswith(_ORDERS)}
-    return handed | {name: value for name, value in all_annotations.items() if any(re.match(pattern, name) for pattern in allowed)}
+    return handed | {
+        name: value for name, value in all_annotations.items() if any(re.match(pattern, name) for pattern in allowed)
+    }

@@ -60,7 +60,8 @@ def _parse(names: Iterable[str], field: str) -> frozenset[str]:
         full = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
         if full != "ALL" and full not in ALL:
             raise InvalidArgument(
-                f"capability {name!r} is unknown; see capabilities(7)", field=f"linux.security_context.capabilities.{field}"
+                f"capability {name!r} is unknown; see capabilities(7)",
+                field=f"linux.security_context.capabilities.{field}",
             )
         parsed.add(full)
     return frozenset(parsed)
@@ -75,4 +76,8 @@ def _clamped(names: frozenset[str]) -> frozenset[str]:
 
 @cache
 def _warn_once(missing: str) -> None:
-    _log.warning("capabilities-missing", missing=missing, consequence="this machine keeps them from crisp, so containers go without them")
+    _log.warning(
+        "capabilities-missing",
+        missing=missing,
+        consequence="this machine keeps them from crisp, so containers go without them",
+    )

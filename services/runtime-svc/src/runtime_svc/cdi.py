@@ -57,7 +57,8 @@ class Registry:
                 raise InvalidArgument(f"CDI device {name!r} is in no file of {folders}{faults}", field="CDI_devices")
             if device.conflict is not None:
                 raise InvalidArgument(
-                    f"CDI device {name!r} is in both {device.origin} and {device.conflict}; remove it from one", field="CDI_devices"
+                    f"CDI device {name!r} is in both {device.origin} and {device.conflict}; remove it from one",
+                    field="CDI_devices",
                 )
             found += [edit for edit in device.edits if not any(edit is other for other in found)]
         return found
@@ -118,7 +119,12 @@ def _checked(edits: Document) -> Document:
 
 def requested(devices: Iterable[str], annotations: dict[str, str]) -> list[str]:
     """All devices that a container asks for: in CDI_devices, and in annotations as device plugins for older kubelets do."""
-    by_annotation = [name.strip() for key in sorted(annotations) if key.startswith(_ANNOTATION) for name in annotations[key].split(",")]
+    by_annotation = [
+        name.strip()
+        for key in sorted(annotations)
+        if key.startswith(_ANNOTATION)
+        for name in annotations[key].split(",")
+    ]
     return list(dict.fromkeys([*devices, *(name for name in by_annotation if name)]))
 
 
@@ -127,13 +133,17 @@ def apply(document: Document, edits: Sequence[Document]) -> None:
     process, linux = document["process"], document["linux"]
     for edit in edits:
         names = {entry.partition("=")[0] for entry in edit.get("env") or ()}
-        process["env"] = [entry for entry in process["env"] if entry.partition("=")[0] not in names] + list(edit.get("env") or ())
+        process["env"] = [entry for entry in process["env"] if entry.partition("=")[0] not in names] + list(
+            edit.get("env") or ()
+        )
         for node in edit.get("deviceNodes") or ():
             device = _device(node)
             linux["devices"] = [other for other in linux["devices"] if other["path"] != device["path"]] + [device]
             if device["type"] != "p":
                 rule: Document = {key: device[key] for key in ("type", "major", "minor")}
-                linux["resources"]["devices"].append({"allow": True, **rule, "access": node.get("permissions") or "rwm"})
+                linux["resources"]["devices"].append(
+                    {"allow": True, **rule, "access": node.get("permissions") or "rwm"}
+                )
         for mount in edit.get("mounts") or ():
             options = mount.get("options") or ["ro", "nosuid", "nodev", "rbind"]
             entry: Document = {
@@ -142,7 +152,9 @@ def apply(document: Document, edits: Sequence[Document]) -> None:
                 "type": mount.get("type") or "bind",
                 "options": options,
             }
-            document["mounts"] = [other for other in document["mounts"] if other["destination"] != mount["containerPath"]] + [entry]
+            document["mounts"] = [
+                other for other in document["mounts"] if other["destination"] != mount["containerPath"]
+            ] + [entry]
         for hook in edit.get("hooks") or ():
             finished = {key: value for key, value in hook.items() if key != "hookName"}
             document.setdefault("hooks", {}).setdefault(hook["hookName"], []).append(finished)
@@ -154,7 +166,12 @@ def apply(document: Document, edits: Sequence[Document]) -> None:
 
 def _device(node: Document) -> Document:
     path, host = node["path"], node.get("hostPath") or node["path"]
-    device: Document = {"path": path, "type": node.get("type", ""), "major": node.get("major"), "minor": node.get("minor")}
+    device: Document = {
+        "path": path,
+        "type": node.get("type", ""),
+        "major": node.get("major"),
+        "minor": node.get("minor"),
+    }
     if not device["type"] or (device["type"] != "p" and (device["major"] is None or device["minor"] is None)):
         try:
             status = os.stat(host)

@@ -75,7 +75,8 @@ class CgroupfsDriver:
         parent = parent or self._parent
         if not parent.startswith("/") or ".." in parent.split("/"):
             raise InvalidArgument(
-                f"{_FIELD} = {parent!r}: with the cgroupfs driver it is an absolute path like /kubepods/pod1", field=_FIELD
+                f"{_FIELD} = {parent!r}: with the cgroupfs driver it is an absolute path like /kubepods/pod1",
+                field=_FIELD,
             )
         return f"{parent.rstrip('/')}/crisp-{pod_id}"
 
@@ -129,7 +130,7 @@ class SystemdDriver:
     name = "systemd"
 
     def __init__(self, cgroups: Cgroups, parent: str) -> None:
-        from servicekit.systemd import Systemd, slice_path  # 3 MB that only this driver needs
+        from servicekit.linux.systemd import Systemd, slice_path  # 3 MB that only this driver needs
 
         if cgroups.version != 2:
             raise FailedPrecondition(

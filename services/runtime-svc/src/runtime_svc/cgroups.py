@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from crisp_proto.runtime import Pressure, Stall
-from servicekit import mount_table
 from servicekit.errors import FailedPrecondition, Internal
+from servicekit.linux import mount_table
 
 ROOT = Path("/sys/fs/cgroup")
 _V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc")
@@ -69,7 +69,7 @@ class Cgroups(Protocol):
         """Pids of the processes in the cgroup and below it."""
 
 
-class ComingMoves:
+class CgroupMoveWarmup:
     """Lets the kernel begin to wait now for what the OCI runtime's move of a new container into its cgroup will need.
 
     The first move of a process takes a lock whose readers (every fork) have to be waited for by a grace period of all processors,
@@ -158,7 +158,11 @@ class CgroupsV2:
                 swap_usage=max(0, number(f"{here}/memory.swap.current")),
                 swap_limit=swap_limit,
                 processes=max(0, number(f"{here}/pids.current")),
-                pressure={kind: found for kind in ("cpu", "memory", "io") if (found := _pressure(f"{here}/{kind}.pressure")) is not None},
+                pressure={
+                    kind: found
+                    for kind in ("cpu", "memory", "io")
+                    if (found := _pressure(f"{here}/{kind}.pressure")) is not None
+                },
             )
         except FileNotFoundError:
             return None
@@ -216,7 +220,10 @@ class CgroupsV1:
             own = table(f"{memory}/memory.stat")
             usage = number(f"{memory}/memory.usage_in_bytes")
             limit = number(f"{memory}/memory.limit_in_bytes")
-            both, both_limit = number(f"{memory}/memory.memsw.usage_in_bytes"), number(f"{memory}/memory.memsw.limit_in_bytes")
+            both, both_limit = (
+                number(f"{memory}/memory.memsw.usage_in_bytes"),
+                number(f"{memory}/memory.memsw.limit_in_bytes"),
+            )
             return Reading(
                 timestamp=time.time_ns(),
                 cpu=number(f"{ROOT}/cpuacct{path}/cpuacct.usage"),
@@ -263,7 +270,9 @@ def _remove_tree(folder: Path) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise Internal(f"cgroup {folder} can't be removed: {error.strerror}; processes in it: {_pids(folder) or 'none'}") from error
+                raise Internal(
+                    f"cgroup {folder} can't be removed: {error.strerror}; processes in it: {_pids(folder) or 'none'}"
+                ) from error
             time.sleep(0.01)
 
 
@@ -307,7 +316,9 @@ def _pressure(path: str) -> Pressure | None:
         return None
     return Pressure(
         **{
-            kind: Stall(total=int(values["total"]) * 1000, avg10=values["avg10"], avg60=values["avg60"], avg300=values["avg300"])
+            kind: Stall(
+                total=int(values["total"]) * 1000, avg10=values["avg10"], avg60=values["avg60"], avg300=values["avg300"]
+            )
             for kind, values in lines.items()
         }
     )

@@ -29,7 +29,9 @@ def unpack(archive: Path, folder: Path) -> Path:
                         shutil.copyfileobj(source, target, 1 << 20)
     except UNREADABLE as error:
         shutil.rmtree(folder)
-        raise InvalidArgument(f"image.image = {str(archive)!r}: can't be read as a checkpoint: {error}", field="image.image") from error
+        raise InvalidArgument(
+            f"image.image = {str(archive)!r}: can't be read as a checkpoint: {error}", field="image.image"
+        ) from error
     return images
 
 

@@ -27,7 +27,7 @@ from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from servicekit.tasks import Turns, in_turn
+from servicekit.tasks import KeyedQueue, for_each
 
 _PATIENCE_SECONDS = 60
 """How much longer than the dump itself a container may stay frozen."""
@@ -44,14 +44,14 @@ class Checkpoints:
         self._handlers = handlers
         self._timeout = timeout
         self._locks: dict[str, int] = {}
-        self._turns = Turns()
+        self._queue = KeyedQueue()
 
     async def begin(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
         """Freezes a running container and dumps it. `finish` or `abandon` thaw it.
 
         NotFound: no such container. InvalidArgument names the location. Unimplemented: CRIU does not work here. Unknown: it failed.
         """
-        return await self._turns.take(container_id, f"begin {request}", lambda: self._begin(container_id, request))
+        return await self._queue.run(container_id, f"begin {request}", lambda: self._begin(container_id, request))
 
     async def _begin(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
         container = self._containers.get(container_id)
@@ -60,7 +60,8 @@ class Checkpoints:
         location, timeout = Path(request.location), request.timeout or self._timeout
         if not location.is_absolute() or not location.parent.is_dir() or location.is_dir():
             raise InvalidArgument(
-                f"location = {request.location!r}: is no absolute path of a file in a folder that exists", field="location"
+                f"location = {request.location!r}: is no absolute path of a file in a folder that exists",
+                field="location",
             )
         await self._give_up_if_dead(container_id)
         if not self._store.begin_checkpoint(container_id, str(location), time.time() + timeout + _PATIENCE_SECONDS):
@@ -80,14 +81,16 @@ class Checkpoints:
         except BaseException as error:
             await self._abandon(container_id)
             if isinstance(error, OSError):
-                raise FailedPrecondition(f"location = {request.location!r}: {error.strerror}", field="location") from error
+                raise FailedPrecondition(
+                    f"location = {request.location!r}: {error.strerror}", field="location"
+                ) from error
             raise
         self._store.prolong_checkpoint(container_id, time.time() + _PATIENCE_SECONDS)
         return Checkpoint(changes=str(part / checkpoint.CHANGES))
 
     async def finish(self, container_id: str) -> None:
         """Thaws the container and puts the archive in its place. Unavailable: it has been given up."""
-        await self._turns.take(container_id, "finish", lambda: self._finish(container_id))
+        await self._queue.run(container_id, "finish", lambda: self._finish(container_id))
 
     async def _finish(self, container_id: str) -> None:
         found = self._store.checkpoints().get(container_id)
@@ -107,7 +110,7 @@ class Checkpoints:
 
     async def abandon(self, container_id: str) -> None:
         """Thaws the container and removes what is not finished; fine if there is nothing."""
-        await self._turns.take(container_id, "abandon", lambda: self._abandon(container_id))
+        await self._queue.run(container_id, "abandon", lambda: self._abandon(container_id))
 
     async def _abandon(self, container_id: str) -> None:
         found = self._store.checkpoints().get(container_id)
@@ -135,9 +138,9 @@ class Checkpoints:
             self._unlock(container_id)
 
         async def look(container_id: str) -> None:
-            await self._turns.take(container_id, "sweep", partial(self._give_up_if_dead, container_id))
+            await self._queue.run(container_id, "sweep", partial(self._give_up_if_dead, container_id))
 
-        await in_turn("sweep", self._store.checkpoints(), look)
+        await for_each("sweep", self._store.checkpoints(), look)
 
     async def _give_up_if_dead(self, container_id: str) -> None:
         location, due = self._store.checkpoints().get(container_id, ("", 0.0))
@@ -170,7 +173,9 @@ class Checkpoints:
         try:
             return PodCheckpoint.model_validate_json(Path(folder, checkpoint.POD).read_text())
         except (OSError, ValueError) as error:
-            raise InvalidArgument(f"checkpoint_path = {folder!r}: no checkpoint of a pod: {error}", field="checkpoint_path") from error
+            raise InvalidArgument(
+                f"checkpoint_path = {folder!r}: no checkpoint of a pod: {error}", field="checkpoint_path"
+            ) from error
 
 
 def _lock(folder: Path) -> int:

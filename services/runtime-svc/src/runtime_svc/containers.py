@@ -10,12 +10,21 @@ import time
 from pathlib import Path
 
 from crisp_proto.config import ContainerConfig, LinuxContainerResources
-from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState, RestoreResult, StartResult
+from crisp_proto.runtime import (
+    Container,
+    ContainerRequest,
+    ContainerUser,
+    Launch,
+    Pod,
+    PodState,
+    RestoreResult,
+    StartResult,
+)
 from runtime_svc import bundle, checkpoint_files, pod_limits, resources
 from runtime_svc.bundle import PodContext
 from runtime_svc.cdi import Registry
 from runtime_svc.cgroup_drivers import CgroupDriver
-from runtime_svc.cgroups import Cgroups, ComingMoves
+from runtime_svc.cgroups import CgroupMoveWarmup, Cgroups
 from runtime_svc.features import Features
 from runtime_svc.handlers import Handlers
 from runtime_svc.pods import Pods
@@ -24,7 +33,7 @@ from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, InvalidArgument, NotFound
-from servicekit.tasks import Turns
+from servicekit.tasks import KeyedQueue
 
 _log = logs.get()
 
@@ -42,7 +51,7 @@ class Containers:
         handlers: Handlers,
         run: Path,
         state: Path,
-        coming_moves: ComingMoves,
+        coming_moves: CgroupMoveWarmup,
     ) -> None:
         self._store = store
         self._pods = pods
@@ -54,14 +63,14 @@ class Containers:
         self._coming_moves = coming_moves
         self._bundles = run / "bundles"
         self._checkpoints = state / "checkpoints"
-        self._turns = Turns()
+        self._queue = KeyedQueue()
 
     async def create(self, container_id: str, request: ContainerRequest) -> Container:
         """Writes a container's bundle; the same request again answers what there is.
 
         NotFound: no such pod. FailedPrecondition: the pod is not READY. InvalidArgument names the field of the configuration.
         """
-        return await self._turns.take(container_id, "create", lambda: self._create(container_id, request))
+        return await self._queue.run(container_id, "create", lambda: self._create(container_id, request))
 
     async def _create(self, container_id: str, request: ContainerRequest) -> Container:
         known = self._store.container(container_id)
@@ -71,7 +80,9 @@ class Containers:
             return known
         pod = self._pods.get(request.pod_id)
         if pod.state is not PodState.READY:
-            raise FailedPrecondition(f"pod {pod.id} is not ready: it was stopped, or the machine has booted since", field="pod_sandbox_id")
+            raise FailedPrecondition(
+                f"pod {pod.id} is not ready: it was stopped, or the machine has booted since", field="pod_sandbox_id"
+            )
         _check(request.config)
         runtime = self._handlers.get(pod.handler)
         features = await self._handlers.features(runtime)
@@ -84,7 +95,9 @@ class Containers:
         try:
             built = await asyncio.to_thread(self._build, container_id, request, pod, features)
             await asyncio.to_thread(bundle.write, folder, built)
-            restore = await self._unpack_checkpoint(container_id, Path(request.checkpoint)) if request.checkpoint else ""
+            restore = (
+                await self._unpack_checkpoint(container_id, Path(request.checkpoint)) if request.checkpoint else ""
+            )
         except BaseException:
             self._forget(container_id)
             raise
@@ -130,7 +143,9 @@ class Containers:
             target_pid=request.target_pid,
             volumes=request.volumes,
         )
-        return bundle.build(pod.id, request.config, request.image_config, Path(request.rootfs), context, self._settings, self._devices)
+        return bundle.build(
+            pod.id, request.config, request.image_config, Path(request.rootfs), context, self._settings, self._devices
+        )
 
     async def _unpack_checkpoint(self, container_id: str, archive: Path) -> str:
         return str(await asyncio.to_thread(checkpoint_files.unpack, archive, self._checkpoints / container_id))
@@ -140,7 +155,7 @@ class Containers:
 
         NotFound: no such container. Unknown: the OCI runtime could not start it; its message says why.
         """
-        return await self._turns.take(container_id, f"start {attempt}", lambda: self._start(container_id, attempt))
+        return await self._queue.run(container_id, f"start {attempt}", lambda: self._start(container_id, attempt))
 
     async def _start(self, container_id: str, attempt: str) -> StartResult:
         container = self.get(container_id)
@@ -174,7 +189,7 @@ class Containers:
 
     async def update(self, container_id: str, new: LinuxContainerResources) -> Container:
         """Changes limits of a container, running or not. InvalidArgument names the field that can't be."""
-        return await self._turns.take(container_id, f"update {new}", lambda: self._update(container_id, new))
+        return await self._queue.run(container_id, f"update {new}", lambda: self._update(container_id, new))
 
     async def _update(self, container_id: str, new: LinuxContainerResources) -> Container:
         container = self.get(container_id)
@@ -210,7 +225,7 @@ class Containers:
 
     async def remove(self, container_id: str) -> None:
         """Removes a container, killing what still runs; fine if there is none."""
-        await self._turns.take(container_id, "remove", lambda: self._remove(container_id))
+        await self._queue.run(container_id, "remove", lambda: self._remove(container_id))
 
     async def _remove(self, container_id: str) -> None:
         handler = self._store.handler_of(container_id)
@@ -244,9 +259,13 @@ class Containers:
 
 def _check(config: ContainerConfig) -> None:
     if not config.metadata.name:
-        raise InvalidArgument("metadata.name is empty; a container is named by its name and attempt", field="metadata.name")
+        raise InvalidArgument(
+            "metadata.name is empty; a container is named by its name and attempt", field="metadata.name"
+        )
     if config.log_path.startswith("/") or ".." in config.log_path.split("/"):
-        raise InvalidArgument(f"log_path = {config.log_path!r}: must stay below the pod's log_directory", field="log_path")
+        raise InvalidArgument(
+            f"log_path = {config.log_path!r}: must stay below the pod's log_directory", field="log_path"
+        )
 
 
 def _stop_signal(request: ContainerRequest) -> str:

@@ -28,26 +28,41 @@ def plan(devices: Sequence[Device], *, privileged: bool, all_devices: bool = Tru
     rules: list[Document] = [{"allow": privileged, "access": "rwm"}]
     if privileged and all_devices:
         for path in _below(
-            Path("/dev"), skip=("pts", "shm", "mqueue", "fd", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty")
+            Path("/dev"),
+            skip=("pts", "shm", "mqueue", "fd", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty"),
         ):
             nodes[str(path)] = _node(path, str(path))
     for number, device in enumerate(devices):
         field = f"devices[{number}]"
         access = device.permissions or "rwm"
         if set(access) - set("rwm"):
-            raise InvalidArgument(f"{field}.permissions = {device.permissions!r}: of r, w and m only", field=f"{field}.permissions")
+            raise InvalidArgument(
+                f"{field}.permissions = {device.permissions!r}: of r, w and m only", field=f"{field}.permissions"
+            )
         source = Path(os.path.realpath(device.host_path))
         if not device.host_path.startswith("/") or not source.exists():
-            raise InvalidArgument(f"{field}.host_path = {device.host_path!r}: no such device on this node", field=f"{field}.host_path")
+            raise InvalidArgument(
+                f"{field}.host_path = {device.host_path!r}: no such device on this node", field=f"{field}.host_path"
+            )
         found = list(_below(source)) if source.is_dir() else [source]
         for path in found:
             inside = os.path.normpath(f"/{device.container_path or device.host_path}/{path.relative_to(source)}")
             node = _node(path, inside)
             if node:
                 nodes[inside] = node
-                rules.append({"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": access})
+                rules.append(
+                    {
+                        "allow": True,
+                        "type": node["type"],
+                        "major": node["major"],
+                        "minor": node["minor"],
+                        "access": access,
+                    }
+                )
             elif path == source:
-                raise InvalidArgument(f"{field}.host_path = {device.host_path!r} is not a device", field=f"{field}.host_path")
+                raise InvalidArgument(
+                    f"{field}.host_path = {device.host_path!r} is not a device", field=f"{field}.host_path"
+                )
     return DevicePlan([node for node in nodes.values() if node], rules)
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime_svc.oci_runtime import OciRuntime
-from servicekit import logs, mount_table
+from servicekit import logs
 from servicekit.errors import CrispError, Unimplemented
-from servicekit.processes import run, start
+from servicekit.linux import mount_table
+from servicekit.linux.programs import run, start
 
 Document = dict[str, Any]
 _TRIAL_SECONDS = 20
@@ -87,7 +88,9 @@ async def _criu_fault() -> str:
 
 def _recursive_read_only(document: Document) -> str:
     # /dev has mounts below it (pts) on every machine: both, it and they, must be read-only then.
-    document["mounts"].append({"destination": _INSIDE, "type": "bind", "source": "/dev", "options": ["rbind", "ro", "rro", "rprivate"]})
+    document["mounts"].append(
+        {"destination": _INSIDE, "type": "bind", "source": "/dev", "options": ["rbind", "ro", "rro", "rprivate"]}
+    )
     return "ro"
 
 
@@ -126,13 +129,18 @@ async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Callable[
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
                 {"destination": "/program", "type": "bind", "source": str(program), "options": ["rbind", "ro"]},
             ],
-            "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}], "cgroupsPath": f"/crisp-{os.path.basename(folder)}"},
+            "linux": {
+                "namespaces": [{"type": "mount"}, {"type": "pid"}],
+                "cgroupsPath": f"/crisp-{os.path.basename(folder)}",
+            },
         }
         option = prepare(document)
         Path(folder, "config.json").write_text(json.dumps(document))
         pid_file = Path(folder, "pid")
         try:
-            said = os.open(f"{folder}/said", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)  # no pipe: the container would keep it open
+            said = os.open(
+                f"{folder}/said", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+            )  # no pipe: the container would keep it open
             try:
                 command = [*runtime.command, "create", f"--bundle={folder}", f"--pid-file={pid_file}", name]
                 creating = start(command, stderr=said, start_new_session=True)
@@ -147,12 +155,17 @@ async def _try(runtime: OciRuntime, program: Path, name: str, prepare: Callable[
             mounts = mount_table.read(int(pid_file.read_text()))
         except (OSError, ValueError, CrispError) as error:
             _log.info(
-                "trial-failed", handler=runtime.name, trial=name, said=Path(folder, "said").read_text(errors="replace")[-300:] or str(error)
+                "trial-failed",
+                handler=runtime.name,
+                trial=name,
+                said=Path(folder, "said").read_text(errors="replace")[-300:] or str(error),
             )
             return False
         finally:
             await runtime.delete(name)
-        options = {mounted.target: mounted.options for mounted in mounts if f"{mounted.target}/".startswith(f"{_INSIDE}/")}
+        options = {
+            mounted.target: mounted.options for mounted in mounts if f"{mounted.target}/".startswith(f"{_INSIDE}/")
+        }
         expected = 2 if prepare is _recursive_read_only else 1
         return len(options) >= expected and all(option in entry for entry in options.values())
 

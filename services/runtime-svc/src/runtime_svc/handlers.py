@@ -31,7 +31,8 @@ class Handlers:
         runtime = self._runtimes.get(name or self._settings.default_handler)
         if runtime is None:
             raise InvalidArgument(
-                f"runtime handler {name!r} is unknown; this node has: {', '.join(sorted(self._runtimes))}", field="runtime_handler"
+                f"runtime handler {name!r} is unknown; this node has: {', '.join(sorted(self._runtimes))}",
+                field="runtime_handler",
             )
         if not _is_installed(runtime.path):
             raise InvalidArgument(
@@ -50,7 +51,10 @@ class Handlers:
                 f"the record of container {container.id} could not be read: all that can be done with it is to remove it"
             )
         made = OciRuntime.by_command(container.launch.runtime, self._settings.runtime_timeout)
-        for path in (made.path, *(runtime.path for runtime in self._runtimes.values() if runtime.path.name == made.path.name)):
+        for path in (
+            made.path,
+            *(runtime.path for runtime in self._runtimes.values() if runtime.path.name == made.path.name),
+        ):
             if _is_installed(path):
                 return replace(made, path=path)
         raise FailedPrecondition(
@@ -72,7 +76,9 @@ class Handlers:
 
     async def ask_all(self) -> None:
         """Asks every runtime that is installed."""
-        await asyncio.gather(*(self.features(runtime) for runtime in self._runtimes.values() if _is_installed(runtime.path)))
+        await asyncio.gather(
+            *(self.features(runtime) for runtime in self._runtimes.values() if _is_installed(runtime.path))
+        )
 
     async def close(self) -> None:
         """Ends trials that are under way; each takes its container with it."""

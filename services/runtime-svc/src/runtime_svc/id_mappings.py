@@ -17,11 +17,14 @@ def check(config: PodSandboxConfig) -> None:
         return
     if options.mode not in (NamespaceMode.POD, NamespaceMode.NODE):
         raise InvalidArgument(
-            f"{_FIELD}.mode = {options.mode}: a pod has its own user namespace (POD) or the node's (NODE)", field=f"{_FIELD}.mode"
+            f"{_FIELD}.mode = {options.mode}: a pod has its own user namespace (POD) or the node's (NODE)",
+            field=f"{_FIELD}.mode",
         )
     if options.mode is NamespaceMode.NODE:
         if options.uids or options.gids:
-            raise InvalidArgument(f"{_FIELD}: mode NODE takes no mappings; leave out uids and gids", field=f"{_FIELD}.uids")
+            raise InvalidArgument(
+                f"{_FIELD}: mode NODE takes no mappings; leave out uids and gids", field=f"{_FIELD}.uids"
+            )
         return
     for name, mappings in (("uids", options.uids), ("gids", options.gids)):
         field = f"{_FIELD}.{name}"
@@ -29,9 +32,13 @@ def check(config: PodSandboxConfig) -> None:
             raise InvalidArgument(f"{field} has {len(mappings)} mappings: exactly one is possible", field=field)
         mapping = mappings[0]
         if mapping.container_id != 0:
-            raise InvalidArgument(f"{field}[0].container_id = {mapping.container_id}: the mapping must begin with 0, root", field=field)
+            raise InvalidArgument(
+                f"{field}[0].container_id = {mapping.container_id}: the mapping must begin with 0, root", field=field
+            )
         if mapping.length <= 0 or mapping.host_id + mapping.length > _IDS:
-            raise InvalidArgument(f"{field}[0] = {mapping.host_id}+{mapping.length}: the ids go from 0 to {_IDS - 1}", field=field)
+            raise InvalidArgument(
+                f"{field}[0] = {mapping.host_id}+{mapping.length}: the ids go from 0 to {_IDS - 1}", field=field
+            )
     if options.uids != options.gids:
         raise InvalidArgument(f"{_FIELD}: uids and gids differ; both are mapped the same way", field=_FIELD)
 
@@ -44,7 +51,9 @@ def check_container(options: NamespaceOption, pod: PodSandboxConfig) -> None:
         and asked != pod.linux.security_context.namespace_options.userns_options
         and not (asked.mode is NamespaceMode.NODE and not pod.own_user_namespace)
     ):
-        raise InvalidArgument(f"{_FIELD}: differs from the pod's; a container is in its pod's user namespace", field=_FIELD)
+        raise InvalidArgument(
+            f"{_FIELD}: differs from the pod's; a container is in its pod's user namespace", field=_FIELD
+        )
 
 
 def of(config: PodSandboxConfig) -> tuple[list[Triple], list[Triple]]:
@@ -61,7 +70,9 @@ def root_of(config: PodSandboxConfig) -> tuple[int, int]:
 
 def to_oci(mappings: Sequence[IDMapping]) -> list[dict[str, int]]:
     """As the OCI runtime spec has them (config-linux.md, user namespace mappings)."""
-    return [{"containerID": mapping.container_id, "hostID": mapping.host_id, "size": mapping.length} for mapping in mappings]
+    return [
+        {"containerID": mapping.container_id, "hostID": mapping.host_id, "size": mapping.length} for mapping in mappings
+    ]
 
 
 def _triples(mappings: Sequence[IDMapping]) -> list[Triple]:

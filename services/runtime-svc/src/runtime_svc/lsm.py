@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from crisp_proto.config import LinuxContainerSecurityContext, NamespaceMode, ProfileType, SecurityProfile, SELinuxOption
-from servicekit import logs, selinux
+from servicekit import logs
 from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument
-from servicekit.processes import run
+from servicekit.linux import selinux
+from servicekit.linux.programs import run
 
 Document = dict[str, Any]
 DEFAULT_PROFILE = "crisp-default"
@@ -39,7 +40,9 @@ async def load_default_profile() -> None:
         _log.error("apparmor-not-loaded", error="apparmor_parser is not here; install the package apparmor")
         return
     try:
-        finished = await run([parser, "--skip-cache", "--replace", str(Path(__file__).with_name("apparmor.profile"))], deadline=60)
+        finished = await run(
+            [parser, "--skip-cache", "--replace", str(Path(__file__).with_name("apparmor.profile"))], deadline=60
+        )
     except CrispError as error:
         _log.error("apparmor-not-loaded", error=error.message)
         return
@@ -61,7 +64,8 @@ def apparmor(security: LinuxContainerSecurityContext) -> str:
         return "unconfined" if has_apparmor() else ""
     if not has_apparmor():
         raise FailedPrecondition(
-            f"{_SECURITY}.apparmor = {asked.localhost_ref!r}: the kernel of this node has no AppArmor", field=f"{_SECURITY}.apparmor"
+            f"{_SECURITY}.apparmor = {asked.localhost_ref!r}: the kernel of this node has no AppArmor",
+            field=f"{_SECURITY}.apparmor",
         )
     return _loaded(asked.localhost_ref.removeprefix("localhost/"), "load it with apparmor_parser")
 
@@ -82,9 +86,13 @@ def _loaded(profile: str, remedy: str) -> str:
     try:
         known = {line.rpartition(" (")[0] for line in _PROFILES.read_text().splitlines()}
     except OSError as error:
-        raise FailedPrecondition(f"{_PROFILES} can't be read: {error.strerror}; mount securityfs", field=f"{_SECURITY}.apparmor") from error
+        raise FailedPrecondition(
+            f"{_PROFILES} can't be read: {error.strerror}; mount securityfs", field=f"{_SECURITY}.apparmor"
+        ) from error
     if profile not in known:
-        raise InvalidArgument(f"AppArmor profile {profile!r} is not loaded on this node; {remedy}", field=f"{_SECURITY}.apparmor")
+        raise InvalidArgument(
+            f"AppArmor profile {profile!r} is not loaded on this node; {remedy}", field=f"{_SECURITY}.apparmor"
+        )
     return profile
 
 
@@ -96,14 +104,17 @@ def pod_label(pod_options: SELinuxOption | None, pod_id: str) -> str:
     return selinux_labels(LinuxContainerSecurityContext(), pod_options, pod_id)[1]
 
 
-def selinux_labels(security: LinuxContainerSecurityContext, pod_options: SELinuxOption | None, pod_id: str) -> tuple[str, str]:
+def selinux_labels(
+    security: LinuxContainerSecurityContext, pod_options: SELinuxOption | None, pod_id: str
+) -> tuple[str, str]:
     """The label of a container's process and of its files; empty for none. Each pod has a pair of categories of its own."""
     asked = security.selinux_options or pod_options
     wanted = asked is not None and any((asked.user, asked.role, asked.type, asked.level))
     if not selinux.enabled():
         if wanted:
             raise FailedPrecondition(
-                f"{_SECURITY}.selinux_options: the kernel of this node has no SELinux", field=f"{_SECURITY}.selinux_options"
+                f"{_SECURITY}.selinux_options: the kernel of this node has no SELinux",
+                field=f"{_SECURITY}.selinux_options",
             )
         return "", ""
     options = security.namespace_options
@@ -132,7 +143,11 @@ def _policy_has_containers(label: str) -> bool:
     """Whether the policy knows the label that containers have by default; where it does not (Debian's), they have none, as with CRI-O's default."""
     known = selinux.knows(label)
     if not known:
-        _log.error("selinux-policy-lacks-containers", label=label, remedy="install container-selinux, or a module with these types")
+        _log.error(
+            "selinux-policy-lacks-containers",
+            label=label,
+            remedy="install container-selinux, or a module with these types",
+        )
     return known
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from crisp_proto.config import Mount, MountPropagation
 from runtime_svc import id_mappings
 from runtime_svc.features import Features
-from servicekit import mount_table, selinux
 from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from servicekit.rootpath import resolve_in_root
+from servicekit.linux import mount_table, selinux
+from servicekit.linux.root_paths import resolve_in_root
 
 Document = dict[str, Any]
 _PROPAGATION = {
@@ -29,23 +29,50 @@ class MountPlan:
     root_propagation: str
 
 
-def standard(*, privileged: bool, host_ipc: bool, shm: str, node_sysfs: bool = False, node_mqueue: bool = False) -> list[Document]:
+def standard(
+    *, privileged: bool, host_ipc: bool, shm: str, node_sysfs: bool = False, node_mqueue: bool = False
+) -> list[Document]:
     """/proc, /dev, /sys and what is in them.
 
     A user namespace can mount mqueue and sysfs only where it owns the IPC and the network namespace; with the node's (node_sysfs,
     node_mqueue) the node's own mounts are shown.
     """
     read = "rw" if privileged else "ro"
-    sysfs: Document = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", read]}
+    sysfs: Document = {
+        "destination": "/sys",
+        "type": "sysfs",
+        "source": "sysfs",
+        "options": ["nosuid", "noexec", "nodev", read],
+    }
     # In the node's IPC namespace this shows the node's queues, also where the node itself has not mounted them.
-    mqueue: Document = {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}
+    mqueue: Document = {
+        "destination": "/dev/mqueue",
+        "type": "mqueue",
+        "source": "mqueue",
+        "options": ["nosuid", "noexec", "nodev"],
+    }
     if node_mqueue:
-        mqueue = {"destination": "/dev/mqueue", "type": "bind", "source": "/dev/mqueue", "options": ["rbind", "nosuid", "noexec", "nodev"]}
+        mqueue = {
+            "destination": "/dev/mqueue",
+            "type": "bind",
+            "source": "/dev/mqueue",
+            "options": ["rbind", "nosuid", "noexec", "nodev"],
+        }
     if node_sysfs:
-        sysfs = {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "rslave", "nosuid", "noexec", "nodev", "ro"]}
+        sysfs = {
+            "destination": "/sys",
+            "type": "bind",
+            "source": "/sys",
+            "options": ["rbind", "rslave", "nosuid", "noexec", "nodev", "ro"],
+        }
     mounts: list[Document] = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
         {
             "destination": "/dev/pts",
             "type": "devpts",
@@ -54,7 +81,12 @@ def standard(*, privileged: bool, host_ipc: bool, shm: str, node_sysfs: bool = F
         },
         mqueue,
         sysfs,
-        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", read]},
+        {
+            "destination": "/sys/fs/cgroup",
+            "type": "cgroup",
+            "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "relatime", read],
+        },
         {
             "destination": "/dev/shm",
             "type": "bind",
@@ -76,13 +108,21 @@ class MountContext:
 
 
 def plan(
-    mounts: Sequence[Mount], context: MountContext, base: Sequence[Document], files: dict[str, Path], *, readonly_rootfs: bool
+    mounts: Sequence[Mount],
+    context: MountContext,
+    base: Sequence[Document],
+    files: dict[str, Path],
+    *,
+    readonly_rootfs: bool,
 ) -> MountPlan:
     """All mounts: the standard ones, our files (resolv.conf …) unless the request mounts its own there, and the request's.
 
     Raises InvalidArgument, FailedPrecondition or Unimplemented that name the mount.
     """
-    asked = [_mount(f"mounts[{number}]", mount, context, context.volumes.get(number, "")) for number, mount in enumerate(mounts)]
+    asked = [
+        _mount(f"mounts[{number}]", mount, context, context.volumes.get(number, ""))
+        for number, mount in enumerate(mounts)
+    ]
     taken = {os.path.normpath(entry["destination"]) for entry in asked}
     covered = {*taken, *(entry["destination"] for entry in base)}
     for number, entry in enumerate(asked):
@@ -113,12 +153,17 @@ def plan(
 
 def _mount(at: str, mount: Mount, context: MountContext, volume: str) -> Document:
     if not mount.container_path:
-        raise InvalidArgument(f"{at}.container_path is empty; it is the path in the container", field=f"{at}.container_path")
+        raise InvalidArgument(
+            f"{at}.container_path is empty; it is the path in the container", field=f"{at}.container_path"
+        )
     try:
-        inside = "/" + os.fspath(resolve_in_root(context.rootfs, mount.container_path))[len(os.fspath(context.rootfs)) :].lstrip("/")
+        inside = "/" + os.fspath(resolve_in_root(context.rootfs, mount.container_path))[
+            len(os.fspath(context.rootfs)) :
+        ].lstrip("/")
     except OSError as error:
         raise InvalidArgument(
-            f"{at}.container_path = {mount.container_path!r}: {error.strerror}; mount it elsewhere", field=f"{at}.container_path"
+            f"{at}.container_path = {mount.container_path!r}: {error.strerror}; mount it elsewhere",
+            field=f"{at}.container_path",
         ) from error
     if volume:
         # As Kubernetes promises for image volumes: read-only, and nothing in them is executed.
@@ -135,7 +180,13 @@ def _mount(at: str, mount: Mount, context: MountContext, volume: str) -> Documen
         "destination": inside,
         "type": "bind",
         "source": source,
-        "options": ["rbind", _PROPAGATION[mount.propagation], read, *_recursive(at, mount, context.features), *mount.mount_options],
+        "options": [
+            "rbind",
+            _PROPAGATION[mount.propagation],
+            read,
+            *_recursive(at, mount, context.features),
+            *mount.mount_options,
+        ],
     }
     if mount.uidMappings or mount.gidMappings:
         if not context.features.idmapped_mounts:
@@ -143,7 +194,10 @@ def _mount(at: str, mount: Mount, context: MountContext, volume: str) -> Documen
                 f"{at}.uidMappings: the OCI runtime of this handler has no idmapped mounts on this node (Status.runtime_handlers)",
                 field=f"{at}.uidMappings",
             )
-        document |= {"uidMappings": id_mappings.to_oci(mount.uidMappings), "gidMappings": id_mappings.to_oci(mount.gidMappings)}
+        document |= {
+            "uidMappings": id_mappings.to_oci(mount.uidMappings),
+            "gidMappings": id_mappings.to_oci(mount.gidMappings),
+        }
     if mount.selinux_relabel and context.label:
         _relabel(at, source, context.label)
     return document
@@ -154,7 +208,8 @@ def _relabel(at: str, source: str, label: str) -> None:
         selinux.relabel(source, label)
     except OSError as error:
         raise FailedPrecondition(
-            f"{at}.selinux_relabel: {source} can't get the label {label}: {error.strerror}", field=f"{at}.selinux_relabel"
+            f"{at}.selinux_relabel: {source} can't get the label {label}: {error.strerror}",
+            field=f"{at}.selinux_relabel",
         ) from error
 
 
@@ -165,7 +220,9 @@ def _recursive(at: str, mount: Mount, features: Features) -> list[str]:
     if not mount.readonly:
         raise InvalidArgument(f"{at}.recursive_read_only needs readonly", field=f"{at}.recursive_read_only")
     if mount.propagation is not MountPropagation.PRIVATE:
-        raise InvalidArgument(f"{at}.recursive_read_only needs private propagation, not {mount.propagation}", field=f"{at}.propagation")
+        raise InvalidArgument(
+            f"{at}.recursive_read_only needs private propagation, not {mount.propagation}", field=f"{at}.propagation"
+        )
     if not features.recursive_read_only:
         raise Unimplemented(
             f"{at}.recursive_read_only: the OCI runtime of this handler can't do it on this node (Status.runtime_handlers)",
@@ -177,7 +234,9 @@ def _recursive(at: str, mount: Mount, features: Features) -> list[str]:
 def _source(at: str, mount: Mount) -> str:
     """The host's side of a bind mount, links resolved; a folder is made where there is nothing, as containerd and CRI-O do."""
     if not mount.host_path.startswith("/"):
-        raise InvalidArgument(f"{at}.host_path = {mount.host_path!r}: must be an absolute path on the node", field=f"{at}.host_path")
+        raise InvalidArgument(
+            f"{at}.host_path = {mount.host_path!r}: must be an absolute path on the node", field=f"{at}.host_path"
+        )
     source = os.path.realpath(mount.host_path)
     try:
         source.encode()
@@ -191,7 +250,8 @@ def _source(at: str, mount: Mount) -> str:
             os.makedirs(source, exist_ok=True)
     except OSError as error:
         raise InvalidArgument(
-            f"{at}.host_path = {mount.host_path!r}: it does not exist and can't be made: {error.strerror}", field=f"{at}.host_path"
+            f"{at}.host_path = {mount.host_path!r}: it does not exist and can't be made: {error.strerror}",
+            field=f"{at}.host_path",
         ) from error
     return source
 

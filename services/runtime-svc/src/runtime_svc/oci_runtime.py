@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from servicekit.errors import Internal, Unknown
-from servicekit.processes import Finished, last_error, run
+from servicekit.linux.programs import Finished, last_error, run
 
 Document = dict[str, Any]
 
@@ -84,14 +84,19 @@ class OciRuntime:
         command = [*self.command, "checkpoint", f"--image-path={images}", f"--work-path={work}", *flags, container_id]
         finished = await run(command, deadline=deadline)
         if finished.returncode != 0:
-            raise Unknown(f"{self.name} could not checkpoint container {container_id}: {_said(finished)}{_criu_error(work / 'dump.log')}")
+            raise Unknown(
+                f"{self.name} could not checkpoint container {container_id}: {_said(finished)}{_criu_error(work / 'dump.log')}"
+            )
 
     async def _run(self, *arguments: str) -> Finished:
         return await run([*self.command, *arguments], deadline=self.timeout)
 
 
 def _said(finished: Finished) -> str:
-    return last_error((finished.stderr or finished.stdout).decode(errors="replace").strip())[-800:] or f"exit status {finished.returncode}"
+    return (
+        last_error((finished.stderr or finished.stdout).decode(errors="replace").strip())[-800:]
+        or f"exit status {finished.returncode}"
+    )
 
 
 def _criu_error(log: Path) -> str:

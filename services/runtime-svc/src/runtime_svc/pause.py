@@ -7,26 +7,26 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from servicekit import syscalls, user_namespaces
 from servicekit.errors import Internal
-from servicekit.processes import start_in_cgroups
+from servicekit.linux import namespaces, syscalls
+from servicekit.linux.programs import start_in_cgroups
 
 if TYPE_CHECKING:
-    from runtime_svc.pod_files import PodFiles
+    from runtime_svc.pod_files import Sandbox
 
 _START_SECONDS = 5
 
 
-def start(executable: Path, pod: "PodFiles", cgroups: list[str]) -> None:
+def start(executable: Path, pod: "Sandbox", cgroups: list[str]) -> None:
     """Starts it and pins its PID namespace. To be called in a thread that ends soon: its later children would be in namespace and cgroup too."""
     syscalls.unshare(syscalls.CLONE_NEWPID)
     process = start_in_cgroups([str(executable), "-P"], cgroups, start_new_session=True)
     _pin(process.pid, pod)
 
 
-def start_in_user_namespace(executable: Path, pod: "PodFiles", cgroups: list[str]) -> None:
+def start_in_user_namespace(executable: Path, pod: "Sandbox", cgroups: list[str]) -> None:
     """The same as root of the pod's own user namespace, which then owns the PID namespace, as mounting /proc there needs."""
-    command = [*user_namespaces.command_in(pod.namespace("user")), "unshare", "--pid", "--fork", "--", str(executable), "-P"]
+    command = [*namespaces.command_in(pod.namespace("user")), "unshare", "--pid", "--fork", "--", str(executable), "-P"]
     parent = start_in_cgroups(command, cgroups, start_new_session=True)
     try:
         _pin(_first_child(parent.pid, executable), pod)
@@ -46,12 +46,14 @@ def _first_child(parent: int, executable: Path) -> int:
         except FileNotFoundError:
             break
         time.sleep(0.001)
-    raise Internal(f"{executable} did not start in the pod's user namespace; are nsenter and unshare (util-linux) here?")
+    raise Internal(
+        f"{executable} did not start in the pod's user namespace; are nsenter and unshare (util-linux) here?"
+    )
 
 
-def _pin(pid: int, pod: "PodFiles") -> None:
+def _pin(pid: int, pod: "Sandbox") -> None:
     pod.pause_pid.write_text(f"{pid} {_start_time(pid)}")
-    syscalls.pin_namespace("pid", pod.namespace("pid"), pid)
+    namespaces.pin("pid", pod.namespace("pid"), pid)
 
 
 def stop(pid_file: Path) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from crisp_proto.config import DNSConfig, NamespaceMode, PodSandboxConfig
 from runtime_svc import id_mappings, pause, sysctls
-from servicekit import selinux, syscalls, user_namespaces
+from servicekit.linux import namespaces, selinux, syscalls
 
 _FLAGS = {"uts": syscalls.CLONE_NEWUTS, "ipc": syscalls.CLONE_NEWIPC}
 
 
 @dataclass(frozen=True, slots=True)
-class PodFiles:
+class Sandbox:
     """The folder of a pod."""
 
     folder: Path
@@ -74,32 +74,36 @@ class PodFiles:
             elif kinds:
                 syscalls.unshare(sum(_FLAGS[kind] for kind in kinds))
                 for kind in kinds:
-                    syscalls.pin_namespace(kind, self.namespace(kind))
+                    namespaces.pin(kind, self.namespace(kind))
             if "uts" in kinds:
                 syscalls.sethostname(hostname[:64])
             if "ipc" in kinds:
                 self.shm.mkdir()
                 syscalls.mount(
-                    "shm", self.shm, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, f"mode=1777,size={shm_bytes}"
+                    "shm",
+                    self.shm,
+                    "tmpfs",
+                    syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC,
+                    f"mode=1777,size={shm_bytes}",
                 )
             sysctls.write(config, self.namespace("user") if config.own_user_namespace else None, self.namespace("ipc"))
             if options.pid is NamespaceMode.POD:
                 start = pause.start_in_user_namespace if config.own_user_namespace else pause.start
                 start(pause_path, self, cgroups)
 
-        await syscalls.in_own_thread(in_new_namespaces)
+        await namespaces.in_own_thread(in_new_namespaces)
 
     def _own_user_namespace(self, config: PodSandboxConfig, kinds: list[str]) -> None:
         """Pins a user namespace with the pod's mappings and the others as its own, and enters those."""
-        with user_namespaces.new(["user"]) as pid:
-            user_namespaces.write_mappings(pid, *id_mappings.of(config))
-            syscalls.pin_namespace("user", self.namespace("user"), pid)
+        with namespaces.new(["user"]) as pid:
+            namespaces.write_mappings(pid, *id_mappings.of(config))
+            namespaces.pin("user", self.namespace("user"), pid)
         if kinds:
-            with user_namespaces.new(kinds, self.namespace("user")) as pid:
+            with namespaces.new(kinds, self.namespace("user")) as pid:
                 for kind in kinds:
-                    syscalls.pin_namespace(kind, self.namespace(kind), pid)
+                    namespaces.pin(kind, self.namespace(kind), pid)
         for kind in kinds:
-            syscalls.enter_namespace(self.namespace(kind), _FLAGS[kind])
+            namespaces.enter(self.namespace(kind), _FLAGS[kind])
 
     def relabel(self, label: str) -> None:
         """Gives what containers see an SELinux label."""
@@ -116,7 +120,7 @@ class PodFiles:
         pause.stop(self.pause_pid)
         if (self.folder / "ns").exists():
             for pin in (self.folder / "ns").iterdir():
-                syscalls.unpin_namespace(pin)
+                namespaces.unpin(pin)
         while syscalls.unmount(self.shm):
             pass
 

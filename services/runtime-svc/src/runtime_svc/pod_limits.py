@@ -11,7 +11,7 @@ from runtime_svc.resources import NUMBERS, NUMBERS_RULE, check, check_unified
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
-    from servicekit.systemd import Properties
+    from servicekit.linux.systemd import Properties
 
 _PERIOD = 100_000
 _INFINITY = (1 << 64) - 1  # as systemd says it over D-Bus
@@ -35,7 +35,9 @@ _SYSTEMDS = {*_NUMBER_PROPERTIES, *_SET_PROPERTIES, "cpu.max"}
 _FOR_CONTAINERS = {"memory.oom.group"}
 
 
-def total(resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None) -> LinuxContainerResources:
+def total(
+    resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None
+) -> LinuxContainerResources:
     """Both together. What the pod's own resources do not limit stays without a limit. Raises InvalidArgument that names a field."""
     check(resources or _NONE, "linux.resources")
     overhead = overhead or _NONE
@@ -55,12 +57,18 @@ def total(resources: LinuxContainerResources | None, overhead: LinuxContainerRes
     sums = {
         "cpu_shares": resources.cpu_shares and resources.cpu_shares + overhead.cpu_shares,
         "cpu_quota": resources.cpu_quota + more_quota if resources.cpu_quota > 0 else resources.cpu_quota,
-        "memory_limit_in_bytes": resources.memory_limit_in_bytes and resources.memory_limit_in_bytes + overhead.memory_limit_in_bytes,
-        "memory_swap_limit_in_bytes": swap + (overhead.memory_swap_limit_in_bytes or overhead.memory_limit_in_bytes) if swap > 0 else swap,
+        "memory_limit_in_bytes": resources.memory_limit_in_bytes
+        and resources.memory_limit_in_bytes + overhead.memory_limit_in_bytes,
+        "memory_swap_limit_in_bytes": swap + (overhead.memory_swap_limit_in_bytes or overhead.memory_limit_in_bytes)
+        if swap > 0
+        else swap,
         "hugepage_limits": [
-            limit.model_copy(update={"limit": limit.limit + more_pages.get(limit.page_size, 0)}) for limit in resources.hugepage_limits
+            limit.model_copy(update={"limit": limit.limit + more_pages.get(limit.page_size, 0)})
+            for limit in resources.hugepage_limits
         ],
-        "unified": {name: value for name, value in (overhead.unified | resources.unified).items() if name not in _FOR_CONTAINERS},
+        "unified": {
+            name: value for name, value in (overhead.unified | resources.unified).items() if name not in _FOR_CONTAINERS
+        },
     }
     return resources.model_copy(update=sums)
 
@@ -84,7 +92,9 @@ def to_properties(limits: LinuxContainerResources) -> "Properties":
         try:
             found = {**found, **_properties(name, value)}
         except ValueError as error:
-            raise InvalidArgument(f"linux.resources.unified[{name}] = {value!r}: {error}", field="linux.resources.unified") from error
+            raise InvalidArgument(
+                f"linux.resources.unified[{name}] = {value!r}: {error}", field="linux.resources.unified"
+            ) from error
     return found
 
 
@@ -176,7 +186,9 @@ def _write(cgroups: Cgroups, cgroup: str, files: "Iterator[tuple[str, str, str]]
             if error.errno == errno.EINVAL and name == "cpu.cfs_quota_us" and _is_limited(folder.parent):
                 (folder / name).write_text("-1")
                 continue
-            raise FailedPrecondition(f"the pod's {name} = {value!r}: {error.strerror} ({folder})", field="linux.resources") from error
+            raise FailedPrecondition(
+                f"the pod's {name} = {value!r}: {error.strerror} ({folder})", field="linux.resources"
+            ) from error
 
 
 def _is_limited(folder: Path) -> bool:

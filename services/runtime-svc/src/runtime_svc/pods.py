@@ -9,16 +9,16 @@ from crisp_proto.config import LinuxContainerResources, LinuxContainerSecurityCo
 from crisp_proto.runtime import Pod, PodRequest, PodState
 from runtime_svc import id_mappings, lsm, pod_limits, sysctls
 from runtime_svc.cgroup_drivers import CgroupDriver
-from runtime_svc.cgroups import Cgroups, ComingMoves
+from runtime_svc.cgroups import CgroupMoveWarmup, Cgroups
 from runtime_svc.handlers import Handlers
-from runtime_svc.pod_files import PodFiles
+from runtime_svc.pod_files import Sandbox
 from runtime_svc.resources import merged, oom_score_adj
 from runtime_svc.settings import RuntimeSettings
 from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
-from servicekit.tasks import Turns
+from servicekit.tasks import KeyedQueue
 
 _log = logs.get()
 
@@ -34,7 +34,7 @@ class Pods:
         driver: CgroupDriver,
         handlers: Handlers,
         run: Path,
-        coming_moves: ComingMoves,
+        coming_moves: CgroupMoveWarmup,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -43,11 +43,11 @@ class Pods:
         self._handlers = handlers
         self._coming_moves = coming_moves
         self._folder = run / "pods"
-        self._turns = Turns()
+        self._queue = KeyedQueue()
 
-    def files(self, pod_id: str) -> PodFiles:
+    def files(self, pod_id: str) -> Sandbox:
         """The pod's folder."""
-        return PodFiles(self._folder / pod_id)
+        return Sandbox(self._folder / pod_id)
 
     async def create(self, pod_id: str, request: PodRequest) -> Pod:
         """Makes a pod; the same request again answers what there is, an unfinished one is made anew.
@@ -61,7 +61,7 @@ class Pods:
                 f"user namespaces: {handler.path} has no idmapped mounts on this node, which they need (Status.runtime_handlers)",
                 field="linux.security_context.namespace_options.userns_options",
             )
-        return await self._turns.take(pod_id, "create", lambda: self._create(pod_id, request))
+        return await self._queue.run(pod_id, "create", lambda: self._create(pod_id, request))
 
     async def _create(self, pod_id: str, request: PodRequest) -> Pod:
         known = self._store.pod(pod_id)
@@ -90,7 +90,9 @@ class Pods:
         self._store.begin_pod(pod)
         crashpoint("pod-recorded")
         try:
-            await self._driver.create(pod.cgroup, pod_limits.total(request.config.linux.resources, request.config.linux.overhead))
+            await self._driver.create(
+                pod.cgroup, pod_limits.total(request.config.linux.resources, request.config.linux.overhead)
+            )
             crashpoint("pod-cgroup-made")
             files, helpers = self.files(pod_id), self._driver.helpers(pod.cgroup)
             await files.create(request.config, self._settings.pause, helpers, self._settings.shm_size)
@@ -105,7 +107,9 @@ class Pods:
         self._coming_moves.announce()  # a container will follow
         crashpoint("pod-files-made")
         self._store.complete_pod(pod_id)
-        _log.info("pod-created", pod=pod_id, name=request.config.metadata.name, namespace=request.config.metadata.namespace)
+        _log.info(
+            "pod-created", pod=pod_id, name=request.config.metadata.name, namespace=request.config.metadata.namespace
+        )
         return pod
 
     def file_label(self, pod_id: str, security: LinuxContainerSecurityContext) -> str:
@@ -114,7 +118,7 @@ class Pods:
 
     async def stop(self, pod_id: str) -> None:
         """NOTREADY: its namespaces and pause process go, its record stays. Fine if there is no such pod."""
-        await self._turns.take(pod_id, "stop", lambda: self._stop(pod_id))
+        await self._queue.run(pod_id, "stop", lambda: self._stop(pod_id))
 
     async def _stop(self, pod_id: str) -> None:
         if self._store.pod(pod_id) is None:
@@ -128,7 +132,7 @@ class Pods:
         left = self._store.container_ids(pod_id)
         if left:
             raise FailedPrecondition(f"pod {pod_id} still has containers: {', '.join(left)}; remove them first")
-        await self._turns.take(pod_id, "remove", lambda: self._remove(pod_id))
+        await self._queue.run(pod_id, "remove", lambda: self._remove(pod_id))
 
     async def _remove(self, pod_id: str) -> None:
         known = self._store.pod(pod_id)
@@ -143,15 +147,25 @@ class Pods:
         crashpoint("pod-cgroup-removed")
         self._store.remove_pod(pod_id)
 
-    async def update(self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None) -> Pod:
+    async def update(
+        self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None
+    ) -> Pod:
         """Changes what the pod as a whole may use. What is not given stays. NotFound: no such pod. FailedPrecondition: the kernel refuses."""
-        return await self._turns.take(pod_id, f"update {resources} {overhead}", lambda: self._update(pod_id, resources, overhead))
+        return await self._queue.run(
+            pod_id, f"update {resources} {overhead}", lambda: self._update(pod_id, resources, overhead)
+        )
 
-    async def _update(self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None) -> Pod:
+    async def _update(
+        self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None
+    ) -> Pod:
         pod = self.get(pod_id)
         asked = {"resources": resources, "overhead": overhead}
         old = pod.config.linux
-        changes = {name: merged(getattr(old, name) or LinuxContainerResources(), new) for name, new in asked.items() if new is not None}
+        changes = {
+            name: merged(getattr(old, name) or LinuxContainerResources(), new)
+            for name, new in asked.items()
+            if new is not None
+        }
         linux = old.model_copy(update=changes)
         if pod.state is PodState.READY:
             await self._driver.limit(pod.cgroup, pod_limits.total(linux.resources, linux.overhead))
@@ -183,9 +197,14 @@ def _set_score(pause: int, of_pod: LinuxContainerResources | None) -> None:
 def _check(config: PodSandboxConfig) -> None:
     for name in ("name", "namespace", "uid"):
         if not getattr(config.metadata, name):
-            raise InvalidArgument(f"metadata.{name} is empty; a pod is named by namespace, name, uid and attempt", field=f"metadata.{name}")
+            raise InvalidArgument(
+                f"metadata.{name} is empty; a pod is named by namespace, name, uid and attempt",
+                field=f"metadata.{name}",
+            )
     if len(config.hostname) > 64:
-        raise InvalidArgument(f"hostname {config.hostname!r} has more than 64 characters, which is the kernel's limit", field="hostname")
+        raise InvalidArgument(
+            f"hostname {config.hostname!r} has more than 64 characters, which is the kernel's limit", field="hostname"
+        )
     pod_limits.total(config.linux.resources, config.linux.overhead)
     id_mappings.check(config)
     sysctls.check(config)

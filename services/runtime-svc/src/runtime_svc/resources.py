@@ -55,7 +55,9 @@ def to_oci(resources: LinuxContainerResources, *, cgroup_version: int, pids_limi
 def check_unified(resources: LinuxContainerResources, cgroup_version: int) -> None:
     """Raises InvalidArgument for files of version 2 on a machine with version 1."""
     if resources.unified and cgroup_version == 1:
-        raise InvalidArgument("linux.resources.unified needs cgroup version 2, this node has version 1", field="linux.resources.unified")
+        raise InvalidArgument(
+            "linux.resources.unified needs cgroup version 2, this node has version 1", field="linux.resources.unified"
+        )
 
 
 def check(resources: LinuxContainerResources, field: str) -> None:
@@ -84,7 +86,10 @@ def check(resources: LinuxContainerResources, field: str) -> None:
                 f"{field}.hugepage_limits.page_size = {limit.page_size!r}: a number with KB, MB or GB, as 2MB",
                 field=f"{field}.hugepage_limits",
             )
-    if resources.memory_swap_limit_in_bytes > 0 and not 0 < resources.memory_limit_in_bytes <= resources.memory_swap_limit_in_bytes:
+    if (
+        resources.memory_swap_limit_in_bytes > 0
+        and not 0 < resources.memory_limit_in_bytes <= resources.memory_swap_limit_in_bytes
+    ):
         refuse(
             "memory_swap_limit_in_bytes",
             f"counts memory and swap together: it needs memory_limit_in_bytes ({resources.memory_limit_in_bytes}), and can't be less",
@@ -109,13 +114,17 @@ def classes(pod_annotations: Mapping[str, str], container: str, settings: Runtim
             field="annotations",
         )
     if rdt and ("/" in rdt or rdt in _NO_RDT_CLASSES):
-        raise InvalidArgument(f"RDT class {rdt!r}: the name of a folder of {RESCTRL} that is a class", field="annotations")
+        raise InvalidArgument(
+            f"RDT class {rdt!r}: the name of a folder of {RESCTRL} that is a class", field="annotations"
+        )
     if rdt and not (RESCTRL / rdt).is_dir():
         raise FailedPrecondition(
-            f"RDT class {rdt!r} is not on this node: {RESCTRL / rdt} must exist, on a processor that has RDT", field="annotations"
+            f"RDT class {rdt!r} is not on this node: {RESCTRL / rdt} must exist, on a processor that has RDT",
+            field="annotations",
         )
     return Classes(
-        {"blockIO": settings.blockio_classes[block_io].to_oci()} if block_io else {}, {"intelRdt": {"closID": rdt}} if rdt else {}
+        {"blockIO": settings.blockio_classes[block_io].to_oci()} if block_io else {},
+        {"intelRdt": {"closID": rdt}} if rdt else {},
     )
 
 

@@ -14,14 +14,19 @@ from runtime_svc.settings import RuntimeSettings
 from servicekit.errors import InvalidArgument
 
 Document = dict[str, Any]
-_ARCHITECTURES = {"x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"], "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]}
+_ARCHITECTURES = {
+    "x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+    "aarch64": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
+}
 _EPERM, _ENOSYS = 1, 38
 _AF_VSOCK = 40
 _CLONE_NAMESPACES = 0x7E020000  # CLONE_NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET | NEWNS
 _PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)  # Linux, Linux32, with UNAME26; query
 
 
-def wanted(security: LinuxContainerSecurityContext, granted: frozenset[str], settings: RuntimeSettings) -> Document | None:
+def wanted(
+    security: LinuxContainerSecurityContext, granted: frozenset[str], settings: RuntimeSettings
+) -> Document | None:
     """The profile of a container. One that names none is unconfined, as with CRI's other runtimes, unless the settings say otherwise.
 
     Raises InvalidArgument for a localhost profile that can't be used.
@@ -57,9 +62,17 @@ def default_profile(capabilities: frozenset[str]) -> Document:
             names.update(more)
     rules: list[Document] = [
         {"names": sorted(names), "action": "SCMP_ACT_ALLOW"},
-        {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": _AF_VSOCK, "op": "SCMP_CMP_NE"}]},
+        {
+            "names": ["socket"],
+            "action": "SCMP_ACT_ALLOW",
+            "args": [{"index": 0, "value": _AF_VSOCK, "op": "SCMP_CMP_NE"}],
+        },
         *(
-            {"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]}
+            {
+                "names": ["personality"],
+                "action": "SCMP_ACT_ALLOW",
+                "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}],
+            }
             for value in _PERSONALITIES
         ),
     ]
@@ -88,7 +101,8 @@ def localhost_profile(path: str, root: Path) -> Document:
         document = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise InvalidArgument(
-            f"seccomp profile {path!r}: {file} can't be used: {error}", field="linux.security_context.seccomp.localhost_ref"
+            f"seccomp profile {path!r}: {file} can't be used: {error}",
+            field="linux.security_context.seccomp.localhost_ref",
         ) from error
     if not isinstance(document, dict) or "defaultAction" not in document:
         raise InvalidArgument(

@@ -35,7 +35,11 @@ def compiled_default(capabilities: frozenset[str]) -> str | None:
     try:
         return base64.b64encode(_compile(seccomp.default_profile(capabilities))).decode()
     except OSError as error:
-        _log.warning("seccomp-not-compiled", error=str(error), consequence="the OCI runtime compiles the profile for each container")
+        _log.warning(
+            "seccomp-not-compiled",
+            error=str(error),
+            consequence="the OCI runtime compiles the profile for each container",
+        )
         return None
 
 
@@ -43,7 +47,9 @@ def _compile(profile: Document) -> bytes:
     library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
     library.seccomp_init.restype = ctypes.c_void_p
     library.seccomp_arch_resolve_name.restype = ctypes.c_uint32
-    program = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(_action(profile["defaultAction"], profile["defaultErrnoRet"]))))
+    program = ctypes.c_void_p(
+        library.seccomp_init(ctypes.c_uint32(_action(profile["defaultAction"], profile["defaultErrnoRet"])))
+    )
     try:
         _check(library.seccomp_attr_set(program, *_BINARY_TREE), "seccomp_attr_set")
         for name in profile["architectures"]:
@@ -57,8 +63,13 @@ def _compile(profile: Document) -> bytes:
             comparisons = (_Comparison * len(wanted))(*wanted)
             for name in rule["names"]:
                 number = library.seccomp_syscall_resolve_name(name.encode())
-                if number != _NOT_A_SYSCALL:  # else younger than this libseccomp: it stays forbidden, as with the runtimes
-                    _check(library.seccomp_rule_add_array(program, action, number, len(wanted), comparisons), f"seccomp_rule_add {name}")
+                if (
+                    number != _NOT_A_SYSCALL
+                ):  # else younger than this libseccomp: it stays forbidden, as with the runtimes
+                    _check(
+                        library.seccomp_rule_add_array(program, action, number, len(wanted), comparisons),
+                        f"seccomp_rule_add {name}",
+                    )
         return _export(library, program)
     finally:
         library.seccomp_release(program)
@@ -79,7 +90,10 @@ def _action(name: str, errno: int) -> int:
 
 def _comparison(argument: Document) -> _Comparison:
     return _Comparison(
-        argument["index"], _COMPARISONS[argument["op"].removeprefix("SCMP_CMP_")], argument["value"], argument.get("valueTwo", 0)
+        argument["index"],
+        _COMPARISONS[argument["op"].removeprefix("SCMP_CMP_")],
+        argument["value"],
+        argument.get("valueTwo", 0),
     )
 
 

@@ -19,10 +19,13 @@ class HandlerSettings(Section):
     root: Path | None = Field(None, description="Folder of its state; default RUN_DIR/runtime-svc/oci/NAME")
     monitor: Path | None = Field(None, description="conmon for its containers; default monitor.conmon")
     allowed_annotations: list[str] = Field(
-        [], description="Regular expressions of annotations, of pod and container, that it gets although they are orders to it"
+        [],
+        description="Regular expressions of annotations, of pod and container, that it gets although they are orders to it",
     )
     default_annotations: dict[str, str] = Field({}, description="Annotations that it gets with every container")
-    privileged_without_host_devices: bool = Field(False, description="Privileged containers get none of the node's devices")
+    privileged_without_host_devices: bool = Field(
+        False, description="Privileged containers get none of the node's devices"
+    )
 
     @field_validator("allowed_annotations")
     @classmethod
@@ -71,27 +74,41 @@ class RuntimeSettings(Section):
     cgroup_driver: Literal["cgroupfs", "systemd"] = Field(
         "cgroupfs", description="Who makes cgroups, cgroupfs or systemd; kubelet is told by RuntimeConfig"
     )
-    cgroup_parent: str = Field("", description="Parent of pods that come without one; default /crisp, with systemd crisp.slice")
+    cgroup_parent: str = Field(
+        "", description="Parent of pods that come without one; default /crisp, with systemd crisp.slice"
+    )
     pids_limit: int = Field(0, ge=0, description="Processes that a container may have; 0 sets no limit")
-    pause: Path = Field(Path("/usr/bin/catatonit"), description="Process 1 of pods that share their PID namespace; must reap zombies")
+    pause: Path = Field(
+        Path("/usr/bin/catatonit"), description="Process 1 of pods that share their PID namespace; must reap zombies"
+    )
     shm_size: int = Field(64 << 20, ge=4096, description="Bytes of a pod's /dev/shm")
     hooks_dirs: list[Path] = Field(
         [Path("/usr/share/containers/oci/hooks.d"), Path("/etc/containers/oci/hooks.d")],
         description="Folders of OCI hooks, oci-hooks(5); later ones win",
     )
-    cdi_dirs: list[Path] = Field([Path("/etc/cdi"), Path("/var/run/cdi")], description="Folders of CDI specifications; later ones win")
-    blockio_classes: dict[str, BlockIoClass] = Field({}, description="Block I/O classes by the name that annotations use")
-    seccomp_profiles: Path = Field(Path("/var/lib/kubelet/seccomp"), description="Folder that relative localhost profiles are in")
+    cdi_dirs: list[Path] = Field(
+        [Path("/etc/cdi"), Path("/var/run/cdi")], description="Folders of CDI specifications; later ones win"
+    )
+    blockio_classes: dict[str, BlockIoClass] = Field(
+        {}, description="Block I/O classes by the name that annotations use"
+    )
+    seccomp_profiles: Path = Field(
+        Path("/var/lib/kubelet/seccomp"), description="Folder that relative localhost profiles are in"
+    )
     unset_seccomp: Literal["unconfined", "runtime/default"] = Field(
         "unconfined", description="Seccomp profile of containers that name none; kubelet always names one"
     )
     runtime_timeout: float = Field(60, gt=0, description="Seconds that one call of an OCI runtime may take")
-    checkpoint_timeout: float = Field(300, gt=0, description="Seconds that a checkpoint may take if its request does not say")
+    checkpoint_timeout: float = Field(
+        300, gt=0, description="Seconds that a checkpoint may take if its request does not say"
+    )
 
     @model_validator(mode="after")
     def _default_exists(self) -> "RuntimeSettings":
         if self.default_handler not in self.handlers:
-            raise ValueError(f"default_handler {self.default_handler!r} is none of handlers: {', '.join(self.handlers)}")
+            raise ValueError(
+                f"default_handler {self.default_handler!r} is none of handlers: {', '.join(self.handlers)}"
+            )
         return self
 
 
@@ -99,7 +116,9 @@ def _numbers(path: str) -> dict[str, int]:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise FailedPrecondition(f"runtime.blockio_classes: {path}: {error.strerror}", field="runtime.blockio_classes") from error
+        raise FailedPrecondition(
+            f"runtime.blockio_classes: {path}: {error.strerror}", field="runtime.blockio_classes"
+        ) from error
     if not stat.S_ISBLK(status.st_mode):
         raise FailedPrecondition(f"runtime.blockio_classes: {path} is no block device", field="runtime.blockio_classes")
     return {"major": os.major(status.st_rdev), "minor": os.minor(status.st_rdev)}

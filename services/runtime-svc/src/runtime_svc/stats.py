@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from crisp_proto.runtime import Account, Accounts, CgroupUse, CpuUse, MemoryUse, Usages
-from runtime_svc import accounts
+from crisp_proto.runtime import AllCgroupCounters, CgroupCounters, CgroupUse, CpuUse, MemoryUse, Usages
+from runtime_svc import counters
 from runtime_svc.cgroup_drivers import CgroupDriver
 from runtime_svc.cgroups import Cgroups, Reading
 from runtime_svc.store import Store
@@ -28,7 +28,7 @@ class Stats:
         self._cgroups = cgroups
         self._driver = driver
         self._uses: Kept[CgroupUse] = {}
-        self._accounts: Kept[Account] = {}
+        self._counters: Kept[CgroupCounters] = {}
         self._reading = asyncio.Lock()
 
     async def usages(self) -> Usages:
@@ -38,12 +38,12 @@ class Stats:
             found = await asyncio.to_thread(self._read_uses, containers | pods)
         return Usages(containers=_of(containers, found), pods=_of(pods, found))
 
-    async def accounts(self) -> Accounts:
+    async def counters(self) -> AllCgroupCounters:
         """All that the kernel counts for containers and pods, as far as their cgroups exist."""
         async with self._reading:
             containers, pods = self._paths()
-            found = await asyncio.to_thread(self._read_accounts, containers, pods)
-        return Accounts(containers=_of(containers, found), pods=_of(pods, found))
+            found = await asyncio.to_thread(self._read_counters, containers, pods)
+        return AllCgroupCounters(containers=_of(containers, found), pods=_of(pods, found))
 
     def _paths(self) -> tuple[Paths, Paths]:
         pods = {pod.id: pod.cgroup for pod in self._store.pods()}
@@ -64,15 +64,15 @@ class Stats:
         _, before = self._uses.get(thing, (0.0, None))
         return _use(reading, before)
 
-    def _read_accounts(self, containers: Paths, pods: Paths) -> dict[str, Account]:
+    def _read_counters(self, containers: Paths, pods: Paths) -> dict[str, CgroupCounters]:
         paths = containers | pods
         uses = self._read_uses(paths)
 
-        def account(thing: str, path: str) -> Account | None:
+        def of_one(thing: str, path: str) -> CgroupCounters | None:
             use = uses.get(thing)
-            return accounts.read(self._cgroups, path, use, with_processes=thing in containers) if use else None
+            return counters.read(self._cgroups, path, use, with_processes=thing in containers) if use else None
 
-        return _fresh(self._accounts, paths, account)
+        return _fresh(self._counters, paths, of_one)
 
 
 def _fresh(kept: Kept[T], paths: Paths, read: Callable[[str, str], T | None]) -> dict[str, T]:
@@ -99,7 +99,9 @@ def _use(reading: Reading, before: CgroupUse | None) -> CgroupUse:
     spent = reading.cpu - before.cpu.usage if before else 0
     return CgroupUse(
         cpu=CpuUse(
-            timestamp=reading.timestamp, usage=reading.cpu, nano_cores=max(0, spent * 1_000_000_000 // elapsed) if elapsed > 0 else 0
+            timestamp=reading.timestamp,
+            usage=reading.cpu,
+            nano_cores=max(0, spent * 1_000_000_000 // elapsed) if elapsed > 0 else 0,
         ),
         memory=MemoryUse(
             timestamp=reading.timestamp,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from crisp_proto.config import ContainerConfig, ContainerMetadata, PodSandboxConfig, PodSandboxMetadata
 from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState
-from servicekit.boot import boot_id
 from servicekit.database import Database
+from servicekit.linux.boot import boot_id
 
 _MIGRATIONS = [
     """CREATE TABLE pods (
@@ -130,7 +130,9 @@ class Store:
 
     def containers(self, pod_id: str | None = None) -> list[Container]:
         """All complete containers, or a pod's."""
-        rows = self._db.rows("SELECT * FROM containers WHERE record != '' AND (? IS NULL OR pod = ?) ORDER BY rowid", pod_id, pod_id)
+        rows = self._db.rows(
+            "SELECT * FROM containers WHERE record != '' AND (? IS NULL OR pod = ?) ORDER BY rowid", pod_id, pod_id
+        )
         return [_container(row) for row in rows]
 
     def handler_of(self, container_id: str) -> str | None:
@@ -148,7 +150,9 @@ class Store:
         That it starts now is recorded before it does, and kept if the attempt's outcome is lost: no program ends before its start.
         """
         with self._db.write() as db:
-            row = db.execute("SELECT attempt, starting, started, start_error FROM containers WHERE id = ?", (container_id,)).fetchone()
+            row = db.execute(
+                "SELECT attempt, starting, started, start_error FROM containers WHERE id = ?", (container_id,)
+            ).fetchone()
             if not row["started"]:
                 starting = 0 if row["start_error"] else row["starting"]
                 db.execute(
@@ -160,7 +164,9 @@ class Store:
     def started(self, container_id: str) -> int:
         """The container runs; answers since when (ns since the epoch), 0 if it has been removed meanwhile."""
         with self._db.write() as db:
-            row = db.execute("UPDATE containers SET started = starting WHERE id = ? RETURNING started", (container_id,)).fetchone()
+            row = db.execute(
+                "UPDATE containers SET started = starting WHERE id = ? RETURNING started", (container_id,)
+            ).fetchone()
         return int(row["started"]) if row else 0
 
     def start_failed(self, container_id: str, error: str) -> None:
@@ -177,7 +183,10 @@ class Store:
         """Records the intent to checkpoint; False if one is under way. What is not finished when it is due is given up."""
         return bool(
             self._db.run(
-                "INSERT INTO checkpoints (container, location, due) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", container_id, location, due
+                "INSERT INTO checkpoints (container, location, due) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                container_id,
+                location,
+                due,
             )
         )
 
@@ -197,7 +206,9 @@ class Store:
 def _unreadable_pod(row: sqlite3.Row) -> str:
     """What stands for a pod whose record can't be read: NOTREADY, so that kubelet or an operator removes it."""
     config = PodSandboxConfig(metadata=PodSandboxMetadata(name=_UNREADABLE, namespace=_UNREADABLE, uid=row["id"]))
-    pod = Pod(id=row["id"], state=PodState.NOTREADY, created_at=int(row["begun"] * 1e9), handler="", config=config, cgroup="")
+    pod = Pod(
+        id=row["id"], state=PodState.NOTREADY, created_at=int(row["begun"] * 1e9), handler="", config=config, cgroup=""
+    )
     return pod.model_dump_json()
 
 

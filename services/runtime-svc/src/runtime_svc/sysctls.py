@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 from crisp_proto.config import NamespaceMode, PodSandboxConfig
-from servicekit import user_namespaces
 from servicekit.errors import InvalidArgument
+from servicekit.linux import namespaces
 
 _IPC = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
 _UTS = ("kernel.domainname",)
@@ -22,10 +22,14 @@ def check(config: PodSandboxConfig) -> None:
         normal = _normal(name)
         if normal.startswith("net.") or normal in _UTS:
             if config.on_node_network:
-                raise InvalidArgument(f"sysctl {name} would change the node: the pod uses the node's network and host name", field=field)
+                raise InvalidArgument(
+                    f"sysctl {name} would change the node: the pod uses the node's network and host name", field=field
+                )
         elif normal.startswith(_IPC):
             if options.ipc is NamespaceMode.NODE:
-                raise InvalidArgument(f"sysctl {name} would change the node: the pod uses the node's IPC namespace", field=field)
+                raise InvalidArgument(
+                    f"sysctl {name} would change the node: the pod uses the node's IPC namespace", field=field
+                )
         else:
             raise InvalidArgument(
                 f"sysctl {name} is not namespaced; only net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.* and kernel.domainname are",
@@ -46,12 +50,14 @@ def write(config: PodSandboxConfig, user_namespace: Path | None, ipc: Path) -> N
             else:
                 path.write_text(value)
         except OSError as error:
-            raise InvalidArgument(f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]") from error
+            raise InvalidArgument(
+                f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]"
+            ) from error
 
 
 def _write_as_owner(path: Path, value: str, user_namespace: Path, ipc: Path) -> None:
     """The kernel lets only the root of its user namespace write an IPC namespace's sysctls, not even the node's."""
-    command = [*user_namespaces.command_in(user_namespace, f"--ipc={ipc}"), "tee", str(path)]
+    command = [*namespaces.command_in(user_namespace, f"--ipc={ipc}"), "tee", str(path)]
     finished = subprocess.run(command, input=value.encode(), capture_output=True, check=False)
     if finished.returncode != 0:
         raise OSError(0, finished.stderr.decode(errors="replace").strip().rpartition(": ")[2])

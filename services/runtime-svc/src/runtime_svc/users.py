@@ -6,7 +6,7 @@ from pathlib import Path
 
 from crisp_proto.config import LinuxContainerSecurityContext, SupplementalGroupsPolicy
 from servicekit.errors import InvalidArgument
-from servicekit.rootpath import read_in_root
+from servicekit.linux.root_paths import read_in_root
 
 _MAX_ID = 2**32 - 2
 
@@ -36,7 +36,8 @@ def resolve(security: LinuxContainerSecurityContext, image_user: str, rootfs: Pa
     where = "linux.security_context"
     if security.run_as_group is not None and security.run_as_user is None and not security.run_as_username:
         raise InvalidArgument(
-            "run_as_group without run_as_user or run_as_username; CRI wants a user with it", field=f"{where}.run_as_group"
+            "run_as_group without run_as_user or run_as_username; CRI wants a user with it",
+            field=f"{where}.run_as_group",
         )
 
     if security.run_as_user is not None:
@@ -68,7 +69,8 @@ def _find_account(wanted: str, accounts: list[_Account], field: str) -> _Account
             return account
     if not wanted.lstrip("-").isdecimal():
         raise InvalidArgument(
-            f"{field} = {wanted!r}: the image's /etc/passwd has no such user; use a number, or add the user to the image", field=field
+            f"{field} = {wanted!r}: the image's /etc/passwd has no such user; use a number, or add the user to the image",
+            field=field,
         )
     uid = _checked(int(wanted), field)
     return next((account for account in accounts if account.uid == uid), _Account("", uid, 0, ""))
@@ -79,7 +81,9 @@ def _find_group(wanted: str, groups: list[tuple[str, int, set[str]]]) -> int:
         if name == wanted:
             return number
     if not wanted.isdecimal():
-        raise InvalidArgument(f"the image's USER has the group {wanted!r}, which its /etc/group lacks", field="the image's USER")
+        raise InvalidArgument(
+            f"the image's USER has the group {wanted!r}, which its /etc/group lacks", field="the image's USER"
+        )
     return _checked(int(wanted), "the image's USER")
 
 

@@ -59,7 +59,9 @@ class SpdyChannels:
         self._plain_errors = plain_errors
         self._queue: asyncio.Queue[Message] = asyncio.Queue(_QUEUED)
         self._readers = [
-            asyncio.create_task(self._read(channel, streams[channel])) for channel in (Channel.STDIN, Channel.RESIZE) if channel in streams
+            asyncio.create_task(self._read(channel, streams[channel]))
+            for channel in (Channel.STDIN, Channel.RESIZE)
+            if channel in streams
         ]
 
     async def _read(self, channel: Channel, stream: spdy.Stream) -> None:

@@ -17,7 +17,7 @@ from cri_gateway.streaming.websocket import WebSocket
 from crisp_proto.streams import Channel, DialRequest, Session, outcome
 from servicekit.channels import ServiceChannels
 from servicekit.errors import CrispError
-from servicekit.tasks import first_of
+from servicekit.tasks import race
 
 SPDY_PROTOCOLS = ["portforward.k8s.io"]
 _TUNNEL = "SPDY/3.1+portforward.k8s.io"
@@ -60,7 +60,9 @@ async def over_spdy(net: NetService, session: Session, connection: spdy.Connecti
             raise spdy.Refused(f"stream type {kind!r}: only data and error are forwarded")
         if not port.isdecimal() or not 1 <= int(port) <= 65535:
             raise spdy.Refused(f"port {port!r}: a number from 1 to 65535")
-        key = request or str(stream.id - 2 if kind == "data" else stream.id)  # before there were request ids the two followed each other
+        key = request or str(
+            stream.id - 2 if kind == "data" else stream.id
+        )  # before there were request ids the two followed each other
         pair, waiting = halves.get(key) or ({}, asyncio.create_task(expire(key)))
         if kind in pair:
             raise spdy.Refused(f"a second {kind} stream for request {key}")
@@ -102,7 +104,9 @@ async def over_spdy(net: NetService, session: Session, connection: spdy.Connecti
         await connection.close()
 
 
-async def over_websocket(net: NetService, session: Session, socket: WebSocket, protocol: str, create_timeout: float) -> None:
+async def over_websocket(
+    net: NetService, session: Session, socket: WebSocket, protocol: str, create_timeout: float
+) -> None:
     """SPDY within a WebSocket, or a connection for each port that was asked for."""
     if protocol == _TUNNEL:
         tunnel: ByteStream = _Tunnel(socket)
@@ -133,7 +137,7 @@ async def over_websocket(net: NetService, session: Session, socket: WebSocket, p
             await channels.send(2 * number + 1, fault.encode())
 
     try:
-        await first_of(receive(), asyncio.gather(*(forward(number, port) for number, port in enumerate(session.ports))))
+        await race(receive(), asyncio.gather(*(forward(number, port) for number, port in enumerate(session.ports))))
     except OSError:
         pass  # the client is gone
     await channels.close()
@@ -154,7 +158,9 @@ async def _joined(
 ) -> str:
     """One connection, to the end of both its directions, or of the pod's where one alone can't be closed; answers what went wrong."""
     try:
-        service: ServiceChannels = await net.dial(DialRequest(pod_id="" if session.node_network else session.id, port=port))
+        service: ServiceChannels = await net.dial(
+            DialRequest(pod_id="" if session.node_network else session.id, port=port)
+        )
     except CrispError as error:
         return error.message
 

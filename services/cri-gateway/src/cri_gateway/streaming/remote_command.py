@@ -12,7 +12,7 @@ from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, Sessi
 from servicekit import logs
 from servicekit.channels import Channels
 from servicekit.errors import CrispError
-from servicekit.tasks import first_of
+from servicekit.tasks import race
 
 _BASE64 = "v4.base64.channel.k8s.io"
 WEBSOCKET_PROTOCOLS = ["v5.channel.k8s.io", "v4.channel.k8s.io", _BASE64]
@@ -30,7 +30,9 @@ async def over_websocket(monitor: MonitorService, session: Session, socket: WebS
     await channels.close()
 
 
-async def over_spdy(monitor: MonitorService, session: Session, connection: spdy.Connection, protocol: str, create_timeout: float) -> None:
+async def over_spdy(
+    monitor: MonitorService, session: Session, connection: spdy.Connection, protocol: str, create_timeout: float
+) -> None:
     """The session, to its end, with a client that has `create_timeout` seconds to open its SPDY streams."""
     missing = _expected(session, protocol)
     streams: dict[Channel, spdy.Stream] = {}
@@ -39,7 +41,9 @@ async def over_spdy(monitor: MonitorService, session: Session, connection: spdy.
     def opened(stream: spdy.Stream) -> None:
         channel = _channel(stream.headers)
         if channel not in missing:
-            raise spdy.Refused(f"stream type {stream.headers.get('streamtype', '')!r} was not asked for, or was opened before")
+            raise spdy.Refused(
+                f"stream type {stream.headers.get('streamtype', '')!r} was not asked for, or was opened before"
+            )
         missing.remove(channel)
         streams[channel] = stream
         if not missing:
@@ -55,13 +59,15 @@ async def over_spdy(monitor: MonitorService, session: Session, connection: spdy.
             _log.warning("stream-missing", missing=names)
             await _tell(
                 channels,
-                failed(f"the client did not open its streams {names} within {create_timeout:g} s (gateway.stream_creation_timeout)"),
+                failed(
+                    f"the client did not open its streams {names} within {create_timeout:g} s (gateway.stream_creation_timeout)"
+                ),
             )
         else:
             await _joined(monitor, session, channels)
         await channels.close()
 
-    await first_of(command(), connection.serve(opened))
+    await race(command(), connection.serve(opened))
 
 
 def _expected(session: Session, protocol: str) -> set[Channel]:
@@ -86,9 +92,13 @@ async def _joined(monitor: MonitorService, session: Session, client: Channels) -
     """Passes messages on until the service has said its last, or the client is gone."""
     try:
         service = await (
-            monitor.exec_stream(session.id, ExecStreamRequest(command=session.command, tty=session.tty, stdin=session.stdin))
+            monitor.exec_stream(
+                session.id, ExecStreamRequest(command=session.command, tty=session.tty, stdin=session.stdin)
+            )
             if session.kind is SessionKind.EXEC
-            else monitor.attach(session.id, AttachRequest(stdin=session.stdin, stdout=session.stdout, stderr=session.stderr))
+            else monitor.attach(
+                session.id, AttachRequest(stdin=session.stdin, stdout=session.stdout, stderr=session.stderr)
+            )
         )
     except CrispError as error:
         await _tell(client, failed(error.message))
@@ -107,7 +117,7 @@ async def _joined(monitor: MonitorService, session: Session, client: Channels) -
             await _tell(client, failed("monitor-svc went away; whether the command still runs is not known"))
 
     try:
-        await first_of(up(), down())
+        await race(up(), down())
     except OSError:
         pass  # one side is gone, and so is the session
     finally:

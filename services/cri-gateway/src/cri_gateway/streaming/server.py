@@ -92,7 +92,11 @@ class _Handler:
         except (TimeoutError, asyncio.IncompleteReadError):
             return
         except asyncio.LimitOverrunError:
-            await _refuse(transport, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the request's head has more than {_HEAD_LIMIT} bytes")
+            await _refuse(
+                transport,
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"the request's head has more than {_HEAD_LIMIT} bytes",
+            )
             return
         try:
             request = _Request.parse(head)
@@ -118,7 +122,9 @@ class _Handler:
         seconds = self._settings.stream_creation_timeout
         if request.upgrade == "websocket":
             socket = WebSocket(
-                transport, request.head, port_forward.WEBSOCKET_PROTOCOLS if forwards else remote_command.WEBSOCKET_PROTOCOLS
+                transport,
+                request.head,
+                port_forward.WEBSOCKET_PROTOCOLS if forwards else remote_command.WEBSOCKET_PROTOCOLS,
             )
             protocol = await socket.accept()
             if not protocol:
@@ -133,7 +139,9 @@ class _Handler:
                 b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
                 b"X-Stream-Protocol-Version: " + protocol.encode() + b"\r\n\r\n"
             )
-            connection = spdy.Connection(transport, port_forward.SPDY_STREAMS if forwards else remote_command.SPDY_STREAMS)
+            connection = spdy.Connection(
+                transport, port_forward.SPDY_STREAMS if forwards else remote_command.SPDY_STREAMS
+            )
             if forwards:
                 await port_forward.over_spdy(self._services.net, session, connection, seconds)
             else:
@@ -166,7 +174,11 @@ class _Request:
             path=request.target.decode("latin-1").partition("?")[0],
             upgrade=next((value.lower() for name, value in headers if name == b"upgrade"), ""),
             protocols=tuple(
-                part.strip() for name, value in headers if name == b"x-stream-protocol-version" for part in value.split(",") if part.strip()
+                part.strip()
+                for name, value in headers
+                if name == b"x-stream-protocol-version"
+                for part in value.split(",")
+                if part.strip()
             ),
         )
 
@@ -178,14 +190,14 @@ def _negotiated(request: _Request, served: list[str]) -> str:
     for protocol in request.protocols:
         if protocol in served:
             return protocol
-    raise InvalidArgument(f"X-Stream-Protocol-Version: {', '.join(request.protocols)}: this server speaks {', '.join(served)}")
+    raise InvalidArgument(
+        f"X-Stream-Protocol-Version: {', '.join(request.protocols)}: this server speaks {', '.join(served)}"
+    )
 
 
 async def _refuse(transport: Tcp, status: HTTPStatus, message: str) -> None:
     body = message.encode() + b"\n"
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
     with contextlib.suppress(OSError):
         await transport.write(head.encode() + body)
     await transport.close()

@@ -36,10 +36,16 @@ class Sessions:
         container = await self._running(request.container_id)
         if request.tty != container.config.tty:
             raise InvalidArgument(
-                f"tty = {request.tty}: the container was created with tty = {container.config.tty}, and this must match", field="tty"
+                f"tty = {request.tty}: the container was created with tty = {container.config.tty}, and this must match",
+                field="tty",
             )
         session = Session(
-            kind=SessionKind.ATTACH, id=container.id, tty=request.tty, stdin=request.stdin, stdout=request.stdout, stderr=request.stderr
+            kind=SessionKind.ATTACH,
+            id=container.id,
+            tty=request.tty,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
         )
         return api_pb2.AttachResponse(url=await self._url(session))
 
@@ -51,7 +57,9 @@ class Sessions:
         pod = await self._services.runtime.pod(await lookup.pod_id(self._services.runtime, request.pod_sandbox_id))
         if pod.state is not PodState.READY:
             raise FailedPrecondition(f"pod {pod.id} is not ready: it was stopped", field="pod_sandbox_id")
-        session = Session(kind=SessionKind.PORT_FORWARD, id=pod.id, ports=list(request.port), node_network=pod.config.on_node_network)
+        session = Session(
+            kind=SessionKind.PORT_FORWARD, id=pod.id, ports=list(request.port), node_network=pod.config.on_node_network
+        )
         return api_pb2.PortForwardResponse(url=await self._url(session))
 
     async def _running(self, text: str) -> Container:

@@ -11,7 +11,17 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from cri_gateway.streaming import spdy_frames
-from cri_gateway.streaming.spdy_frames import Data, Decoder, Encoder, GoAway, InitialWindow, Ping, ProtocolError, Reset, SynStream
+from cri_gateway.streaming.spdy_frames import (
+    Data,
+    Decoder,
+    Encoder,
+    GoAway,
+    InitialWindow,
+    Ping,
+    ProtocolError,
+    Reset,
+    SynStream,
+)
 from cri_gateway.streaming.transport import ByteStream
 from servicekit import logs
 
@@ -186,7 +196,9 @@ class Connection:
 
     async def _open(self, frame: SynStream, opened: Callable[[Stream], None]) -> None:
         if frame.stream_id % 2 == 0 or frame.stream_id <= self._last_id:
-            raise ProtocolError(f"stream {frame.stream_id} after {self._last_id}: a client's streams have odd numbers that grow")
+            raise ProtocolError(
+                f"stream {frame.stream_id} after {self._last_id}: a client's streams have odd numbers that grow"
+            )
         self._last_id = frame.stream_id
         stream = Stream(self, frame, self._initial_window)
         try:

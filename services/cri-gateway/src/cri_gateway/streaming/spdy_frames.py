@@ -31,7 +31,17 @@ _DICTIONARY_WORDS = (
 _DICTIONARY = (
     b"".join(
         struct.pack(">I", len(word)) + word.encode()
-        for word in [*_DICTIONARY_WORDS, "200 OK", "version", "HTTP/1.1", "url", "public", "set-cookie", "keep-alive", "origin"]
+        for word in [
+            *_DICTIONARY_WORDS,
+            "200 OK",
+            "version",
+            "HTTP/1.1",
+            "url",
+            "public",
+            "set-cookie",
+            "keep-alive",
+            "origin",
+        ]
     )
     + b"100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505"
     b"203 Non-Authoritative Information204 No Content301 Moved Permanently400 Bad Request401 Unauthorized403 Forbidden404 Not Found"
@@ -150,7 +160,11 @@ class Decoder:
             length = second & 0xFFFFFF
             if not first >> 31:
                 del self._pending[:8]
-                self._data_stream, self._data_left, self._data_fin = first & _STREAM_IDS, length, bool(second >> 24 & _FIN)
+                self._data_stream, self._data_left, self._data_fin = (
+                    first & _STREAM_IDS,
+                    length,
+                    bool(second >> 24 & _FIN),
+                )
                 if not length:
                     yield Data(self._data_stream, b"", self._data_fin)
                 continue
@@ -165,7 +179,9 @@ class Decoder:
             try:
                 frame = self._control(first & 0xFFFF, second >> 24, body)
             except struct.error as error:
-                raise ProtocolError(f"a control frame of type {first & 0xFFFF} with {length} bytes is too short") from error
+                raise ProtocolError(
+                    f"a control frame of type {first & 0xFFFF} with {length} bytes is too short"
+                ) from error
             if frame is not None:
                 yield frame
 

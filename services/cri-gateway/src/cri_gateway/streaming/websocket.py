@@ -63,7 +63,9 @@ class WebSocket:
                 self._protocol.receive_data(received)
             else:
                 with contextlib.suppress(InvalidState):  # we have closed it meanwhile
-                    self._protocol.send_close(CloseCode.GOING_AWAY)  # if the client is idle, not gone, it hears that this is the end
+                    self._protocol.send_close(
+                        CloseCode.GOING_AWAY
+                    )  # if the client is idle, not gone, it hears that this is the end
                 self._protocol.receive_eof()
             with contextlib.suppress(OSError):
                 await self._flush()

@@ -1,4 +1,4 @@
-"""Imports without what a library would like but no service uses: structlog and httpx load rich, if it is there, 5 MB a process."""
+"""Imports that leave out optional dependencies: structlog and httpx load rich when it is installed, 5 MB a process."""
 
 import sys
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def without(module: str) -> Iterator[None]:
-    """While the block runs, `module` can't be imported; afterwards it can, and is, if it was before."""
+def hidden(module: str) -> Iterator[None]:
+    """Makes `import module` fail while the block runs; afterwards everything is as it was before."""
     before = sys.modules.get(module)
     sys.modules[module] = None  # type: ignore[assignment]
     try:

@@ -1,7 +1,7 @@
-"""Runs other programs: the OCI runtime, conmon, CNI plugins, nft.
+"""Runs other programs: the OCI runtime, conmon, CNI plugins.
 
-By subprocess.Popen, which uses vfork(2), and a pidfd that the event loop waits on: 0.8 ms where asyncio's own way takes 3.5 ms
-under uvloop, which forks this whole process.
+subprocess.Popen uses vfork(2), and the event loop waits on a pidfd: 0.8 ms, where asyncio's own way
+takes 3.5 ms under uvloop, which forks this whole process.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from servicekit.errors import DeadlineExceeded, FailedPrecondition
+from servicekit.linux.descriptors import read_to_end, readable
 
-_PIECE = 1 << 16
 _LOGGED_ERROR = re.compile(r'level=error msg="((?:[^"\\]|\\.)*)"')
 
 
@@ -30,10 +30,10 @@ class Finished:
 
 
 class Child:
-    """A process of ours that is awaited without blocking the event loop."""
+    """A child process that can be awaited without blocking the event loop."""
 
     unreaped: ClassVar[set[int]] = set()
-    """Pids that somebody here is still to wait for."""
+    """Pids of children for which `wait` has not returned yet."""
 
     def __init__(self, popen: "subprocess.Popen[bytes]") -> None:
         self._popen = popen
@@ -42,11 +42,11 @@ class Child:
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, or minus the signal; None while it runs or nobody has waited."""
+        """The exit code, or minus the signal; None until `wait` has returned."""
         return self._popen.returncode
 
     async def wait(self) -> int:
-        """Waits for the end and answers the exit code, or minus the signal."""
+        """Waits for the end and returns the exit code, or minus the signal."""
         if self._popen.poll() is None:
             fd = os.pidfd_open(self.pid)
             try:
@@ -57,11 +57,14 @@ class Child:
         return self._popen.wait()
 
     def kill(self) -> None:
-        """SIGKILL; fine if it has ended."""
+        """Sends SIGKILL; fine if the process has ended."""
         self._popen.kill()
 
     def kill_group(self) -> None:
-        """SIGKILL to it and to what it has started in its session, which it must have been given; nothing if it has been waited for."""
+        """Sends SIGKILL to the process and to everything in its process group.
+
+        The child must have been started with start_new_session. Does nothing once `wait` has returned.
+        """
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -78,15 +81,24 @@ def start(
     pass_fds: Sequence[int] = (),
     start_new_session: bool = False,
 ) -> Child:
-    """Starts a program. Raises FailedPrecondition if there is none."""
+    """Starts a program. Raises FailedPrecondition if it cannot be run."""
     try:
         return Child(
             subprocess.Popen(
-                argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, pass_fds=pass_fds, start_new_session=start_new_session
+                argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=env,
+                cwd=cwd,
+                pass_fds=pass_fds,
+                start_new_session=start_new_session,
             )
         )
     except OSError as error:
-        raise FailedPrecondition(f"cannot run {argv[0]}: {error.strerror}; install it or correct its path in the settings") from error
+        raise FailedPrecondition(
+            f"cannot run {argv[0]}: {error.strerror}; install it or correct its path in the settings"
+        ) from error
 
 
 def start_in_cgroups(
@@ -98,11 +110,14 @@ def start_in_cgroups(
     pass_fds: Sequence[int] = (),
     start_new_session: bool = False,
 ) -> Child:
-    """Starts a program in the cgroup of these folders (cgroups(7)). Raises FailedPrecondition if there is no such program or cgroup.
+    """Starts a program in the cgroup that these folders stand for (cgroups(7)).
 
-    To be called in a thread that ends soon. On version 1 the thread itself goes there first and the child is born there: that takes
-    no lock, while to move a process the kernel waits for all processors, some 10 ms. On version 2 a thread can't go alone, so the
-    child is moved; what must not happen before that is held back by the caller.
+    Call it in a thread that ends soon. On version 1 the thread itself joins the cgroup first, and the
+    child is born there: this takes no lock, while moving a process makes the kernel wait for all
+    processors, some 10 ms. On version 2 no thread can join alone, so the child is moved; the caller
+    holds back what must not happen earlier.
+
+    Raises FailedPrecondition if there is no such program or cgroup.
     """
     child = None
     try:
@@ -117,7 +132,9 @@ def start_in_cgroups(
     except OSError as error:
         if child is not None:
             child.kill()
-        raise FailedPrecondition(f"{os.path.basename(argv[0])} can't join the pod's cgroup: {error}; was the pod removed?") from error
+        raise FailedPrecondition(
+            f"{os.path.basename(argv[0])} can't join the pod's cgroup: {error}; was the pod removed?"
+        ) from error
     return child
 
 
@@ -126,10 +143,13 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-async def run(argv: Sequence[str], *, deadline: float, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Finished:
-    """Runs `argv` and answers how it ended, whatever its exit code.
+async def run(
+    argv: Sequence[str], *, deadline: float, stdin: bytes = b"", env: Mapping[str, str] | None = None
+) -> Finished:
+    """Runs `argv` to its end and returns how it ended, whatever the exit code.
 
-    Raises FailedPrecondition if there is no such program, DeadlineExceeded after `deadline` seconds (it is killed then, with its children).
+    Raises FailedPrecondition if there is no such program. After `deadline` seconds the program is
+    killed with its children, and DeadlineExceeded is raised.
     """
     given = os.memfd_create("stdin")
     output, errors = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
@@ -144,7 +164,9 @@ async def run(argv: Sequence[str], *, deadline: float, stdin: bytes = b"", env: 
         output, errors = (output[0], -1), (errors[0], -1)
         received = bytearray(), bytearray()
         async with asyncio.timeout(deadline):
-            await asyncio.gather(read_to_end(output[0], received[0].extend), read_to_end(errors[0], received[1].extend), child.wait())
+            await asyncio.gather(
+                read_to_end(output[0], received[0].extend), read_to_end(errors[0], received[1].extend), child.wait()
+            )
         return Finished(child.returncode or 0, bytes(received[0]), bytes(received[1]))
     except TimeoutError as error:
         raise DeadlineExceeded(f"{' '.join(argv[:4])} … did not end within {deadline:g} s and was killed") from error
@@ -158,48 +180,6 @@ async def run(argv: Sequence[str], *, deadline: float, stdin: bytes = b"", env: 
 
 
 def last_error(text: str) -> str:
-    """What a program that writes log lines (runc) gave as its last error; the whole text of one that does not."""
+    """Returns the last error among a program's log lines (runc); otherwise the whole text."""
     logged: list[str] = _LOGGED_ERROR.findall(text)
     return logged[-1].replace('\\"', '"') if logged else text
-
-
-async def readable(fd: int) -> None:
-    """Waits until `fd` can be read (a pidfd: until the process has ended)."""
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(fd)
-
-
-async def read_to_end(fd: int, take: Callable[[bytes], object]) -> None:
-    """Hands all that comes from a pipe to `take`, until its last writer closes it."""
-    os.set_blocking(fd, False)
-    while True:
-        try:
-            piece = os.read(fd, _PIECE)
-        except BlockingIOError:
-            await readable(fd)
-            continue
-        if not piece:
-            return
-        take(piece)
-
-
-async def write_all(fd: int, data: bytes) -> None:
-    """Writes to a pipe or a terminal, and waits while it is full. Raises BrokenPipeError if nobody reads it."""
-    os.set_blocking(fd, False)
-    loop = asyncio.get_running_loop()
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(fd, rest) :]
-        except BlockingIOError:
-            ready = loop.create_future()
-            loop.add_writer(fd, lambda: None if ready.done() else ready.set_result(None))  # noqa: B023 — removed before the next round
-            try:
-                await ready
-            finally:
-                loop.remove_writer(fd)

@@ -1,4 +1,7 @@
-"""Processes that are not our children: watched and signalled by pidfd, known again after a restart (pidfd_open(2), proc(5))."""
+"""Processes that are not our children: watched and signalled by pidfd, recognized after a restart.
+
+Sources: pidfd_open(2), proc_pid_stat(5), cgroups(7).
+"""
 
 import contextlib
 import os
@@ -8,28 +11,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from servicekit.processes import readable
+from servicekit.linux.descriptors import readable
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessRef:
-    """A process for good: its pid, and its start time in clock ticks, so that a pid used again is not mistaken for it."""
+    """Identifies one process for good: a pid alone may be used again.
+
+    `start_time` is in clock ticks since boot, 0 for no process.
+    """
 
     pid: int
     start_time: int
 
     @staticmethod
     def of(pid: int) -> "ProcessRef":
-        """The process that has this pid now; start_time 0 if there is none."""
+        """Returns the process that has this pid now; its start_time is 0 if there is none."""
         return ProcessRef(pid, start_time(pid))
 
     def alive(self) -> bool:
-        """Whether it still exists, and is no zombie."""
+        """Tells whether the process exists and is no zombie."""
         return bool(self.start_time) and start_time(self.pid) == self.start_time
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks; 0 if there is none or it is a zombie."""
+    """Returns when a process started, in clock ticks since boot; 0 for a zombie or no process."""
     try:
         fields = _stat(pid)
     except (FileNotFoundError, ProcessLookupError):
@@ -38,7 +44,7 @@ def start_time(pid: int) -> int:
 
 
 def is_stopped(process: ProcessRef) -> bool:
-    """Whether SIGSTOP holds it (proc_pid_stat(5), state T)."""
+    """Tells whether SIGSTOP holds the process (state T)."""
     with contextlib.suppress(OSError):
         fields = _stat(process.pid)
         return fields[0] == "T" and int(fields[19]) == process.start_time
@@ -46,13 +52,16 @@ def is_stopped(process: ProcessRef) -> bool:
 
 
 def started_at(pid: int) -> float:
-    """When a process started, in seconds since the epoch; 0 if there is none or it is a zombie."""
+    """Returns when a process started, in seconds since the epoch; 0 for a zombie or no process."""
     ticks = start_time(pid)
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+    if not ticks:
+        return 0.0
+    booted_at = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted_at + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def open_pidfd(process: ProcessRef) -> int | None:
-    """A pidfd of the process, or None if it is gone."""
+    """Opens a pidfd of the process; None if the process is gone."""
     try:
         fd = os.pidfd_open(process.pid)
     except ProcessLookupError:
@@ -88,8 +97,15 @@ def send_signal(process: ProcessRef, number: int) -> bool:
     return True
 
 
+def reap(pid: int) -> None:
+    """Collects a child that has ended; does nothing if it still runs, is no child of ours, or pid is 0."""
+    if pid:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
 def has_open(process: ProcessRef, file: Path) -> bool:
-    """Whether a process has open what is at this path now."""
+    """Tells whether the process has the file at this path open."""
     with contextlib.suppress(OSError):
         wanted = file.stat()
         for entry in os.scandir(f"/proc/{process.pid}/fd"):
@@ -101,7 +117,10 @@ def has_open(process: ProcessRef, file: Path) -> bool:
 
 
 def is_frozen(process: ProcessRef) -> bool:
-    """Whether its cgroup is frozen, as by `crun pause` (cgroups(7): v1 freezer.state; v2 cgroup.events)."""
+    """Tells whether the process's cgroup is frozen, as `crun pause` does.
+
+    Version 1 says so in freezer.state, version 2 in cgroup.events.
+    """
     try:
         lines = Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()
         for line in lines:
@@ -116,7 +135,7 @@ def is_frozen(process: ProcessRef) -> bool:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL to a process and all its descendants, parents first so that none is born meanwhile."""
+    """Sends SIGKILL to a process and all its descendants, parents first so that no new ones appear."""
     children: dict[int, list[int]] = {}
     for child, parent in _parents():
         children.setdefault(parent, []).append(child)
@@ -129,24 +148,26 @@ def kill_tree(pid: int) -> None:
 
 
 def find_by_arguments(*arguments: str) -> list[int]:
-    """Pids of processes whose command line has these arguments one after the other."""
+    """Returns the pids of processes whose command line contains these arguments in a row."""
     needle = b"\0" + b"\0".join(argument.encode() for argument in arguments) + b"\0"
     found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                if needle in Path(f"{entry.path}/cmdline").read_bytes():
-                    found.append(int(entry.name))
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            if needle in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return found
 
 
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
+
+
 def _parents() -> Iterator[tuple[int, int]]:
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                yield int(entry.name), int(_stat(entry.name)[1])
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            yield pid, int(_stat(pid)[1])
 
 
-def _stat(pid: int | str) -> list[str]:
-    """What the kernel says of a process, from its state on (proc_pid_stat(5)). Raises OSError."""
+def _stat(pid: int) -> list[str]:
+    """Returns the fields of /proc/PID/stat from the state on. Raises OSError."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

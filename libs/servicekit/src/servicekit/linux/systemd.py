@@ -1,4 +1,7 @@
-"""systemd's manager over D-Bus: slices and scopes for cgroups (org.freedesktop.systemd1(5), systemd's CGROUP_DELEGATION.md)."""
+"""systemd's manager over D-Bus: slices and scopes for cgroups.
+
+Sources: org.freedesktop.systemd1(5), systemd's CGROUP_DELEGATION.md.
+"""
 
 import asyncio
 import contextlib
@@ -17,13 +20,13 @@ Properties = Mapping[str, Variant]
 
 
 def slice_path(name: str) -> str:
-    """The cgroup of a slice: a-b.slice is /a.slice/a-b.slice (systemd.slice(5))."""
+    """Returns the cgroup of a slice: /a.slice/a-b.slice for a-b.slice (systemd.slice(5))."""
     parts = name.removesuffix(".slice").split("-")
     return "".join(f"/{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
 
 
 class Systemd:
-    """A connection to the manager, made at the first call and anew after it was lost."""
+    """A connection to the manager, made by the first call and again after it was lost."""
 
     def __init__(self) -> None:
         self._bus: MessageBus | None = None
@@ -31,13 +34,19 @@ class Systemd:
         self._jobs: dict[str, asyncio.Future[str]] = {}
 
     async def start_slice(self, name: str, properties: Properties) -> None:
-        """Starts a slice; its properties are set anew if it runs."""
+        """Starts a slice, or sets the properties of one that runs."""
         accounting = {f"{kind}Accounting": Variant("b", True) for kind in ("CPU", "Memory", "IO", "Tasks")}
-        if not await self._start(name, {"Description": Variant("s", "crisp pod"), **accounting, **properties}) and properties:
+        if (
+            not await self._start(name, {"Description": Variant("s", "crisp pod"), **accounting, **properties})
+            and properties
+        ):
             await self.set_properties(name, properties)
 
     async def start_scope(self, name: str, slice_name: str, pids: Sequence[int]) -> None:
-        """Moves processes into a new scope of a slice. A scope of this name that a dead predecessor left is stopped first."""
+        """Moves processes into a new scope of a slice.
+
+        A scope of this name that a dead predecessor left is stopped first. Raises Internal.
+        """
         properties = {
             "Slice": Variant("s", slice_name),
             "PIDs": Variant("au", list(pids)),
@@ -59,13 +68,15 @@ class Systemd:
             raise Internal(f"systemd can't change {name}: {_said(reply)}")
 
     async def stop(self, name: str) -> None:
-        """Stops a unit, which ends the processes in it; fine if there is none."""
+        """Stops a unit, which ends its processes; fine if there is no such unit. Raises Internal."""
         reply = await self._job(name, "StopUnit", "ss", [name, "replace"])
         if reply.message_type is MessageType.ERROR and reply.error_name != _UNKNOWN:
             raise Internal(f"systemd can't stop {name}: {_said(reply)}")
 
     async def _start(self, name: str, properties: Properties) -> bool:
-        reply = await self._job(name, "StartTransientUnit", "ssa(sv)a(sa(sv))", [name, "replace", _pairs(properties), []])
+        reply = await self._job(
+            name, "StartTransientUnit", "ssa(sv)a(sa(sv))", [name, "replace", _pairs(properties), []]
+        )
         if reply.message_type is not MessageType.ERROR:
             return True
         if reply.error_name != _EXISTS:
@@ -73,7 +84,10 @@ class Systemd:
         return False
 
     async def _job(self, unit: str, member: str, signature: str, body: list[Any]) -> Message:
-        """A call that makes a job; answers when the job is done. Raises Internal if it failed."""
+        """Makes a call that starts a job, and returns when the job is done.
+
+        Raises Internal if the job failed, DeadlineExceeded if it did not end.
+        """
         done = self._jobs[unit] = asyncio.get_running_loop().create_future()
         try:
             reply = await self._send(member, signature, body)
@@ -103,7 +117,12 @@ class Systemd:
                 bus.add_message_handler(self._on_message)
                 await bus.call(
                     Message(
-                        "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", signature="s", body=[match]
+                        "org.freedesktop.DBus",
+                        "/org/freedesktop/DBus",
+                        "org.freedesktop.DBus",
+                        "AddMatch",
+                        signature="s",
+                        body=[match],
                     )
                 )
                 await bus.call(_message("Subscribe", "", []))

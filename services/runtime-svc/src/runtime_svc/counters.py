@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from crisp_proto.runtime import Account, CgroupUse, DeviceUse, HugePages, ProcessesUse
+from crisp_proto.runtime import CgroupCounters, CgroupUse, DeviceUse, HugePages, ProcessesUse
 from runtime_svc.cgroups import Cgroups, number, table
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -18,11 +18,11 @@ _OPERATIONS = ("read", "write")
 Numbers = dict[str, int]
 
 
-def read(cgroups: Cgroups, path: str, use: CgroupUse, *, with_processes: bool) -> Account | None:
-    """The account of a cgroup; None if it is gone. Its processes are looked at one by one if that is wanted."""
+def read(cgroups: Cgroups, path: str, use: CgroupUse, *, with_processes: bool) -> CgroupCounters | None:
+    """The counters of a cgroup; None if it is gone. Its processes are looked at one by one if that is wanted."""
     try:
         numbers = _version_2(cgroups, path) if cgroups.version == 2 else _version_1(cgroups, path)
-        return Account(
+        return CgroupCounters(
             cgroup=path,
             use=use,
             **{name: value for name, value in numbers.items() if value is not None and value >= 0},
@@ -57,7 +57,9 @@ def _version_2(cgroups: Cgroups, path: str) -> dict[str, int | None]:
 
 
 def _version_1(cgroups: Cgroups, path: str) -> dict[str, int | None]:
-    cpu, cpuacct, memory, pids = (cgroups.folder(path, controller) for controller in ("cpu", "cpuacct", "memory", "pids"))
+    cpu, cpuacct, memory, pids = (
+        cgroups.folder(path, controller) for controller in ("cpu", "cpuacct", "memory", "pids")
+    )
     bandwidth, ticks, use = table(f"{cpu}/cpu.stat"), table(f"{cpuacct}/cpuacct.stat"), table(f"{memory}/memory.stat")
     return {
         "user": _times(ticks.get("user"), _TICK_NS),
@@ -89,7 +91,11 @@ def _devices(cgroups: Cgroups, path: str) -> Iterator[DeviceUse]:
             name=_device_name(device),
             major=int(major),
             minor=int(minor),
-            **{f"{operation}_{unit}": counts.get(f"{operation}_{unit}", 0) for operation in _OPERATIONS for unit in ("bytes", "count")},
+            **{
+                f"{operation}_{unit}": counts.get(f"{operation}_{unit}", 0)
+                for operation in _OPERATIONS
+                for unit in ("bytes", "count")
+            },
         )
 
 
@@ -141,8 +147,14 @@ def _huge_pages(cgroups: Cgroups, path: str) -> Iterator[HugePages]:
 @cache
 def _huge_page_sizes() -> list[str]:
     """2MB, 1GB: as the controller's files have them."""
-    sizes = sorted(int(entry.name.removeprefix("hugepages-").removesuffix("kB")) for entry in Path("/sys/kernel/mm").glob("hugepages/*"))
-    return [f"{size >> 20}GB" if size >= 1 << 20 else f"{size >> 10}MB" if size >= 1 << 10 else f"{size}KB" for size in sizes]
+    sizes = sorted(
+        int(entry.name.removeprefix("hugepages-").removesuffix("kB"))
+        for entry in Path("/sys/kernel/mm").glob("hugepages/*")
+    )
+    return [
+        f"{size >> 20}GB" if size >= 1 << 20 else f"{size >> 10}MB" if size >= 1 << 10 else f"{size}KB"
+        for size in sizes
+    ]
 
 
 def _processes(cgroups: Cgroups, path: str) -> ProcessesUse:
@@ -154,7 +166,11 @@ def _processes(cgroups: Cgroups, path: str) -> ProcessesUse:
             started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
             with os.scandir(f"/proc/{pid}/fd") as descriptors:
                 targets = [_target(entry.path) for entry in descriptors]
-            counts.update(processes=1, file_descriptors=len(targets), sockets=sum(target.startswith("socket:") for target in targets))
+            counts.update(
+                processes=1,
+                file_descriptors=len(targets),
+                sockets=sum(target.startswith("socket:") for target in targets),
+            )
             oldest = min(oldest or (started, pid), (started, pid))
     return ProcessesUse(**counts, soft_limits=_soft_limits(oldest[1]) if oldest else {})
 

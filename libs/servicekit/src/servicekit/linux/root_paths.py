@@ -1,19 +1,23 @@
 """Paths inside a tree that nobody trusts: an image layer, a container's root filesystem.
 
-Links are resolved as the container would see them: an absolute one starts at the root, and `..` stops there. What comes out
-never leads outside, provided that nobody changes the tree meanwhile (no container runs in it yet).
+Links are resolved as the container would see them: an absolute one starts at the root, and `..` stops
+there. The result never leads outside, provided that nobody changes the tree meanwhile: no container
+runs in it yet.
 """
 
+import errno
 import os
 from pathlib import Path
 
-_MAX_LINKS = 255  # as Linux's own limit of 40, but with room for deep trees
+from servicekit.linux.files import open_regular
+
+_MAX_LINKS = 255  # Linux stops at 40; deep trees need more
 
 
 def resolve_in_root(root: Path | str, path: str, *, follow_last: bool = True) -> Path:
-    """The path on the host of `path` inside `root`; parts that do not exist are kept as they are.
+    """Returns the host's path of `path` inside `root`; parts that do not exist are kept.
 
-    Raises OSError (ELOOP) where links go round in circles.
+    The last part is not resolved if `follow_last` is False. Raises OSError (ELOOP) on circular links.
     """
     base = os.fspath(root)
     pending = [part for part in reversed(path.split("/")) if part not in ("", ".")]
@@ -34,7 +38,7 @@ def resolve_in_root(root: Path | str, path: str, *, follow_last: bool = True) ->
             else:
                 links += 1
                 if links > _MAX_LINKS:
-                    raise OSError(40, f"too many links in {path}")
+                    raise OSError(errno.ELOOP, f"too many links in {path}")
                 if target.startswith("/"):
                     done = []
                 pending.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
@@ -44,12 +48,13 @@ def resolve_in_root(root: Path | str, path: str, *, follow_last: bool = True) ->
 
 
 def read_in_root(root: Path | str, path: str, *, limit: int = 1 << 20) -> str:
-    """The text of a regular file inside `root`; empty if there is none. Never blocks on a FIFO, never opens a device."""
+    """Reads the first `limit` bytes of a regular file inside `root`; "" if there is no such file.
+
+    Never blocks on a FIFO and never opens a device.
+    """
     try:
-        fd = os.open(resolve_in_root(root, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_regular(resolve_in_root(root, path), follow=False)
     except OSError:
         return ""
     with os.fdopen(fd, "rb") as file:
-        if not os.path.isfile(f"/proc/self/fd/{fd}"):
-            return ""
         return file.read(limit).decode(errors="replace")

@@ -1,8 +1,11 @@
-"""SELinux as all services see it: whether the kernel has it, and a file's label (selinux(8), xattr(7))."""
+"""SELinux as all services see it: whether the kernel has it, and the labels of files (selinux(8), xattr(7))."""
 
+import contextlib
 import os
 from functools import cache
 from pathlib import Path
+
+from servicekit.linux import trees
 
 _ENFORCE = Path("/sys/fs/selinux/enforce")
 _CONTEXT = Path("/sys/fs/selinux/context")
@@ -11,12 +14,12 @@ _LABEL = "security.selinux"
 
 @cache
 def enabled() -> bool:
-    """Whether the kernel has SELinux with a policy, enforcing or permissive."""
+    """Tells whether the kernel has SELinux with a policy, enforcing or permissive."""
     return _ENFORCE.exists()
 
 
 def knows(label: str) -> bool:
-    """Whether the policy has a label's user, role, type and level, and they go together."""
+    """Tells whether the policy accepts a label: its user, role, type and level, and their combination."""
     try:
         _CONTEXT.write_bytes(label.encode() + b"\0")
     except OSError:
@@ -26,7 +29,10 @@ def knows(label: str) -> bool:
 
 @cache
 def container_labels() -> dict[str, str]:
-    """What the policy has for containers (selinux's contexts/lxc_contexts): `process`, `file`, and `ro_file` for the layers of images."""
+    """Returns the policy's labels for containers (contexts/lxc_contexts).
+
+    The keys are `process`, `file`, and `ro_file` for the layers of images.
+    """
     found = {
         "process": "system_u:system_r:container_t:s0",
         "file": "system_u:object_r:container_file_t:s0",
@@ -45,21 +51,20 @@ def container_labels() -> dict[str, str]:
 
 
 def label_of(path: str | Path) -> str:
-    """A file's label. Raises OSError."""
+    """Returns a file's label. Raises OSError."""
     return os.getxattr(path, _LABEL, follow_symlinks=False).rstrip(b"\0").decode()
 
 
 def relabel(path: str | Path, label: str) -> None:
-    """Gives a file, or a folder with all that is in it, a label. Raises OSError, for instance on a file system without labels.
+    """Labels a file, or a folder with everything in it.
 
-    A container may be at work in the folder: a link that it puts where a folder was leads nowhere.
+    A container may be at work in the folder: links that it puts in place of folders are not followed.
+    Raises OSError, for instance on a file system without labels.
     """
     os.setxattr(path, _LABEL, label.encode(), follow_symlinks=False)
     if not os.path.isdir(path):
         return
-    for _, folders, files, here in os.fwalk(path):
-        for name in (*folders, *files):
-            try:
-                os.setxattr(f"/proc/self/fd/{here}/{name}", _LABEL, label.encode(), follow_symlinks=False)
-            except FileNotFoundError:
-                continue
+    for entry in trees.walk(path):
+        with contextlib.suppress(FileNotFoundError):
+            reached = f"/proc/self/fd/{entry.folder}/{os.fsdecode(entry.name)}"
+            os.setxattr(reached, _LABEL, label.encode(), follow_symlinks=False)

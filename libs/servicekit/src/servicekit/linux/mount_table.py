@@ -1,4 +1,4 @@
-"""What is mounted where, as a process sees it (proc_pid_mountinfo(5)). Paths may hold any bytes but NUL."""
+"""The mount table of a process (proc_pid_mountinfo(5)). Paths may hold any bytes but NUL."""
 
 import os
 import re
@@ -11,7 +11,7 @@ _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """A mount: its device as `major:minor`, its options, and how it propagates (`shared`, `master`, both or neither)."""
+    """One mount. `device` is major:minor; `propagation` holds shared, master, both or neither."""
 
     device: str
     target: str
@@ -22,16 +22,29 @@ class Mounted:
 
 
 def read(process: int | str = "self") -> Iterator[Mounted]:
-    """All mounts in the order of the kernel's list: of two with the same target, the later one is on top. Raises OSError without the process."""
+    """Yields all mounts in the kernel's order: of two on the same target, the later is on top.
+
+    Raises OSError if there is no such process.
+    """
     return map(_parse, Path(f"/proc/{process}/mountinfo").read_bytes().splitlines())
 
 
 def _parse(line: bytes) -> Mounted:
-    """`36 35 98:0 /root /target rw,noatime shared:1 master:2 - ext4 /dev/sda rw`, with octal escapes for what would break a line."""
+    """Parses `36 35 98:0 /root /target rw,noatime shared:1 master:2 - ext4 /dev/sda rw`.
+
+    Characters that would break a line are escaped in octal.
+    """
     own, _, rest = line.partition(b" - ")
     _, _, device, _, target, options, *propagation = (_text(word) for word in own.split(b" "))
     fstype, source, *_ = (_text(word) for word in rest.split(b" "))
-    return Mounted(device, target, tuple(options.split(",")), frozenset(word.partition(":")[0] for word in propagation), fstype, source)
+    return Mounted(
+        device,
+        target,
+        tuple(options.split(",")),
+        frozenset(word.partition(":")[0] for word in propagation),
+        fstype,
+        source,
+    )
 
 
 def _text(word: bytes) -> str:

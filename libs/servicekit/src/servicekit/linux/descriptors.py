@@ -1,0 +1,57 @@
+"""File descriptors in the event loop: pidfds, pipes and terminals, without blocking it."""
+
+import asyncio
+import os
+from collections.abc import Callable
+
+_PIECE = 1 << 16
+
+
+async def readable(fd: int) -> None:
+    """Waits until `fd` can be read; a pidfd can be once its process has ended."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+async def writable(fd: int) -> None:
+    """Waits until `fd` takes more."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(fd, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_writer(fd)
+
+
+async def read_to_end(fd: int, take: Callable[[bytes], object]) -> None:
+    """Passes everything that comes out of a pipe to `take`, until its last writer closes it."""
+    os.set_blocking(fd, False)
+    while True:
+        try:
+            piece = os.read(fd, _PIECE)
+        except BlockingIOError:
+            await readable(fd)
+            continue
+        if not piece:
+            return
+        take(piece)
+
+
+async def write_all(fd: int, data: bytes) -> None:
+    """Writes to a pipe or a terminal and waits while it is full.
+
+    Raises BrokenPipeError if nobody reads it.
+    """
+    os.set_blocking(fd, False)
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            await writable(fd)

@@ -1,0 +1,117 @@
+"""Files that appear whole, folders with an owner and a mode, locks, and files that a stranger may have put there."""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o600) -> None:
+    """Writes a file beside `path` and renames it, so that no reader sees half of it.
+
+    A file of that name is replaced. Raises OSError; then nothing is left beside it.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            file.write(data)
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def make_folder(path: Path, *, mode: int = 0o755, owner: tuple[int, int] | None = None) -> Path:
+    """Makes a folder and its parents, whatever the umask, and returns it.
+
+    The mode is also given to an existing folder; `owner` is (uid, gid), ours if None.
+    Raises OSError.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if owner is not None:
+        os.chown(path, *owner)
+    path.chmod(mode)
+    return path
+
+
+@contextmanager
+def appearing(path: Path, gid: int | None) -> Iterator[Path]:
+    """Yields a hidden name to bind a unix socket to, and renames the socket to `path` at the end.
+
+    So the name appears only once connections are answered, and replaces a predecessor's without a gap.
+    The socket gets mode 0660, and the group `gid` unless that is None.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden.unlink(missing_ok=True)
+    yield hidden
+    os.chmod(hidden, 0o660)
+    os.chown(hidden, -1, -1 if gid is None else gid)
+    hidden.rename(path)
+
+
+def listen_unix(path: Path, gid: int | None, *, backlog: int = 1024) -> socket.socket:
+    """Listens on a unix socket that `appearing` names."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with appearing(path, gid) as hidden:
+        listener.bind(os.fspath(hidden))
+        listener.listen(backlog)
+    return listener
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
+    """Holds an exclusive lock (flock(2)) on a folder or file while the block runs; yields its fd.
+
+    The kernel releases the lock when this process dies. Raises BlockingIOError if somebody else holds
+    it and `wait` is False, and FileNotFoundError if there is no such path.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, follow: bool = True, dir_fd: int | None = None) -> int:
+    """Opens a regular file that a stranger may have put there, and returns its fd.
+
+    Never blocks on a FIFO and never acts on a device. Links are refused with ELOOP unless `follow`.
+    Raises OSError; EINVAL if the path is no regular file.
+    """
+    nofollow = 0 if follow else os.O_NOFOLLOW
+    fd = os.open(path, flags | nofollow | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_regular(path: Path | str, *, limit: int, follow: bool = True) -> bytes:
+    """Reads a regular file that a stranger may have put there.
+
+    Raises OSError as open_regular does, and EFBIG if the file is larger than `limit` bytes.
+    """
+    with os.fdopen(open_regular(path, follow=follow), "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", os.fspath(path))
+    return content
+
+
+def unlink_quietly(path: Path | str) -> None:
+    """Removes a file, if it is there."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
