@@ -1,24 +1,33 @@
 """The one exception tree of crisp, and its one mapping to HTTP and to gRPC.
 
-A message says what was asked, what went wrong and what to do. It travels between services as problem+json (RFC 9457) and
-leaves the gateway as a gRPC status; both carry the same code.
+Errors travel between services as problem+json (RFC 9457) and leave the gateway as a gRPC status; both
+carry the same code.
 """
 
 from typing import ClassVar
 
 
 class CrispError(Exception):
-    """An error that a caller can act on. `field` names the part of the request that is at fault, if one is."""
+    """An error that a caller can act on.
+
+    `problem` says what was asked and what went wrong, `hint` what to do about it; `message` joins both.
+    `field` names the part of the request that is at fault, if one is.
+    """
 
     code: ClassVar[str] = "UNKNOWN"
     status: ClassVar[int] = 500
 
-    def __init__(self, message: str, *, field: str = "") -> None:
-        self.message = message.encode(
-            errors="backslashreplace"
-        ).decode()  # a path may hold what is no UTF-8; HTTP and gRPC can't
-        super().__init__(self.message)
+    def __init__(self, problem: str, *, hint: str = "", field: str = "") -> None:
+        # A path may hold bytes that are no UTF-8; neither HTTP nor gRPC can carry them.
+        self.problem = problem.encode(errors="backslashreplace").decode()
+        self.hint = hint
         self.field = field
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """The problem and the hint, as clients and logs are told."""
+        return f"{self.problem}; {self.hint}" if self.hint else self.problem
 
 
 class InvalidArgument(CrispError):
