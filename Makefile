@@ -1,15 +1,18 @@
 # crisp: plain `make` prints the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-PACKAGES := proto libs/servicekit libs/lab services/cri-gateway services/image-svc services/runtime-svc services/net-svc services/monitor-svc cli
+# The workspace's members, as pyproject.toml has them ([tool.uv.workspace]).
+PACKAGES := $(patsubst %/pyproject.toml,%,$(wildcard proto/pyproject.toml libs/*/pyproject.toml services/*/pyproject.toml cli/pyproject.toml))
 SOURCES := $(addsuffix /src,$(PACKAGES))
+empty :=
+export MYPYPATH := $(subst $(empty) $(empty),:,$(SOURCES))
 BIN := .venv/bin
 PY := $(BIN)/python
 SETUP := .venv/.setup
 # How many tests run at once; the heaviest wait for their own services, not for a processor.
 JOBS ?= 3
 
-.PHONY: root help setup lab programs lock openapi check lint types unit e2e test demo up kubelet down test-kubelet soak conformance bench test-vm fresh clean
+.PHONY: root help setup lab programs lock mutants openapi check lint types unit e2e test demo up kubelet down test-kubelet soak conformance bench test-vm fresh clean
 
 help: ## print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -71,6 +74,9 @@ unit: setup ## the tests beside each package, and of what the documents promise
 e2e: root setup lab programs ## the tests of the whole
 	@$(PY) -m pytest -q -n $(JOBS) tests/e2e
 
+mutants: setup ## mutation tests of the modules with fast unit tests (MUTANTS="servicekit.tasks" for a part): survivors are killed or named
+	@$(PY) tests/mutants.py $(MUTANTS)
+
 openapi: setup ## export each service's OpenAPI document to proto/openapi/
 	@for service in image runtime net monitor; do $(PY) -m $${service}_svc --openapi > proto/openapi/$$service-svc.json || exit 1; done
 	@$(PY) -m cri_gateway --openapi > proto/openapi/cri-gateway.json
@@ -88,8 +94,10 @@ lab: setup ## fetch what only the demo, tests and benches need; daemons are unpa
 	@deploy/install-debian-packages lab
 	@deploy/unpack-debian-packages .cache/debian docker-registry containerd docker.io libdevmapper1.02.1 golang-github-opencontainers-specs-dev
 
-lock: setup ## resolve requirements.in anew
-	@$(BIN)/uv pip compile --quiet --generate-hashes --no-header --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements.in -o requirements.lock
+lock: setup ## resolve what the packages and pyproject.toml's groups depend on (LOCK=--upgrade for newer versions)
+	@$(BIN)/uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --no-emit-package crisp-proto --no-emit-package crisp-servicekit --group build --group check $(LOCK) \
+	  $(addsuffix /pyproject.toml,$(PACKAGES)) -o requirements.lock
 
 clean: ## remove .venv, .cache and what tools left
 	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

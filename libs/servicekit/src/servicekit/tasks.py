@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from servicekit import logs
 from servicekit.errors import CrispError
@@ -35,8 +35,13 @@ class SingleFlight(Generic[T]):
         return await asyncio.shield(task)
 
     def _finished(self, key: Hashable, task: asyncio.Task[T]) -> None:
-        self._running.pop(key, None)
+        del self._running[key]
         _retrieve_exception(task)
+
+
+class _Queued(NamedTuple):
+    change: str
+    task: asyncio.Task[Any]
 
 
 class KeyedQueue:
@@ -46,7 +51,7 @@ class KeyedQueue:
     """
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[str, asyncio.Task[Any]]] = {}
+        self._last: dict[str, _Queued] = {}
 
     async def run(self, thing: str, change: str, work: Callable[[], Awaitable[T]]) -> T:
         """Returns the result of `work`, which starts once all earlier changes to `thing` have ended.
@@ -54,30 +59,30 @@ class KeyedQueue:
         `change` names the change: if the last one queued has the same name and has not ended yet, its
         result is returned instead.
         """
-        verb, before = self._last.get(thing, ("", None))
-        if before is not None and verb == change:
-            shared: T = await asyncio.shield(before)
+        last = self._last.get(thing)
+        if last is not None and last.change == change:
+            shared: T = await asyncio.shield(last.task)
             return shared
 
         async def body() -> T:
-            if before is not None:
-                await asyncio.wait([before])
+            if last is not None:
+                await asyncio.wait([last.task])
             return await work()
 
         task = asyncio.create_task(body())
-        self._last[thing] = (change, task)
+        self._last[thing] = _Queued(change, task)
         task.add_done_callback(lambda done: self._finished(thing, done))
         return await asyncio.shield(task)
 
     def _finished(self, thing: str, task: asyncio.Task[Any]) -> None:
-        if self._last.get(thing, ("", None))[1] is task:
+        if self._last[thing].task is task:
             del self._last[thing]
         _retrieve_exception(task)
 
     async def settle(self) -> None:
         """Waits until all running and queued changes have ended, successfully or not."""
         while self._last:
-            await asyncio.wait([task for _, task in self._last.values()])
+            await asyncio.wait([queued.task for queued in self._last.values()])
 
 
 def _retrieve_exception(task: asyncio.Task[Any]) -> None:
