@@ -18,17 +18,19 @@ _MUTMUT = str(Path(sys.executable).parent / "mutmut")
 
 
 def main() -> int:
-    chosen = [clone.ROOT / name for name in sys.argv[1:]] or sorted(
-        file.parent for file in clone.ROOT.glob("**/pyproject.toml") if "mutmut" in _tools(file)
-    )
+    chosen = [clone.ROOT / name for name in sys.argv[1:]] or _packages()
     survivors = [line for package in chosen for line in _survivors(package)]
     print("\n".join(survivors) or "no fault went unnoticed")
     return 1 if survivors else 0
 
 
-def _tools(file: Path) -> dict[str, object]:
-    tools: dict[str, object] = tomllib.loads(file.read_text()).get("tool", {})
-    return tools
+def _packages() -> list[Path]:
+    """Returns the folders of the packages that ask for mutation tests."""
+    listed = subprocess.run(
+        ["git", "ls-files", "**/pyproject.toml"], cwd=clone.ROOT, capture_output=True, text=True, check=True
+    )
+    files = [clone.ROOT / name for name in listed.stdout.split()]
+    return [file.parent for file in files if "mutmut" in tomllib.loads(file.read_text()).get("tool", {})]
 
 
 def _survivors(package: Path) -> list[str]:
