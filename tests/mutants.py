@@ -1,4 +1,4 @@
-"""`make mutants`: puts faults into the code one by one (mutmut), and prints those that no test notices.
+"""`make mutants`: puts faults into the code one by one (mutmut) and prints those that go unnoticed.
 
 A package's pyproject.toml names the modules and the tests in [tool.mutmut]. Survivors are killed by
 a better test or a simpler line, or named in [tool.crisp.survivors] with the reason why no test can
@@ -35,7 +35,7 @@ def _packages() -> list[Path]:
 
 
 def _survivors(package: Path) -> list[str]:
-    """Runs mutmut in one package, from scratch; returns a line for each survivor that is not named."""
+    """Runs mutmut in one package from scratch; returns a line for each unnamed survivor."""
     print(f"{package.relative_to(clone.ROOT)} …", flush=True)
     shutil.rmtree(package / "mutants", ignore_errors=True)
     run = subprocess.run([_MUTMUT, "run"], cwd=package, capture_output=True, text=True, check=False)
