@@ -36,6 +36,15 @@ def test_every_setting_is_described_and_no_other() -> None:
     assert described == {f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields}
 
 
+def test_every_log_event_that_operators_are_told_of_exists() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    table = text.partition("| line | meaning |\n|---|---|\n")[2].partition("\n\n")[0]
+    events = {event for row in table.splitlines() for event in row.split(" | ")[0].strip("| ").split(", ")}
+    sources = "".join(path.read_text() for path in TRACKED if path.suffix == ".py" and "src" in path.parts)
+    assert len(events) > 15
+    assert {event for event in events if f'"{event}"' not in sources} == set()
+
+
 def test_every_field_of_cri_has_a_row_with_a_test_that_exists() -> None:
     text = (ROOT / "docs/cri-fields.md").read_text()
     for message in ("PodSandboxConfig", "ContainerConfig"):

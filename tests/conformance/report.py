@@ -8,8 +8,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 _HEAD = """# CRI conformance
 
-`make conformance` builds crictl and critest v1.36.0, makes the images that critest wants, and runs all its specs against a node of
-its own, with each OCI runtime; it writes this file, and fails when a spec that is not listed here as failing or skipped does not pass.
+`make conformance` writes this file. It builds crictl and critest v1.36.0, creates the images that critest needs, and
+runs all specs with each OCI runtime against a node of its own. Every spec must pass unless this file lists it as
+failing or skipped; otherwise `make conformance` fails.
 """
 
 

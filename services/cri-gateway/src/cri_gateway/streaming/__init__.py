@@ -1,4 +1,4 @@
-"""The streaming server: Exec, Attach and PortForward between Kubernetes' clients and the services (CRI; SEMANTICS, Streaming).
+"""The streaming server: relays Exec, Attach and PortForward between clients and the services (CRI).
 
 sessions.py        the CRI calls that hand out the URLs
 server.py          listens, reads a request's head, takes its token, chooses a protocol
