@@ -37,7 +37,8 @@ def render(table: str, masquerades: Sequence[Masquerade], ports: Sequence[HostPo
     """Returns the script that replaces the table."""
     if not masquerades and not ports:
         return f"add table inet {table}\ndelete table inet {table}\n"
-    # A pod that reaches itself by its host port needs an answer that comes back by the same way.
+    # When a pod connects to its own host port, masquerading makes the answer come back through the
+    # node.
     hairpin = [
         f"{_family(port.pod_ip)} saddr {port.pod_ip} {_family(port.pod_ip)} daddr {port.pod_ip} masquerade"
         for port in ports

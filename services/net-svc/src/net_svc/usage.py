@@ -32,7 +32,7 @@ def _read(paths: Mapping[str, Path]) -> dict[str, NetworkUsage]:
 def _interface(line: str) -> InterfaceUsage:
     """Parses a line: the name, eight counters of received data, eight of transmitted data.
 
-    They are bytes, packets, errs, drop, fifo, frame, compressed and multicast.
+    Both groups begin with bytes, packets, errs and drop.
     """
     name, _, numbers = line.partition(":")
     fields = [int(number) for number in numbers.split()]
