@@ -1,4 +1,4 @@
-"""What is measured, through CRI alone, so that any runtime behind a socket can be measured in the same way."""
+"""The measurements. They use CRI only, so that every runtime behind a socket is measured alike."""
 
 import json
 import os
@@ -25,7 +25,7 @@ _LINE = "x" * 119
 
 @dataclass(slots=True)
 class Subject:
-    """A runtime under measurement: how to call it, its own image references, and the pids whose memory is its own."""
+    """A runtime under measurement: its client, its images, and the pids of its processes."""
 
     name: str
     client: Cri
@@ -38,21 +38,21 @@ class Subject:
     is_peer: bool = False
 
     def pod_config(self) -> cri.PodSandboxConfig:
-        """A pod with a log folder."""
+        """Returns the configuration of a new pod with a log folder."""
         folder = self.scratch / f"logs-{time.monotonic_ns()}"
         folder.mkdir()
         return pod_config(f"bench-{time.monotonic_ns()}", log_directory=folder)
 
 
 def sleeper(subject: Subject) -> cri.ContainerConfig:
-    """A container that does nothing for an hour, with the default seccomp profile."""
+    """Returns a container that sleeps for an hour, with the default seccomp profile."""
     linux = cri.LinuxContainerConfig()
     linux.security_context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
     return container_config(subject.image, ["sleep", "3600"], linux=linux)
 
 
 def one_pod_at_a_time(subject: Subject, rounds: int) -> dict[str, float]:
-    """Start, exec and teardown of single pods, one after the other: medians in ms."""
+    """Measures start, exec and teardown of single pods, one after the other: medians in ms."""
     taken: dict[str, list[float]] = {}
 
     @contextmanager
@@ -91,7 +91,7 @@ def one_pod_at_a_time(subject: Subject, rounds: int) -> dict[str, float]:
 
 
 def pods_per_second(subject: Subject, count: int = 48) -> dict[str, float]:
-    """Pods started by eight callers at once."""
+    """Measures pods per second, started by eight concurrent callers."""
     started: list[str] = []
 
     def start(_: int) -> None:
@@ -109,7 +109,7 @@ def pods_per_second(subject: Subject, count: int = 48) -> dict[str, float]:
 
 
 def with_many_pods(subject: Subject, rounds: int) -> dict[str, float]:
-    """Lists, statistics and memory with 60 running pods; memory also before them."""
+    """Measures lists, statistics and memory with 60 running pods, and memory without any."""
     idle = _pss(subject.service_pids())
     started: list[str] = []
     try:
@@ -139,7 +139,7 @@ def with_many_pods(subject: Subject, rounds: int) -> dict[str, float]:
 
 
 def pulls(subject: Subject, rounds: int) -> dict[str, float]:
-    """A small image several times, a big one three times; each time nothing of it is there before."""
+    """Measures pulls of a small image, and three of a big one; removes the image after each."""
     source = random.Random(7)
     small = images.build([_layer(source, files=4, size=300_000, zeros=0.5)], {"Cmd": ["/x"]})
     big = images.build(
@@ -160,7 +160,7 @@ def pulls(subject: Subject, rounds: int) -> dict[str, float]:
 
 
 def log_speed(subject: Subject, megabytes: int = 200) -> dict[str, float]:
-    """A container that writes lines of 120 bytes as fast as it can."""
+    """Measures the log of a container that writes lines of 120 bytes as fast as it can."""
     config = subject.pod_config()
     with subject.client.pod(config, subject.handler) as pod:
         lines = megabytes * 1_000_000 // 120
@@ -174,7 +174,7 @@ def log_speed(subject: Subject, megabytes: int = 200) -> dict[str, float]:
         elapsed = time.perf_counter() - begun
         written = (Path(config.log_directory) / "main.log").stat().st_size
         if written < lines * 120:
-            raise RuntimeError(f"{subject.name} lost log lines: {written} bytes of at least {lines * 120}")
+            raise RuntimeError(f"{subject.name} lost log lines: {written} of at least {lines * 120} bytes were written")
     return {"log": megabytes / elapsed}
 
 
@@ -207,7 +207,7 @@ def _remove(subject: Subject, pods: list[str]) -> None:
 
 
 def _pss(pids: list[int]) -> int:
-    """Proportional set size in bytes (proc(5), smaps_rollup)."""
+    """Returns the proportional set size in bytes (proc(5), smaps_rollup)."""
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -217,5 +217,5 @@ def _pss(pids: list[int]) -> int:
 
 
 def load_average() -> str:
-    """What else the machine is doing, for the reader of the figures."""
+    """Returns the load averages, which tell how busy the machine was with other work."""
     return json.dumps([round(value, 1) for value in os.getloadavg()])

@@ -1,4 +1,7 @@
-"""Debian's containerd as a peer: its own root, state, socket, bridge and mount namespace; nothing of it is installed."""
+"""Debian's containerd as a peer.
+
+It is not installed, and has its own root, state, socket, bridge and mount namespace.
+"""
 
 import contextlib
 import json
@@ -14,6 +17,7 @@ from measures import Subject
 
 from crisplab import clone, images, namespaces
 from crisplab.cri import Cri
+from servicekit.linux import processes, trees
 
 _CONFIG = """version = 2
 root = "{root}/root"
@@ -38,10 +42,13 @@ _BRIDGE = "cbenchpeer"
 
 @contextlib.contextmanager
 def containerd(root: Path, registry: str) -> Iterator[Subject]:
-    """Runs it for as long as the block runs. Raises FileNotFoundError if `make lab` has not unpacked it."""
+    """Runs containerd while the block runs.
+
+    Raises FileNotFoundError if `make lab` has not unpacked it.
+    """
     program = clone.ROOT / ".cache/debian/usr/bin/containerd"
     if not program.exists():
-        raise FileNotFoundError("containerd is not here; run `make lab`")
+        raise FileNotFoundError("containerd has not been unpacked; run `make lab`")
     (root / "cni").mkdir(parents=True)
     (root / "cni/10-bench.conflist").write_text(json.dumps(_network(root / "leases")))
     (root / "config.toml").write_text(_CONFIG.format(root=root, registry=registry))
@@ -71,7 +78,7 @@ def containerd(root: Path, registry: str) -> Iterator[Subject]:
         process.terminate()
         process.wait()
         subprocess.run(["ip", "link", "delete", _BRIDGE], capture_output=True, check=False)
-        shutil.rmtree(root, ignore_errors=True)
+        trees.remove_quietly(root)
 
 
 def _pause(registry: str) -> None:
@@ -87,18 +94,12 @@ def _wait(client: Cri, log: Path) -> None:
             if client.ready():
                 return
         time.sleep(0.1)
-    raise RuntimeError(f"containerd did not get ready:\n{log.read_text()[-2000:]}")
+    raise RuntimeError(f"containerd did not become ready:\n{log.read_text()[-2000:]}")
 
 
 def _shims(root: Path) -> list[int]:
-    found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                arguments = Path(entry.path, "cmdline").read_bytes()
-                if b"containerd-shim" in arguments and str(root).encode() in arguments:
-                    found.append(int(entry.name))
-    return found
+    """Returns the pids of this containerd's shims, which have its address among their arguments."""
+    return processes.find_by_arguments("-address", str(root / "containerd.sock"))
 
 
 def _network(leases: Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-# What all five services' images stand on: Debian 12, the programs that crisp drives, and the locked Python packages.
+# Base image of the five services: Debian 12, the programs that crisp runs, and the locked Python packages.
 #   docker build -t crisp-base -f deploy/base.Dockerfile .
 FROM debian:12-slim
 COPY deploy/install-debian-packages /tmp/

@@ -1,4 +1,4 @@
-"""crispctl without a node; with one it is tested in tests/e2e."""
+"""crispctl without a node; tests/e2e tests it with one."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from crisp_proto.runtime import Container, ContainerUser, Launch
 from crispctl import __main__, tables
 
 
-def test_a_node_that_is_not_there_is_said_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_node_is_reported_and_the_command_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["--run-dir", str(tmp_path), "status"]) == 1
     assert "no replica answers" in capsys.readouterr().out.replace("\n", " ")
     assert __main__.main(["--run-dir", str(tmp_path), "images"]) == 1
     assert "image-svc is away" in capsys.readouterr().err
 
 
-def test_a_containers_state_is_told_with_its_exit_code() -> None:
+def test_the_table_of_containers_shows_the_exit_code_and_its_reason() -> None:
     config = ContainerConfig(metadata=ContainerMetadata(name="main"), image=ImageSpec(image="busybox"))
     container = Container(
         id="c" * 64,

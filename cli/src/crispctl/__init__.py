@@ -1,1 +1,1 @@
-"""crispctl: the operators' command."""
+"""crispctl: the command for operators."""

@@ -1,9 +1,9 @@
-"""crispctl: what an operator asks a node, service by service. It speaks REST to the services' sockets, as curl would."""
+"""Shows and controls a crisp node by the REST APIs of its services, as curl would."""
 
 import argparse
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,45 +18,45 @@ Command = Callable[[Node, argparse.Namespace, Console], Awaitable[int]]
 
 
 async def status(node: Node, _options: argparse.Namespace, console: Console) -> int:
-    """Each service's replicas and whether they are ready; exit code 1 if one is not."""
+    """Shows the replicas and the readiness of each service; exit code 1 if one is not ready."""
     states = await node.states()
     console.print(tables.states(states))
-    return 0 if all(state.fault == "" for state in states) else 1
+    return 0 if all(state.fault is None for state in states) else 1
 
 
 async def pods(node: Node, _options: argparse.Namespace, console: Console) -> int:
-    """Pods with their state and addresses."""
+    """Lists pods with their states and addresses."""
     console.print(tables.pods(*await asyncio.gather(node.pods(), node.attachments())))
     return 0
 
 
 async def containers(node: Node, _options: argparse.Namespace, console: Console) -> int:
-    """Containers with their state, image and pod."""
+    """Lists containers with their states, images and pods."""
     console.print(tables.containers(*await asyncio.gather(node.pods(), node.containers(), node.processes())))
     return 0
 
 
 async def images(node: Node, _options: argparse.Namespace, console: Console) -> int:
-    """Images with their names and sizes."""
+    """Lists images with their names and sizes."""
     console.print(tables.images(await node.images()))
     return 0
 
 
 async def pull(node: Node, options: argparse.Namespace, console: Console) -> int:
-    """Fetches an image from its registry."""
+    """Pulls an image from its registry."""
     console.print((await node.pull(options.reference)).id)
     return 0
 
 
 async def load(node: Node, options: argparse.Namespace, console: Console) -> int:
-    """Takes the images of an OCI layout, or of a tar of one, from this machine's disk."""
+    """Loads the images of an OCI layout, or of a tar of one, from this machine's disk."""
     for image in await node.load(options.path.resolve(), options.name):
         console.print(image.id, *image.repo_tags)
     return 0
 
 
 async def events(node: Node, options: argparse.Namespace, console: Console) -> int:
-    """What happened to containers and pods, oldest first."""
+    """Lists the events of containers and pods, oldest first."""
     found = await node.events(options.after)
     console.print(tables.events(found))
     while options.follow:
@@ -69,7 +69,7 @@ async def events(node: Node, options: argparse.Namespace, console: Console) -> i
 
 
 async def logs(node: Node, options: argparse.Namespace, _console: Console) -> int:
-    """A container's output, from its log."""
+    """Shows a container's output, from its log."""
     request = LogRequest(
         follow=options.follow, tail=options.tail, since=_moment(options.since) if options.since else ""
     )
@@ -77,24 +77,27 @@ async def logs(node: Node, options: argparse.Namespace, _console: Console) -> in
 
 
 async def execute(node: Node, options: argparse.Namespace, _console: Console) -> int:
-    """Runs a command in a container, with its exit code as ours."""
+    """Runs a command in a container and exits with its exit code."""
     return await streams.execute(
         node, options.container, options.words, interactive=options.stdin, terminal=options.tty
     )
 
 
 async def attach(node: Node, options: argparse.Namespace, _console: Console) -> int:
-    """Joins this terminal to a container's output, and with -i to its input; Ctrl-P Ctrl-Q leaves a container with a terminal alone again."""
+    """Connects this terminal to a container's output, and with -i to its input.
+
+    Ctrl-P Ctrl-Q detaches from a container with a terminal.
+    """
     return await streams.attach(node, options.container, interactive=options.stdin)
 
 
 async def port_forward(node: Node, options: argparse.Namespace, _console: Console) -> int:
-    """Passes connections to ports of this machine on to a pod's."""
+    """Forwards ports of this machine to ports of a pod."""
     return await streams.port_forward(node, options.pod, options.ports, options.address)
 
 
 async def top(node: Node, options: argparse.Namespace, console: Console) -> int:
-    """What containers use, the busiest first."""
+    """Shows what containers use, the busiest first."""
     before = await node.usages()
     await asyncio.sleep(options.seconds)
     console.print(tables.top(*await asyncio.gather(node.pods(), node.containers()), before, await node.usages()))
@@ -102,7 +105,10 @@ async def top(node: Node, options: argparse.Namespace, console: Console) -> int:
 
 
 def _moment(text: str) -> str:
-    """90s, 5m, 2h, 1d ago, or a time with an offset. Raises InvalidArgument."""
+    """Parses 90s, 5m, 2h, 1d (ago), or a time, and returns it in ISO 8601 with an offset.
+
+    A time without an offset is local time. Raises InvalidArgument.
+    """
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     try:
         if text[-1:] in units and text[:-1].isdecimal():
@@ -132,46 +138,10 @@ COMMANDS: dict[str, Command] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command crispctl."""
-    parser = argparse.ArgumentParser(prog="crispctl", description=__doc__)
-    parser.add_argument(
-        "--run-dir", type=Path, default=Path("/run/crisp"), help="where the services' sockets are (default /run/crisp)"
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {
-        name: commands.add_parser(name, help=(function.__doc__ or "").partition(".")[0])
-        for name, function in COMMANDS.items()
-    }
-    parsers["pull"].add_argument("reference")
-    parsers["load"].add_argument("path", type=Path, help="a folder or a tar")
-    parsers["load"].add_argument("--name", default="", help="reference for an image whose layout gives it none")
-    parsers["events"].add_argument(
-        "--after", type=int, default=0, metavar="CURSOR", help="only events later than this one"
-    )
-    parsers["events"].add_argument("-f", "--follow", action="store_true", help="go on with those that come")
-    for name in ("logs", "exec", "attach"):
-        parsers[name].add_argument("container", help="its name, or the beginning of its id")
-    parsers["logs"].add_argument("-f", "--follow", action="store_true", help="go on until the container ends")
-    parsers["logs"].add_argument("--tail", type=int, metavar="N", help="only the last N lines")
-    parsers["logs"].add_argument(
-        "--since", default="", metavar="TIME", help="only from then on: 90s, 5m, 2h, 1d ago, or a time"
-    )
-    parsers["logs"].add_argument("-t", "--timestamps", action="store_true", help="show when each line was written")
-    for name in ("exec", "attach"):
-        parsers[name].add_argument("-i", "--stdin", action="store_true", help="pass our input on")
-    parsers["exec"].add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
-    parsers["exec"].add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments"
-    )
-    parsers["port-forward"].add_argument("pod", help="its name, or the beginning of its id")
-    parsers["port-forward"].add_argument("ports", nargs="+", metavar="[LOCAL:]REMOTE")
-    parsers["port-forward"].add_argument(
-        "--address", default="127.0.0.1", help="address to listen on (default 127.0.0.1)"
-    )
-    parsers["top"].add_argument("--seconds", type=float, default=1, help="time between the two readings (default 1)")
-    options = parser.parse_args(arguments)
+    """Runs the command crispctl and returns its exit code."""
+    options = _parser().parse_args(arguments)
     if options.command == "exec" and not options.words:
-        parsers["exec"].error("give the command to run")
+        options.usage_error("give the command to run")
     try:
         return asyncio.run(_run(options))
     except KeyboardInterrupt:
@@ -179,6 +149,59 @@ def main(arguments: list[str] | None = None) -> int:
     except CrispError as error:
         print(f"crispctl: {error.message}", file=sys.stderr)
         return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="crispctl", description=__doc__)
+    parser.add_argument(
+        "--run-dir", type=Path, default=Path("/run/crisp"), help="folder of the services' sockets (default /run/crisp)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {
+        name: commands.add_parser(name, help=(function.__doc__ or "").partition(".")[0])
+        for name, function in COMMANDS.items()
+    }
+    _add_image_options(parsers)
+    _add_event_options(parsers["events"])
+    for name in ("logs", "exec", "attach"):
+        parsers[name].add_argument("container", help="its name, or the beginning of its id")
+    _add_log_options(parsers["logs"])
+    for name in ("exec", "attach"):
+        parsers[name].add_argument("-i", "--stdin", action="store_true", help="pass our input on")
+    _add_exec_options(parsers["exec"])
+    _add_forward_options(parsers["port-forward"])
+    parsers["top"].add_argument("--seconds", type=float, default=1, help="time between the two readings (default 1)")
+    return parser
+
+
+def _add_image_options(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    parsers["pull"].add_argument("reference")
+    parsers["load"].add_argument("path", type=Path, help="a folder or a tar")
+    parsers["load"].add_argument("--name", default="", help="reference for an image that has none in its layout")
+
+
+def _add_event_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--after", type=int, default=0, metavar="CURSOR", help="only events after this one")
+    parser.add_argument("-f", "--follow", action="store_true", help="wait for further events")
+
+
+def _add_log_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--follow", action="store_true", help="continue until the container ends")
+    parser.add_argument("--tail", type=int, metavar="N", help="only the last N lines")
+    parser.add_argument("--since", metavar="TIME", help="only lines written since then: 90s, 5m, 2h, 1d ago, or a time")
+    parser.add_argument("-t", "--timestamps", action="store_true", help="show when each line was written")
+
+
+def _add_exec_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
+    parser.set_defaults(usage_error=parser.error)  # argparse cannot require a REMAINDER
+
+
+def _add_forward_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pod", help="its name, or the beginning of its id")
+    parser.add_argument("ports", nargs="+", metavar="[LOCAL:]REMOTE")
+    parser.add_argument("--address", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
 
 
 async def _run(options: argparse.Namespace) -> int:

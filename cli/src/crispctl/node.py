@@ -1,4 +1,4 @@
-"""The node that crispctl talks to: its services by their sockets."""
+"""A node and its services, called on their sockets."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,15 +22,15 @@ _PULL_SECONDS = 3600
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A service: its replicas, and why it is not ready, if it isn't."""
+    """A service's replicas, and why it is not ready; `fault` is None if it is."""
 
     service: str
     replicas: tuple[str, ...]
-    fault: str
+    fault: str | None
 
 
 class Node:
-    """All services of a node."""
+    """The services of one node."""
 
     def __init__(self, run_dir: Path) -> None:
         self._clients = {name: ServiceClient(name, run_dir, patience=1.0) for name in SERVICES}
@@ -38,7 +38,7 @@ class Node:
     @staticmethod
     @asynccontextmanager
     async def at(run_dir: Path) -> AsyncIterator["Node"]:
-        """The node whose sockets are below `run_dir`."""
+        """Yields the node whose sockets are below `run_dir`."""
         node = Node(run_dir)
         try:
             yield node
@@ -47,33 +47,43 @@ class Node:
                 await client.close()
 
     async def states(self) -> list[State]:
-        """Each service's state."""
-        return [State(name, tuple(client.replicas()), await client.fault()) for name, client in self._clients.items()]
+        """Returns the state of each service."""
+        return [
+            State(name, tuple(client.replicas()), await client.fault() or None)
+            for name, client in self._clients.items()
+        ]
 
     async def pods(self) -> list[Pod]:
-        """All pods."""
+        """Returns all pods."""
         return (await self._clients["runtime-svc"].call("GET", "/v1/pods", PodList)).pods
 
     async def containers(self) -> list[Container]:
-        """All containers."""
+        """Returns all containers."""
         return (await self._clients["runtime-svc"].call("GET", "/v1/containers", ContainerList)).containers
 
     async def attachments(self) -> dict[str, Attachment]:
-        """Networks by pod id."""
+        """Returns the networks of pods by pod id."""
         found = (await self._clients["net-svc"].call("GET", "/v1/attachments", AttachmentList)).attachments
         return {attachment.id: attachment for attachment in found}
 
     async def processes(self) -> dict[str, Process]:
-        """Processes by container id."""
+        """Returns the processes of containers by container id."""
         found = (await self._clients["monitor-svc"].call("GET", "/v1/monitors", ProcessList)).processes
         return {process.id: process for process in found}
 
     async def container_id(self, text: str) -> str:
-        """The id of the container that has this name, or whose id begins so. Raises NotFound, InvalidArgument."""
+        """Returns the id of the container with this name, or with an id that begins so.
+
+        Raises NotFound, InvalidArgument if several match.
+        """
         return _one(text, "container", {found.id: found.config.metadata.name for found in await self.containers()})
 
     async def pod_network(self, text: str) -> tuple[str, bool]:
-        """The id of the pod that has this name, or whose id begins so, and whether it has the node's network. Raises NotFound, InvalidArgument."""
+        """Returns the id of the pod with this name, or with an id that begins so.
+
+        The second value tells whether the pod is on the node's network. Raises NotFound,
+        InvalidArgument if several match.
+        """
         pods = {found.id: found for found in await self.pods()}
         pod_id = _one(text, "pod", {pod_id: pod.config.metadata.name for pod_id, pod in pods.items()})
         return pod_id, pods[pod_id].config.on_node_network
@@ -83,32 +93,35 @@ class Node:
         return await self._clients["monitor-svc"].connect(path, request)
 
     async def dial(self, request: DialRequest) -> ServiceChannels:
-        """A connection to a pod's port."""
+        """Connects to a port of a pod."""
         return await self._clients["net-svc"].connect("/v1/dial", request)
 
     async def usages(self) -> Usages:
-        """What all containers use now."""
+        """Returns what all containers use now."""
         return await self._clients["runtime-svc"].call("GET", "/v1/usage", Usages)
 
     async def images(self) -> list[Image]:
-        """All images."""
+        """Returns all images."""
         return (await self._clients["image-svc"].call("GET", "/v1/images", ImageList)).images
 
     async def pull(self, reference: str) -> Image:
-        """Fetches an image."""
+        """Pulls an image."""
         return await self._clients["image-svc"].call(
             "POST", "/v1/pulls", Image, PullRequest(reference=reference), deadline=_PULL_SECONDS
         )
 
     async def load(self, path: Path, name: str) -> list[Image]:
-        """Takes images from an OCI layout."""
+        """Loads the images of an OCI layout."""
         request = LoadRequest(path=str(path), reference=name)
         return (
             await self._clients["image-svc"].call("POST", "/v1/loads", ImageList, request, deadline=_PULL_SECONDS)
         ).images
 
     async def events(self, after: int, wait: float = 0) -> list[Event]:
-        """Events later than a cursor, 500 at most; if there is none, waits for one for up to `wait` seconds."""
+        """Returns up to 500 events after a cursor.
+
+        If there are none, waits up to `wait` seconds for one.
+        """
         return (
             await self._clients["monitor-svc"].call("GET", f"/v1/events?after={after}&wait={wait:g}", EventList)
         ).events

@@ -1,4 +1,7 @@
-"""Streams of crispctl: logs, exec, attach and port-forward, by the WebSockets of monitor-svc and net-svc."""
+"""The streams of crispctl: logs, exec, attach and port-forward.
+
+They use the WebSockets of monitor-svc and net-svc.
+"""
 
 import asyncio
 import contextlib
@@ -22,7 +25,7 @@ _RED, _GREY, _PLAIN = "\x1b[31m", "\x1b[2m", "\x1b[0m"
 
 
 async def logs(node: Node, container: str, request: LogRequest, *, timestamps: bool) -> int:
-    """Shows a container's log: its standard output on ours, its standard error on ours, red on a terminal."""
+    """Shows a container's log: standard output on ours, standard error on ours in red."""
     channels = await node.stream(f"/v1/monitors/{await node.container_id(container)}/log", request)
 
     def show(channel: int, data: bytes) -> None:
@@ -40,14 +43,17 @@ async def logs(node: Node, container: str, request: LogRequest, *, timestamps: b
 
 
 async def execute(node: Node, container: str, command: list[str], *, interactive: bool, terminal: bool) -> int:
-    """Runs a command in a container; answers its exit code."""
+    """Runs a command in a container and returns its exit code."""
     request = ExecStreamRequest(command=command, tty=terminal, stdin=interactive)
     channels = await node.stream(f"/v1/monitors/{await node.container_id(container)}/exec", request)
     return await _joined(channels, interactive=interactive, terminal=terminal)
 
 
 async def attach(node: Node, container: str, *, interactive: bool) -> int:
-    """Joins our streams to a container's, until it ends; Ctrl-C, or on a terminal Ctrl-P Ctrl-Q, leaves it alone again."""
+    """Connects our streams to a container's until it ends.
+
+    Ctrl-C detaches, or Ctrl-P Ctrl-Q if the container has a terminal.
+    """
     container_id = await node.container_id(container)
     terminal = next(found.config.tty for found in await node.containers() if found.id == container_id)
     channels = await node.stream(f"/v1/monitors/{container_id}/attach", AttachRequest(stdin=interactive))
@@ -55,7 +61,7 @@ async def attach(node: Node, container: str, *, interactive: bool) -> int:
 
 
 async def port_forward(node: Node, pod: str, ports: list[str], address: str) -> int:
-    """Listens on ports of ours, and passes each connection on to one of the pod's. Ends by Ctrl-C."""
+    """Listens on our ports and forwards each connection to a port of the pod, until Ctrl-C."""
     pod_id, node_network = await node.pod_network(pod)
     servers = []
     for text in ports:
@@ -100,7 +106,7 @@ async def _send(reader: asyncio.StreamReader, channels: Channels) -> None:
 
 
 def _ports(text: str) -> tuple[int, int]:
-    """8080:80, :80 (a free port of ours), 80 (the same on both sides)."""
+    """Parses LOCAL:REMOTE, :REMOTE (a free port of ours) or PORT (the same on both sides)."""
     local, colon, remote = text.rpartition(":")
     try:
         return int(local or 0) if colon else int(remote), int(remote)
@@ -127,27 +133,37 @@ async def _joined(channels: Channels, *, interactive: bool, terminal: bool, deta
 
 
 async def _input(channels: Channels, *, interactive: bool, terminal: bool, detach: bytes) -> None:
-    """Until the keys that detach; forever otherwise."""
-    loop = asyncio.get_running_loop()
+    """Passes our input and window size on; returns only when the keys that detach are typed."""
     if terminal and sys.stdout.isatty():
-
-        def resize() -> None:
-            size = os.get_terminal_size(sys.stdout.fileno())
-            document = json.dumps({"Width": size.columns, "Height": size.lines}).encode()
-            sending.append(asyncio.create_task(channels.send(Channel.RESIZE, document)))
-
-        sending: list[asyncio.Task[None]] = []
-        resize()
-        loop.add_signal_handler(signal.SIGWINCH, resize)
-    if interactive:
-        typed = b""
-        while data := await _typed():
-            typed = (typed + data)[-len(detach) or None :]
-            if terminal and detach and typed.endswith(detach):
-                return
-            await channels.send(Channel.STDIN, data)
-        await channels.send(Channel.CLOSE, bytes([Channel.STDIN]))
+        _send_window_sizes(channels)
+    if interactive and await _send_input(channels, detach if terminal else b""):
+        return
     await asyncio.Event().wait()
+
+
+def _send_window_sizes(channels: Channels) -> None:
+    """Sends the size of our window now and whenever it changes."""
+    sending: list[asyncio.Task[None]] = []
+
+    def send() -> None:
+        size = os.get_terminal_size(sys.stdout.fileno())
+        document = json.dumps({"Width": size.columns, "Height": size.lines}).encode()
+        sending.append(asyncio.create_task(channels.send(Channel.RESIZE, document)))
+
+    send()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, send)
+
+
+async def _send_input(channels: Channels, detach: bytes) -> bool:
+    """Sends our input to its end; True if the keys that detach were typed."""
+    typed = b""
+    while data := await _typed():
+        typed = (typed + data)[-len(detach) or None :]
+        if detach and typed.endswith(detach):
+            return True
+        await channels.send(Channel.STDIN, data)
+    await channels.send(Channel.CLOSE, bytes([Channel.STDIN]))
+    return False
 
 
 async def _typed() -> bytes:
@@ -157,7 +173,11 @@ async def _typed() -> bytes:
 
 
 async def _received(channels: Channels, show: Callable[[int, bytes], None]) -> int:
-    """Shows what comes; answers the exit code that the service tells at the end. Raises Unavailable if it goes before that."""
+    """Shows the output and returns the exit code from the last message.
+
+    Raises Unavailable if the service ends the stream before that, Unknown if the command failed
+    without an exit code.
+    """
     while (message := await channels.receive()) is not None:
         channel, data = message
         if channel == Channel.ERROR:
@@ -171,7 +191,7 @@ async def _received(channels: Channels, show: Callable[[int, bytes], None]) -> i
 
 @contextlib.contextmanager
 def _raw() -> Iterator[None]:
-    """Our terminal passes on every key, and is as it was afterwards, whatever happens (termios(3))."""
+    """Makes our terminal pass on every key while the block runs, and restores it (termios(3))."""
     before = termios.tcgetattr(sys.stdin)
     tty.setraw(sys.stdin)
     try:

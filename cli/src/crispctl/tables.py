@@ -1,4 +1,4 @@
-"""What crispctl shows, as tables."""
+"""The tables that crispctl shows."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from crisp_proto.net import Attachment
 from crisp_proto.runtime import Container, Pod, Usages
 from crispctl.node import State
 
-_SHORT = 13  # as crictl cuts ids
+_SHORT = 13  # the length of ids in crictl
 
 
 def _table(*columns: str) -> Table:
@@ -23,7 +23,7 @@ def _table(*columns: str) -> Table:
 
 
 def states(found: Iterable[State]) -> Table:
-    """Services."""
+    """Returns a table of services."""
     table = _table("service", "replicas", "ready")
     for state in found:
         table.add_row(
@@ -33,7 +33,7 @@ def states(found: Iterable[State]) -> Table:
 
 
 def pods(found: Iterable[Pod], attachments: Mapping[str, Attachment]) -> Table:
-    """Pods, the youngest first."""
+    """Returns a table of pods, the newest first."""
     table = _table("pod", "namespace", "name", "attempt", "state", "address", "handler", "age")
     for pod in sorted(found, key=lambda pod: -pod.created_at):
         attachment = attachments.get(pod.id)
@@ -52,7 +52,7 @@ def pods(found: Iterable[Pod], attachments: Mapping[str, Attachment]) -> Table:
 
 
 def containers(pods: Iterable[Pod], found: Iterable[Container], processes: Mapping[str, Process]) -> Table:
-    """Containers, the youngest first."""
+    """Returns a table of containers, the newest first."""
     names = {pod.id: pod.config.metadata.name for pod in pods}
     table = _table("container", "name", "state", "pod", "image", "age")
     for container in sorted(found, key=lambda container: -container.created_at):
@@ -69,7 +69,7 @@ def containers(pods: Iterable[Pod], found: Iterable[Container], processes: Mappi
 
 
 def top(pods: Iterable[Pod], found: Iterable[Container], before: Usages, now: Usages) -> Table:
-    """What containers use, those that use the processors most first."""
+    """Returns a table of what containers use, those with the most CPU time first."""
     names = {pod.id: pod.config.metadata.name for pod in pods}
     rows = []
     for container in found:
@@ -88,7 +88,7 @@ def top(pods: Iterable[Pod], found: Iterable[Container], before: Usages, now: Us
 
 
 def images(found: Iterable[Image]) -> Table:
-    """Images by name."""
+    """Returns a table of images, ordered by name."""
     table = _table("image", "id", "size")
     for image in sorted(found, key=lambda image: image.repo_tags or ["~"]):
         table.add_row(
@@ -100,7 +100,7 @@ def images(found: Iterable[Image]) -> Table:
 
 
 def events(found: Iterable[Event]) -> Table:
-    """Events, oldest first."""
+    """Returns a table of events in the given order."""
     table = _table("cursor", "time", "event", "container", "pod")
     for one in found:
         table.add_row(*event(one))
@@ -108,7 +108,7 @@ def events(found: Iterable[Event]) -> Table:
 
 
 def event(one: Event) -> tuple[str, ...]:
-    """The columns of an event."""
+    """Returns the columns of an event."""
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.at / 1e9))
     return str(one.cursor), at, one.kind, one.container_id[:_SHORT], one.pod_id[:_SHORT]
 
@@ -124,7 +124,7 @@ def _state(container: Container, process: Process | None) -> str:
 
 
 def _age(since: int) -> str:
-    """How long ago, in the largest unit that fits."""
+    """Returns the age of a time (ns since the epoch), in the largest unit that fits."""
     seconds = int(time.time() - since / 1e9)
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:

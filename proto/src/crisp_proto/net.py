@@ -7,7 +7,7 @@ from crisp_proto.contract import Contract
 
 
 class AttachmentRequest(Contract):
-    """Give a pod a network namespace and connect it. Pods on the node's network have none."""
+    """A pod that needs a network namespace and a connection; not for pods on the node's network."""
 
     namespace: str
     name: str
@@ -15,14 +15,12 @@ class AttachmentRequest(Contract):
     port_mappings: list[PortMapping] = []
     sysctls: dict[str, str] = {}
     annotations: dict[str, str] = {}
-    handler: str = Field("", description="The pod's runtime handler, which may have networks of its own")
-    user_namespace: str = Field(
-        "", description="Where the user namespace is pinned that is to own the network namespace"
-    )
+    handler: str = Field("", description="The pod's runtime handler, which may have network configurations of its own")
+    user_namespace: str = Field("", description="Path of the pinned user namespace that will own the network namespace")
 
 
 class Interface(Contract):
-    """An interface inside the pod with its addresses in CIDR notation."""
+    """An interface inside the pod, with its addresses in CIDR notation."""
 
     name: str
     mac: str = ""
@@ -30,7 +28,7 @@ class Interface(Contract):
 
 
 class Attachment(Contract):
-    """A pod's network. netns is the path of its namespace; ips the pod's addresses, the primary one first."""
+    """A pod's network: the path of its namespace, and its addresses with the primary one first."""
 
     id: str
     netns: str
@@ -40,14 +38,14 @@ class Attachment(Contract):
 
 
 class AttachmentList(Contract):
-    """All attachments, and how old each is in seconds."""
+    """All complete attachments, and the ages in seconds of all attachments, complete or not."""
 
     attachments: list[Attachment]
     ages: dict[str, float]
 
 
 class NetworkStatus(Contract):
-    """Whether pods can be connected; reason and message as CRI's NetworkReady condition has them."""
+    """Tells whether pods can be connected; reason and message are those of CRI's NetworkReady."""
 
     ready: bool
     reason: str = ""
@@ -57,13 +55,13 @@ class NetworkStatus(Contract):
 
 
 class NodeConfig(Contract):
-    """What kubelet tells by UpdateRuntimeConfig."""
+    """The node's configuration from kubelet (CRI: UpdateRuntimeConfig)."""
 
     pod_cidr: str
 
 
 class InterfaceUsage(Contract):
-    """Counters of an interface since it was made."""
+    """Counters of an interface since its creation."""
 
     name: str
     rx_bytes: int
@@ -77,13 +75,13 @@ class InterfaceUsage(Contract):
 
 
 class NetworkUsage(Contract):
-    """Counters of a pod's interfaces at timestamp (ns since the epoch)."""
+    """Counters of a pod's interfaces at `timestamp`, in ns since the epoch."""
 
     timestamp: int
     interfaces: list[InterfaceUsage]
 
 
 class NetworkUsages(Contract):
-    """Counters by pod id."""
+    """Counters of all pods by pod id."""
 
     pods: dict[str, NetworkUsage]

@@ -1,1 +1,1 @@
-"""net-svc: network namespaces, CNI attachments and host ports."""
+"""net-svc: pods' network namespaces, CNI attachments and host ports."""

@@ -2,7 +2,7 @@
 
 import gc
 
-gc.disable()  # until the service is ready (servicekit.server): looking through what is being loaded was a seventh of a start
+gc.disable()  # until the service is ready (servicekit.server): collecting while modules load took a seventh of the start
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager
 
 from net_svc.api import routes
 from net_svc.attachments import Attachments
+from net_svc.firewall import Firewall
+from net_svc.networks import Networks
+from net_svc.plugins.choice import Plugins
 from net_svc.settings import NetSettings
 from net_svc.store import Store
 from servicekit import server
@@ -20,21 +23,23 @@ from servicekit.settings import Settings
 
 @asynccontextmanager
 async def opened(settings: Settings[NetSettings]) -> AsyncIterator[Frontend]:
-    """The service with its database, and a watch over its nftables table."""
+    """Opens the service and its database, and guards its nftables table while the block runs."""
     store = Store(settings.node.state_dir / "net-svc" / "net.db")
-    attachments = Attachments(store, settings.own, settings.node.run_dir / "net-svc")
+    networks, plugins = Networks(store, settings.own), Plugins(store, settings.own)
+    firewall = Firewall(settings.own.nft_table, store, networks, plugins)
+    attachments = Attachments(store, networks, plugins, firewall, settings.node.run_dir / "net-svc")
     await attachments.sweep()
-    watching = asyncio.create_task(attachments.firewall.watch())
+    guard = asyncio.create_task(firewall.guard())
 
     async def ready() -> None:
-        status = attachments.status()
+        status = networks.status()
         if not status.ready:
             raise Unavailable(status.message)
 
     try:
-        yield Frontend([routes(attachments)], ready)
+        yield Frontend([routes(attachments, networks)], ready)
     finally:
-        watching.cancel()
+        guard.cancel()
         await attachments.close()
         store.close()
 
@@ -43,7 +48,7 @@ SERVICE = Service("net-svc", "net", NetSettings, opened)
 
 
 def main() -> None:
-    """The command crisp-net-svc."""
+    """Runs the command crisp-net-svc."""
     server.main(SERVICE)
 
 

@@ -1,26 +1,25 @@
-"""CNI network configurations and plugin results (CNI spec 0.3.1 to 1.1), and plugins run as the spec says, by exec."""
+"""CNI's documents: network configurations and plugin results (CNI spec 0.3.1 to 1.1)."""
 
 import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from servicekit import logs
-from servicekit.errors import FailedPrecondition, Internal
-from servicekit.linux.programs import run
+from servicekit.errors import FailedPrecondition
+from servicekit.linux import files
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+_MAX_BYTES = 1 << 20
 _log = logs.get()
 
 Document = dict[str, Any]
-"""JSON whose shape is the CNI spec's; read through the functions here only."""
+"""JSON whose shape the CNI spec defines."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfiguration:
-    """A network: its plugins in order (CNI spec section 1), and the file that it comes from."""
+    """A network: its plugins in order (CNI spec section 1), and the file it comes from."""
 
     name: str
     version: str
@@ -28,13 +27,16 @@ class NetworkConfiguration:
     origin: str
 
     def to_json(self) -> str:
-        """The configuration list, as it is kept for the DEL of what was added by it."""
+        """Returns the configuration list, which is stored until the DEL of what it added."""
         return json.dumps({"cniVersion": self.version, "name": self.name, "plugins": list(self.plugins)})
 
 
 @dataclass(frozen=True, slots=True)
 class PodRef:
-    """Whom a plugin is called for (CNI spec section 2: parameters)."""
+    """The pod that a plugin is called for (CNI spec section 2, parameters).
+
+    `netns` is the path of its namespace; `port_mappings` are in the form of CNI's portMappings.
+    """
 
     id: str
     netns: str
@@ -56,7 +58,10 @@ class Result:
     dns: Document = field(default_factory=dict)
 
     def to_document(self) -> Document:
-        """As prevResult has it; versions before 1.0 name each address's family."""
+        """Returns the result in the form of prevResult.
+
+        Versions before 1.0 name the family of each address.
+        """
         ips = self.ips
         if self.version.startswith("0."):
             ips = [{"version": "6" if ":" in ip["address"] else "4", **ip} for ip in ips]
@@ -70,7 +75,7 @@ class Result:
 
 
 def result_from(document: Document, version: str) -> Result:
-    """A Result out of what a plugin printed."""
+    """Reads the result that a plugin printed."""
     return Result(
         version,
         list(document.get("interfaces") or []),
@@ -80,33 +85,47 @@ def result_from(document: Document, version: str) -> Result:
     )
 
 
-def load_configuration(folder: Path) -> NetworkConfiguration | None:
-    """The first valid file by name, as libcni and kubelet's other runtimes choose; None if the folder has no file.
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON. Raises ValueError, also for a document that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
-    Raises FailedPrecondition that names each file and its fault if there are files, but no valid one.
+
+def load_configuration(folder: Path) -> NetworkConfiguration | None:
+    """Returns the first valid configuration by file name, as libcni does; None without any file.
+
+    Raises FailedPrecondition if there are files but none is valid; it names each file and its
+    fault.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".conflist", ".conf", ".json"))
+        paths = sorted(path for path in folder.iterdir() if path.suffix in (".conflist", ".conf", ".json"))
     except FileNotFoundError:
         return None
     faults = []
-    for path in files:
+    for path in paths:
         try:
-            return parse_configuration(path.read_text(), str(path))
+            return parse_configuration(files.read_regular(path, limit=_MAX_BYTES), str(path))
         except (OSError, FailedPrecondition) as error:
             faults.append(str(error))
             _log.warning("cni-configuration-refused", file=str(path), fault=str(error))
     if faults:
         raise FailedPrecondition(
-            f"no valid CNI configuration in {folder}: {'; '.join(faults)}; correct or remove it", field="cni_conf_dir"
+            f"no valid CNI configuration in {folder}: {'; '.join(faults)}",
+            hint="correct or remove it",
+            field="cni_conf_dir",
         )
     return None
 
 
-def parse_configuration(text: str, origin: str) -> NetworkConfiguration:
-    """A configuration list, or a single plugin's configuration. Raises FailedPrecondition that says what is wrong."""
+def parse_configuration(text: str | bytes, origin: str) -> NetworkConfiguration:
+    """Parses a configuration list, or the configuration of a single plugin.
+
+    Raises FailedPrecondition with the fault; `origin` names the source in that message.
+    """
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except ValueError as error:
         raise FailedPrecondition(f"{origin} is not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -117,67 +136,14 @@ def parse_configuration(text: str, origin: str) -> NetworkConfiguration:
         raise FailedPrecondition(f"{origin} lacks a name")
     if version not in SUPPORTED_VERSIONS:
         raise FailedPrecondition(
-            f"{origin}: cniVersion {version!r} is not supported; use one of {', '.join(SUPPORTED_VERSIONS)}"
+            f"{origin}: cniVersion {version!r} is not supported", hint=f"use one of {', '.join(SUPPORTED_VERSIONS)}"
         )
-    if (
-        not isinstance(plugins, list)
-        or not plugins
-        or not all(isinstance(plugin, dict) and isinstance(plugin.get("type"), str) for plugin in plugins)
-    ):
+    if not _are_plugins(plugins):
         raise FailedPrecondition(f"{origin}: plugins must be a list of objects that each have a type")
     return NetworkConfiguration(name, version, tuple(plugins), origin)
 
 
-def find_plugin(kind: str, bin_dirs: Sequence[Path]) -> Path:
-    """The executable of a plugin type. Raises FailedPrecondition."""
-    for folder in bin_dirs:
-        path = folder / kind
-        if "/" not in kind and os.access(path, os.X_OK):
-            return path
-    raise FailedPrecondition(
-        f"CNI plugin {kind!r} is in none of {', '.join(map(str, bin_dirs))}; install it (Debian: containernetworking-plugins) or correct cni_bin_dirs"
-    )
-
-
-async def execute(
-    command: str,
-    plugin: Document,
-    network: NetworkConfiguration,
-    pod: PodRef,
-    previous: Result | None,
-    bin_dirs: Sequence[Path],
-    timeout: float,
-) -> Result | None:
-    """Runs one plugin of a network for ADD or DEL (CNI spec sections 2 and 3) and answers its result, if it printed one."""
-    path = find_plugin(plugin["type"], bin_dirs)
-    config: Document = {**plugin, "name": network.name, "cniVersion": network.version}
-    wanted = plugin.get("capabilities") or {}
-    config.pop("capabilities", None)
-    if wanted.get("portMappings") and pod.port_mappings:
-        config["runtimeConfig"] = {"portMappings": list(pod.port_mappings)}
-    if previous is not None:
-        config["prevResult"] = previous.to_document()
-    env = {
-        "CNI_COMMAND": command,
-        "CNI_CONTAINERID": pod.id,
-        "CNI_NETNS": pod.netns,
-        "CNI_IFNAME": pod.interface,
-        "CNI_PATH": ":".join(map(str, bin_dirs)),
-        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name};K8S_POD_INFRA_CONTAINER_ID={pod.id};K8S_POD_UID={pod.uid}",
-        "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-    }
-    finished = await run([str(path)], deadline=timeout, stdin=json.dumps(config).encode(), env=env)
-    try:
-        printed = json.loads(finished.stdout) if finished.stdout.strip() else None
-    except ValueError:
-        printed = None
-    if finished.returncode != 0:
-        message = (
-            printed.get("msg") or printed.get("details")
-            if isinstance(printed, dict)
-            else (finished.stderr or finished.stdout).decode(errors="replace").strip()[:500]
-        )
-        raise Internal(
-            f"CNI plugin {plugin['type']} of network {network.name} failed at {command} for pod {pod.namespace}/{pod.name}: {message}"
-        )
-    return result_from(printed, network.version) if isinstance(printed, dict) else previous
+def _are_plugins(value: object) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(plugin, dict) and isinstance(plugin.get("type"), str) for plugin in value)

@@ -1,81 +1,79 @@
-"""What our nftables table should be, worked out from the attachments there are."""
+"""The firewall: our nftables table, rendered from the attachments and restored when it is lost."""
 
 import asyncio
-import json
-from collections.abc import Callable, Iterable
+import contextlib
 
-from crisp_proto.net import Attachment, AttachmentRequest
-from net_svc import bridge, nftables
-from net_svc.cni import NetworkConfiguration
+from net_svc import cni, nftables
+from net_svc.networks import Networks
 from net_svc.nftables import HostPort, Masquerade
-from net_svc.store import Row
+from net_svc.plugins.choice import Plugins
+from net_svc.plugins.interface import Plugin
+from net_svc.store import Store
 from servicekit import logs
+from servicekit.errors import CrispError, FailedPrecondition
 from servicekit.tasks import repeat_every
 
 _log = logs.get()
-_LOOK_SECONDS = 30
+_CHECK_SECONDS = 30
 
 
 class Firewall:
-    """Keeps the table equal to `wanted()`, which renders it from the database."""
+    """Keeps the table equal to what the attachments and the present network require."""
 
-    def __init__(self, table: str, wanted: Callable[[], str]) -> None:
+    def __init__(self, table: str, store: Store, networks: Networks, plugins: Plugins) -> None:
         self._table = table
-        self._wanted = wanted
-        self._applied = ""
+        self._store = store
+        self._networks = networks
+        self._plugins = plugins
+        self._applied: str | None = None
         self._lock = asyncio.Lock()
 
     async def refresh(self) -> None:
-        """Applies what is wanted, if it is not what we applied last."""
+        """Applies the wanted table unless it was the last one applied. Raises Internal."""
         async with self._lock:
-            script = self._wanted()
+            script = self.render()
             if script != self._applied:
                 await nftables.apply(script)
                 self._applied = script
 
-    async def watch(self) -> None:
-        """Puts the table back when somebody has flushed it, looking every half minute."""
-        await repeat_every("firewall", _LOOK_SECONDS, self._look)
+    async def guard(self) -> None:
+        """Checks every half minute that nobody has flushed the table, and restores it."""
+        await repeat_every("firewall", _CHECK_SECONDS, self._check)
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         if self._applied and not await nftables.present(self._table):
             _log.warning("firewall-table-gone", table=self._table, action="written again")
-            self._applied = ""
+            self._applied = None
             await self.refresh()
 
-
-def render(table: str, networks: Iterable[NetworkConfiguration], rows: Iterable[Row]) -> str:
-    """The table for these networks and attachments."""
-    masquerades, ports = [], []
-    for network in networks:
-        for plugin in network.plugins:
-            if plugin.get("ipMasq") and bridge.understands(plugin):
-                masquerades += [
-                    Masquerade(subnet, bridge.name_of(plugin)) for subnet in bridge.subnets(plugin, network.origin)
-                ]
-    for row in rows:
-        if row.record:
-            ports += host_ports(
-                AttachmentRequest.model_validate_json(row.request),
-                Attachment.model_validate_json(row.record).ips,
-                row.network,
-            )
-    return nftables.render(table, list(dict.fromkeys(masquerades)), ports)
-
-
-def host_ports(request: AttachmentRequest, ips: Iterable[str], network: str) -> list[HostPort]:
-    """The host ports of a pod, if its network's portmap plugin is done by us."""
-    if not any(understands_portmap(plugin) for plugin in json.loads(network)["plugins"]):
-        return []
-    return [
-        HostPort(mapping.protocol.value.lower(), mapping.host_ip, mapping.host_port, ip, mapping.container_port)
-        for mapping in request.port_mappings
-        if mapping.host_port
-        for ip in ips
-        if not mapping.host_ip or (":" in mapping.host_ip) == (":" in ip)
-    ]
+    def render(self) -> str:
+        """Returns the script that makes the wanted table."""
+        masquerades: list[Masquerade] = []
+        ports: list[HostPort] = []
+        plugins: dict[str, list[Plugin]] = {}
+        rows = self._store.all()
+        for row in rows:
+            if row.network not in plugins:
+                plugins[row.network] = self._plugins.of(cni.parse_configuration(row.network, "stored"))
+                masquerades += _masquerades(plugins[row.network])
+        with contextlib.suppress(CrispError):  # the network's status and the next attach report the fault
+            masquerades += _masquerades(self._plugins.of(self._networks.choose()))
+        for row in rows:
+            if (attachment := row.attachment()) is not None:
+                request = row.attachment_request()
+                for plugin in plugins[row.network]:
+                    ports += plugin.host_ports(request, attachment.ips)
+        return nftables.render(self._table, list(dict.fromkeys(masquerades)), ports)
 
 
-def understands_portmap(plugin: dict[str, object]) -> bool:
-    """Whether this portmap configuration asks for nothing that we don't do."""
-    return plugin["type"] == "portmap" and set(plugin) <= {"type", "capabilities", "snat", "externalSetMarkChain"}
+def _masquerades(plugins: list[Plugin]) -> list[Masquerade]:
+    """Returns the masqueraded subnets of a network; none for a plugin whose ranges are wrong.
+
+    Such a plugin has no pods, since its ADD fails. It must not keep the rules of other networks
+    from being applied.
+    """
+    masquerades: list[Masquerade] = []
+    for plugin in plugins:
+        with contextlib.suppress(FailedPrecondition):
+            masquerades += plugin.masquerades()
+    return masquerades

@@ -1,4 +1,7 @@
-"""Network namespaces: made, kept alive by a bind mount, and entered by short-lived threads (network_namespaces(7))."""
+"""Network namespaces: made, pinned by bind mounts, and entered by threads that end soon.
+
+Source: network_namespaces(7).
+"""
 
 import fcntl
 import re
@@ -13,21 +16,26 @@ from servicekit.linux import namespaces, syscalls
 
 T = TypeVar("T")
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_NET_SYSCTL = re.compile(r"^net(\.[A-Za-z0-9_-]+(/[A-Za-z0-9_.-]+)*)+$")
+_NET_SYSCTL = re.compile(r"net(\.[A-Za-z0-9_-]+)+(/[A-Za-z0-9_.-]+)*")
 
 
 def check_sysctls(sysctls: Mapping[str, str]) -> None:
     """Raises InvalidArgument for a name that is no network sysctl."""
     for name in sysctls:
-        if not _NET_SYSCTL.match(name):
+        if not _NET_SYSCTL.fullmatch(name):
             raise InvalidArgument(
-                f"sysctl {name!r} is not in the pod's network namespace; its name must begin with net.",
+                f"sysctl {name!r} is not in the pod's network namespace",
+                hint="its name must begin with net.",
                 field=f"linux.sysctls[{name}]",
             )
 
 
 async def create(path: Path, sysctls: Mapping[str, str], owner: Path | None = None) -> None:
-    """A new namespace pinned at `path`, its loopback up and its sysctls set; `owner` is a pinned user namespace, if it is not the node's."""
+    """Makes a namespace with its loopback up and these sysctls, and pins it at `path`.
+
+    `owner` is the pinned user namespace that owns it; None stands for the node's.
+    Raises InvalidArgument for a sysctl that the kernel refuses, OSError, Internal.
+    """
 
     def in_new_namespace() -> None:
         if owner is None:
@@ -39,18 +47,20 @@ async def create(path: Path, sysctls: Mapping[str, str], owner: Path | None = No
             namespaces.enter(path, syscalls.CLONE_NEWNET)
         set_up("lo")
         for name, value in sysctls.items():
-            try:
-                Path("/proc/sys", _proc_path(name)).write_text(value)
-            except OSError as error:
-                raise InvalidArgument(
-                    f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]"
-                ) from error
+            _set_sysctl(name, value)
 
     await namespaces.in_own_thread(in_new_namespace)
 
 
+def _set_sysctl(name: str, value: str) -> None:
+    try:
+        Path("/proc/sys", _proc_path(name)).write_text(value)
+    except OSError as error:
+        raise InvalidArgument(f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]") from error
+
+
 async def inside(path: Path, work: Callable[[], T]) -> T:
-    """Runs `work` in a thread that is in the namespace at `path`."""
+    """Runs `work` in a thread that has entered the namespace at `path`, and returns its result."""
 
     def entered() -> T:
         namespaces.enter(path, syscalls.CLONE_NEWNET)
@@ -60,7 +70,7 @@ async def inside(path: Path, work: Callable[[], T]) -> T:
 
 
 def interface_index(name: str) -> int | None:
-    """The number of an interface in the calling thread's namespace, or None if there is none of this name."""
+    """Returns the index of an interface in the calling thread's namespace; None without one."""
     try:
         return socket.if_nametoindex(name)
     except OSError:
@@ -68,7 +78,7 @@ def interface_index(name: str) -> int | None:
 
 
 def set_up(name: str) -> None:
-    """Brings an interface of the calling thread's namespace up (netdevice(7), SIOCSIFFLAGS)."""
+    """Brings up an interface of the calling thread's namespace (netdevice(7), SIOCSIFFLAGS)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         raw = struct.pack("16sh14x", name.encode(), 0)
         flags: int = struct.unpack("16sh14x", fcntl.ioctl(control, _SIOCGIFFLAGS, raw))[1]
@@ -76,10 +86,16 @@ def set_up(name: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Unpins a namespace; the kernel takes it and its interfaces away once the last process has left."""
+    """Unpins a namespace.
+
+    The kernel removes it and its interfaces once the last process has left.
+    """
     namespaces.unpin(path)
 
 
 def _proc_path(name: str) -> str:
-    """sysctl.d(5): the first separator decides; after a dot come dots, and a slash then stands for a dot."""
-    return name.replace(".", "/") if "/" not in name else name.translate(str.maketrans("./", "/."))
+    """Returns the path below /proc/sys (sysctl.d(5)).
+
+    The first separator decides. It is a dot here, so dots separate, and a slash stands for a dot.
+    """
+    return name.translate(str.maketrans("./", "/."))

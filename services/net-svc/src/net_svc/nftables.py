@@ -1,7 +1,7 @@
-"""Our one nftables table: masquerade for pods, and host ports (nft(8)).
+"""Our only nftables table: masquerading for pods, and host ports (nft(8)).
 
-The table is always written whole, from the database, in one transaction: what it should be never depends on what it was, and
-somebody's `nft flush ruleset` is repaired by the next look.
+The table is always written as a whole, from the database, in one transaction. So its content never
+depends on what was there before, and the next check repairs somebody's `nft flush ruleset`.
 """
 
 import ipaddress
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from servicekit.errors import Internal
 from servicekit.linux.programs import run
+
+_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,44 +24,32 @@ class Masquerade:
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """A port of the node (at one address, or at all: empty) that leads to a port of a pod."""
+    """A port of the node that leads to a port of a pod; `host_ip` is None for all addresses."""
 
     protocol: str
-    host_ip: str
+    host_ip: str | None
     host_port: int
     pod_ip: str
     pod_port: int
 
 
 def render(table: str, masquerades: Sequence[Masquerade], ports: Sequence[HostPort]) -> str:
-    """The script that makes the table what it should be."""
+    """Returns the script that replaces the table."""
     if not masquerades and not ports:
         return f"add table inet {table}\ndelete table inet {table}\n"
-    dnat, hairpin = [], []
-    for port in ports:
-        family = "ip6" if ":" in port.pod_ip else "ip"
-        target = f"[{port.pod_ip}]:{port.pod_port}" if family == "ip6" else f"{port.pod_ip}:{port.pod_port}"
-        where = (
-            f"{family} daddr {port.host_ip} "
-            if port.host_ip and not ipaddress.ip_address(port.host_ip).is_unspecified
-            else f"meta nfproto {'ipv6' if family == 'ip6' else 'ipv4'} "
-        )
-        dnat.append(f"{where}{port.protocol} dport {port.host_port} dnat {family} to {target}")
-        hairpin.append(f"{family} saddr {port.pod_ip} {family} daddr {port.pod_ip} masquerade")
-    postrouting = []
-    for entry in masquerades:
-        family, multicast = ("ip6", "ff00::/8") if ":" in entry.subnet else ("ip", "224.0.0.0/4")
-        postrouting.append(
-            f"{family} saddr {entry.subnet} {family} daddr != {{ {entry.subnet}, {multicast} }} masquerade"
-        )
-        if family == "ip":
-            postrouting.append(f'ip saddr 127.0.0.0/8 oifname "{entry.bridge}" masquerade')
+    # When a pod connects to its own host port, masquerading makes the answer come back through the
+    # node.
+    hairpin = [
+        f"{_family(port.pod_ip)} saddr {port.pod_ip} {_family(port.pod_ip)} daddr {port.pod_ip} masquerade"
+        for port in ports
+    ]
+    postrouting = [rule for entry in masquerades for rule in _masquerade(entry)]
     lines = [
         f"add table inet {table}",
         f"delete table inet {table}",
         f"table inet {table} {{",
         " chain hostports {",
-        *(f"  {rule}" for rule in dict.fromkeys(dnat)),
+        *(f"  {rule}" for rule in dict.fromkeys(map(_dnat, ports))),
         " }",
         " chain prerouting { type nat hook prerouting priority dstnat; policy accept; fib daddr type local jump hostports; }",
         " chain output { type nat hook output priority -100; policy accept; fib daddr type local jump hostports; }",
@@ -71,15 +61,39 @@ def render(table: str, masquerades: Sequence[Masquerade], ports: Sequence[HostPo
     return "\n".join(lines) + "\n"
 
 
+def _family(address: str) -> str:
+    return "ip6" if ":" in address else "ip"
+
+
+def _dnat(port: HostPort) -> str:
+    family = _family(port.pod_ip)
+    target = f"[{port.pod_ip}]:{port.pod_port}" if family == "ip6" else f"{port.pod_ip}:{port.pod_port}"
+    if port.host_ip is None or ipaddress.ip_address(port.host_ip).is_unspecified:
+        where = f"meta nfproto {'ipv6' if family == 'ip6' else 'ipv4'}"
+    else:
+        where = f"{family} daddr {port.host_ip}"
+    return f"{where} {port.protocol} dport {port.host_port} dnat {family} to {target}"
+
+
+def _masquerade(entry: Masquerade) -> list[str]:
+    if _family(entry.subnet) == "ip6":
+        return [f"ip6 saddr {entry.subnet} ip6 daddr != {{ {entry.subnet}, ff00::/8 }} masquerade"]
+    return [
+        f"ip saddr {entry.subnet} ip daddr != {{ {entry.subnet}, 224.0.0.0/4 }} masquerade",
+        f'ip saddr 127.0.0.0/8 oifname "{entry.bridge}" masquerade',
+    ]
+
+
 async def apply(script: str) -> None:
-    """Hands a script to nft."""
-    finished = await run(["nft", "-f", "-"], deadline=20, stdin=script.encode())
+    """Runs a script with nft. Raises Internal if nft refuses it."""
+    finished = await run(["nft", "-f", "-"], deadline=_SECONDS, stdin=script.encode())
     if finished.returncode != 0:
         raise Internal(
-            f"nft refused our table: {finished.stderr.decode(errors='replace').strip()[:500]}; are the kernel's nf_tables and nft_nat modules there?"
+            f"nft refused our table: {finished.stderr.decode(errors='replace').strip()[:500]}",
+            hint="are the kernel's nf_tables and nft_nat modules there?",
         )
 
 
 async def present(table: str) -> bool:
-    """Whether the table exists."""
-    return (await run(["nft", "list", "table", "inet", table], deadline=20)).returncode == 0
+    """Tells whether the table exists."""
+    return (await run(["nft", "list", "table", "inet", table], deadline=_SECONDS)).returncode == 0

@@ -1,4 +1,4 @@
-"""The [net] section."""
+"""The [net] section of the settings."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from servicekit.settings import Section
 
 
 class NetSettings(Section):
-    """net-svc's own settings."""
+    """The settings of net-svc."""
 
     cni_conf_dir: Path = Field(
         Path("/etc/cni/net.d"), description="CNI network configurations; the first valid one by name is used"

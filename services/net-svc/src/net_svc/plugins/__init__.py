@@ -1,0 +1,1 @@
+"""The plugins of a network: one module for each way to carry a plugin out."""
