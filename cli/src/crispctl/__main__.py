@@ -21,7 +21,7 @@ async def status(node: Node, _options: argparse.Namespace, console: Console) -> 
     """Each service's replicas and whether they are ready; exit code 1 if one is not."""
     states = await node.states()
     console.print(tables.states(states))
-    return 0 if all(state.fault == "" for state in states) else 1
+    return 0 if all(state.fault is None for state in states) else 1
 
 
 async def pods(node: Node, _options: argparse.Namespace, console: Console) -> int:

@@ -26,7 +26,7 @@ class State:
 
     service: str
     replicas: tuple[str, ...]
-    fault: str
+    fault: str | None
 
 
 class Node:
