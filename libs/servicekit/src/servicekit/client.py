@@ -220,7 +220,7 @@ class ServiceClient:
         request = httpx.Request(
             method, f"http://{self.service}{path}", headers=self._headers(content, kept), content=content
         )
-        # Counted from the first failure: a long-polling call may have been waiting for long by then.
+        # Counted from the first failure: a long-polling call may have been waiting long by then.
         give_up: float | None = None
         while True:
             replica = self._least_busy()
