@@ -53,7 +53,7 @@ def uses_systemd() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names of a node where the whole machine shares one set of names."""
+    """A node's subnet, and the names of its bridge, nftables table and cgroups."""
 
     tag: str
     subnet: str
