@@ -230,7 +230,7 @@ async def test_a_draining_replica_finishes_requests_in_flight_and_new_ones_go_to
     first = running(tmp_path, "first", release)
     await first.__aenter__()
     slow = asyncio.create_task(caller.call("GET", "/v1/slow", Echo))
-    while not any(replica.in_flight for replica in caller._replicas.values()):
+    while not any(replica.in_flight for replica in caller._replicas.known.values()):
         await asyncio.sleep(0.005)
     async with running(tmp_path, "second"):
         draining = asyncio.create_task(first.__aexit__(None, None, None))

@@ -213,7 +213,7 @@ class PodSandboxConfig(Contract):
 
     @property
     def on_node_network(self) -> bool:
-        """Whether the pod and all its containers use the node's network."""
+        """Tells whether the pod, and so each of its containers, uses the node's network."""
         return self.linux.security_context.namespace_options.network is NamespaceMode.NODE
 
     @property

@@ -101,7 +101,7 @@ class Node:
     environment: Mapping[str, str] = field(default_factory=dict)
     gateway_user: str = "64001:64001"
     own_network: bool = False
-    """Whether it also has its own network namespace, for programs that would change iptables."""
+    """Gives it a network namespace too, for programs that would change iptables."""
 
     @property
     def run(self) -> Path:

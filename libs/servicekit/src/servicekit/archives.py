@@ -9,7 +9,7 @@ UNREADABLE = (
     FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError,
     tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError,
 )  # fmt: skip
-"""What tarfile raises for an archive that does not exist, is no archive, or is damaged.
+"""The exceptions of an archive that does not exist, is not an archive, or is damaged.
 
 Other errors are not the archive's fault: it may be unpacked onto a disk that is full.
 """

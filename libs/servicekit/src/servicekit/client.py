@@ -1,31 +1,27 @@
 """Calls from the gateway (and crispctl) to the replicas of a service over their unix sockets.
 
-The folder RUNDIR/<service>/ is the list of replicas. A call goes to the least busy one. If a
-replica goes away during a call, the call is sent again, to another replica or to its successor,
-until the deadline or for `patience` seconds, whichever comes first. Repeating is safe because every
-write is keyed by an id; the few calls that are not idempotent say so.
+A call goes to the least busy replica. If the replica goes away during the call, the call is sent
+again, to another replica or to a successor, until the deadline or for `patience` seconds, whichever
+comes first. Repeating is safe because every write is keyed by an id; the few calls that are not
+idempotent say so.
 """
 
 import asyncio
 import contextlib
 import json
-import os
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-# httpx would import these two at the first call, when a service may have dropped the privilege to
-# read its own packages.
-import anyio._backends._asyncio  # noqa: F401
-import httpcore  # noqa: F401
 from pydantic import BaseModel, TypeAdapter
 
 from servicekit import context, metrics
 from servicekit.channels import ServiceChannels
 from servicekit.errors import CrispError, DeadlineExceeded, Unavailable, from_problem
 from servicekit.imports import hidden
+from servicekit.replicas import Replicas
 
 with hidden("rich"):
     import httpx
@@ -34,7 +30,6 @@ T = TypeVar("T")
 PATIENCE = 10.0
 _RETRY_PAUSE = 0.05
 _READY_SECONDS = 5
-_SETTLED = 1_000_000_000  # ns, many ticks of the kernel's clock
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
@@ -50,14 +45,6 @@ class Step:
 
 steps: ContextVar[list[Step] | None] = ContextVar("crisp_steps", default=None)
 """The list that records the calls of the current task; None if nobody wants to know."""
-
-
-@dataclass(slots=True)
-class _Replica:
-    path: str
-    transport: httpx.AsyncHTTPTransport
-    inode: int
-    in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +67,20 @@ class ServiceClient:
     run_dir: Path
     deadline: float = 60.0
     patience: float = PATIENCE
-    _replicas: dict[str, _Replica] = field(default_factory=dict)
-    _folder_version: int | None = None
-    """Modification time (ns) of the folder when it was last read; None to read it again."""
+    _replicas: Replicas = field(init=False)
     _kept: dict[str, _Kept] = field(default_factory=dict)
     """The last replies, by path, of calls that keep them."""
 
+    def __post_init__(self) -> None:
+        self._replicas = Replicas(self.run_dir / self.service)
+
     async def close(self) -> None:
         """Closes all connections."""
-        for replica in self._replicas.values():
-            await replica.transport.aclose()
-        self._replicas.clear()
-        self._folder_version = None
+        await self._replicas.close()
 
     def replicas(self) -> list[str]:
         """Returns the names of the replicas that have a socket now, sorted."""
-        return sorted(path.stem for path in (self.run_dir / self.service).glob("[!.]*.sock"))
+        return self._replicas.names()
 
     async def fault(self) -> str | None:
         """Returns the service's own explanation why it is not ready; None if it is ready."""
@@ -172,7 +157,7 @@ class ServiceClient:
 
         give_up = time.monotonic() + self.patience
         while True:
-            replica = self._least_busy()
+            replica = self._replicas.least_busy()
             if replica is not None:
                 with contextlib.suppress(OSError, WebSocketException):
                     connection = await unix_connect(
@@ -223,10 +208,10 @@ class ServiceClient:
         # Counted from the first failure: a long-polling call may have been waiting long by then.
         give_up: float | None = None
         while True:
-            replica = self._least_busy()
+            replica = self._replicas.least_busy()
             if replica is not None:
                 try:
-                    return await _exchange(replica, request)
+                    return await replica.exchange(request)
                 except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
                     if not (idempotent or isinstance(error, httpx.ConnectError)):
                         raise Unavailable(
@@ -249,59 +234,9 @@ class ServiceClient:
 
     def _away(self) -> Unavailable:
         return Unavailable(
-            f"{self.service} is away: no replica answers in {self.run_dir / self.service}",
+            f"{self.service} is away: no replica answers in {self._replicas.folder}",
             hint="see its log, or start it",
         )
-
-    def _least_busy(self) -> _Replica | None:
-        folder = self.run_dir / self.service
-        try:
-            version = os.stat(folder).st_mtime_ns
-        except FileNotFoundError:
-            return None
-        if version != self._folder_version:
-            self._refresh(folder)
-            # Two changes within one tick of the clock leave the same time on the folder, and we may
-            # have read it between them. A time that recent is not kept.
-            self._folder_version = version if time.time_ns() - version > _SETTLED else None
-        return min(self._replicas.values(), key=lambda replica: replica.in_flight, default=None)
-
-    def _refresh(self, folder: Path) -> None:
-        sockets = {
-            entry.path: entry.inode()
-            for entry in os.scandir(folder)
-            if entry.name.endswith(".sock") and not entry.name.startswith(".")
-        }
-        self._replicas = {
-            path: replica
-            if (replica := self._replicas.get(path)) and replica.inode == inode
-            else _Replica(path, _transport(path), inode)
-            for path, inode in sockets.items()
-        }
-
-
-async def _exchange(replica: _Replica, request: httpx.Request) -> httpx.Response:
-    """Sends a request to one replica and reads the whole answer.
-
-    Uses the transport itself: cookies, redirects and proxies of httpx.AsyncClient would cost half a
-    millisecond per hop.
-    """
-    replica.in_flight += 1
-    try:
-        response = await replica.transport.handle_async_request(request)
-        await response.aread()
-        return response
-    finally:
-        replica.in_flight -= 1
-
-
-def _transport(path: str) -> httpx.AsyncHTTPTransport:
-    # verify=False: there is no TLS on a unix socket, and loading authorities takes 20 ms and 3 MB.
-    return httpx.AsyncHTTPTransport(
-        uds=path,
-        verify=False,
-        limits=httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=3000),
-    )
 
 
 def _context_headers() -> dict[str, str]:

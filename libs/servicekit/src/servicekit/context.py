@@ -1,4 +1,4 @@
-"""What a CRI call carries through all services: its request id and its W3C trace context."""
+"""The context of a CRI call in all services: its request id and its W3C trace context."""
 
 import re
 import secrets

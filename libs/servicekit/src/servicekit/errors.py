@@ -50,7 +50,7 @@ class PermissionDenied(CrispError):
 
 
 class NotFound(CrispError):
-    """What the request names does not exist."""
+    """The resource that the request names does not exist."""
 
     code, status = "NOT_FOUND", 404
 

@@ -45,9 +45,9 @@ _KEEP_ALIVE_SECONDS = 3600
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """What an open service offers: its routes and its readiness check.
+    """The routes and the readiness check of an open service.
 
-    `drain` is called when the service is to stop; it ends requests that wait for an event.
+    `drain` is called when the service stops; it ends requests that wait for an event.
     """
 
     routers: Sequence[APIRouter]
