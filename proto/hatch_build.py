@@ -1,4 +1,4 @@
-"""Generates the Python stubs of cri/api.proto while crisp-proto is built, be it as a wheel or as an editable install."""
+"""Generates the Python stubs of cri/api.proto when a wheel or editable install is built."""
 
 import os
 import sys
@@ -10,12 +10,18 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class StubsHook(BuildHookInterface[Any]):
-    """Runs protoc; the virtual path makes the generated modules import each other as crisp_proto.cri.*."""
+    """Runs protoc.
+
+    The virtual path makes the generated modules import each other as crisp_proto.cri.*.
+    """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Called by hatchling before it packs. Raises RuntimeError if protoc refuses api.proto."""
+        """Generates the stubs before hatchling packs the package.
+
+        Raises RuntimeError if protoc fails.
+        """
         root = Path(self.root)
-        os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where protoc-gen-mypy is
+        os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # finds protoc-gen-mypy
         code = protoc.main(
             [
                 "protoc",

@@ -1,4 +1,4 @@
-"""The REST models of configurations against CRI's messages: what kubelet may send must have a place."""
+"""Compares the configuration models with CRI's messages: they hold all that kubelet may send."""
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -21,12 +21,12 @@ def test_a_model_has_every_field_of_its_message(model: type[BaseModel], message:
     assert set(model.model_fields) == names
 
 
-def test_the_big_ones_are_among_them() -> None:
+def test_the_largest_models_are_compared() -> None:
     assert {"PodSandboxConfig", "ContainerConfig", "LinuxContainerSecurityContext", "LinuxContainerResources"} <= {
         model.__name__ for model, _ in PAIRS
     }
 
 
-def test_what_is_not_in_the_contract_is_refused() -> None:
+def test_fields_outside_the_contract_are_refused() -> None:
     with pytest.raises(ValidationError, match="surprise"):
         config.DNSConfig.model_validate({"surprise": 1})

@@ -1,4 +1,4 @@
-"""api.proto against the published surface of CRI v1, kept as facts in cri/v1-surface.tsv."""
+"""Compares api.proto with the published surface of CRI v1, listed in cri/v1-surface.tsv."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +46,7 @@ def fields() -> Iterator[tuple[str, ...]]:
             yield (message.name, str(field.number), field.name, kind, label, oneof.name if oneof else "-", deprecated)
 
 
-def test_every_rpc_is_there_with_its_types() -> None:
+def test_every_rpc_exists_with_its_types() -> None:
     found = {
         (
             service.name,
@@ -82,5 +82,5 @@ def test_every_enum_value_has_its_number() -> None:
     assert {(name.rpartition(".")[2], number, value) for name, number, value in facts("enum")} == found
 
 
-def test_the_package_is_cris() -> None:
+def test_the_package_is_that_of_cri() -> None:
     assert api_pb2.DESCRIPTOR.package == "runtime.v1"

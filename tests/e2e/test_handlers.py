@@ -12,8 +12,9 @@ from expect import error_of
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
+from crisplab.cgroups import cgroup_folders, remove_cgroup
 from crisplab.cri import Cri, container_config, pod_config
-from crisplab.node import Node, cgroup_folders, remove_cgroup, uses_systemd
+from crisplab.node import Node, uses_systemd
 
 SLEEP = ["sleep", "600"]
 

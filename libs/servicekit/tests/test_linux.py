@@ -1,20 +1,23 @@
-"""What servicekit.linux promises about files and trees that strangers made."""
+"""servicekit.linux with files, trees and processes that are not trusted."""
 
 import errno
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from servicekit.linux import files, trees
+from servicekit.linux import files, processes, selinux, syscalls, trees
+from servicekit.linux.processes import ProcessRef
 
 DEPTH = 3000
 
 
 def deep(root: Path, depth: int = DEPTH) -> Path:
-    """A tree far deeper than Python's recursion limit and than the longest path of a system call."""
+    """Makes a tree that is deeper than Python's recursion limit, and than a path may be long."""
     root.mkdir()
     fd = os.open(root, os.O_RDONLY)
     for _ in range(depth):
@@ -59,19 +62,17 @@ def test_folders_can_be_left_out_of_a_walk(tmp_path: Path) -> None:
     assert found == {b"a", b"c", b"c/d"}
 
 
-def test_removing_what_is_not_there_is_fine_and_a_file_is_removed_too(tmp_path: Path) -> None:
+def test_removing_accepts_a_path_that_does_not_exist_and_a_file(tmp_path: Path) -> None:
     trees.remove(tmp_path / "none")
     (tmp_path / "file").touch()
     trees.remove(tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_removing_goes_on_past_what_cannot_be_removed(tmp_path: Path) -> None:
+def test_removing_goes_on_after_something_that_cannot_be_removed(tmp_path: Path) -> None:
     root = tmp_path / "tree"
     for name in ("a", "busy", "z"):
         (root / name).mkdir(parents=True)
-    from servicekit.linux import syscalls
-
     syscalls.mount("none", root / "busy", "tmpfs")
     try:
         with pytest.raises(OSError) as raised:
@@ -135,3 +136,25 @@ def test_a_lock_is_exclusive(tmp_path: Path) -> None:
         pass
     with files.locked(tmp_path, wait=False):
         pass
+
+
+def test_a_link_to_a_folder_is_labelled_itself_and_not_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    selinux.relabel(tmp_path / "link", "u:r:t:s0")
+    assert selinux.label_of(tmp_path / "link") == "u:r:t:s0"
+    with pytest.raises(OSError, match="No data available"):
+        os.getxattr(tmp_path / "folder", "security.selinux")
+
+
+def test_a_process_may_have_a_name_that_is_not_utf_8() -> None:
+    """PR_SET_NAME takes any bytes (prctl(2)), and /proc/PID/stat shows them in parentheses."""
+    script = "import ctypes; ctypes.CDLL(None).prctl(15, b'\\xff) Z 1 (\\xfe'); print(flush=True); input()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert ProcessRef.of(child.pid).alive()
+        processes.kill_tree(child.pid)
+        assert child.wait(10) == -9
+        assert not ProcessRef.of(child.pid).alive()

@@ -1,4 +1,4 @@
-"""The smaller parts: errors, database, tasks, paths, processes."""
+"""The smaller modules: errors, database, tasks, paths, programs."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ def test_every_error_survives_the_way_through_http(kind: type[errors.CrispError]
     assert (back.message, back.field) == ("what happened", "a.b")
 
 
-def test_an_error_may_name_a_path_that_is_no_utf_8() -> None:
+def test_an_error_may_name_a_path_that_is_not_utf_8() -> None:
     error = FailedPrecondition(os.fsdecode(b"/media/M\xfcller") + " is full")
     sent = json.dumps(errors.to_problem(error), ensure_ascii=False).encode()
     assert errors.from_problem(412, json.loads(sent), "svc").message == str(error)
@@ -65,9 +65,9 @@ def test_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
     assert database.rows("SELECT * FROM t") == []
 
 
-def test_a_transaction_that_finds_no_room_says_so_and_the_next_may_find_some(tmp_path: Path) -> None:
+def test_a_transaction_fails_on_a_full_database_and_succeeds_once_there_is_room(tmp_path: Path) -> None:
     database = Database(tmp_path / "x.db", MIGRATIONS)
-    database.run("PRAGMA max_page_count = 1")  # SQLite takes the number of pages that there are
+    database.run("PRAGMA max_page_count = 1")  # SQLite raises this to the current number of pages
     for _ in range(2):
         with pytest.raises(sqlite3.OperationalError, match="full"), database.write() as db:
             db.execute("INSERT INTO t (a) VALUES (?)", ("x" * 100_000,))
@@ -77,7 +77,7 @@ def test_a_transaction_that_finds_no_room_says_so_and_the_next_may_find_some(tmp
     assert [row["a"] for row in database.rows("SELECT * FROM t")] == ["there"]
 
 
-def test_the_version_is_another_after_every_write_of_every_replica(tmp_path: Path) -> None:
+def test_the_version_changes_with_every_write_of_any_replica(tmp_path: Path) -> None:
     one, other = (Database(tmp_path / "x.db", MIGRATIONS) for _ in range(2))
     seen = {one.version()}
     assert one.rows("SELECT * FROM t") == []
@@ -101,7 +101,7 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
     assert aside.read_bytes().startswith(b"this is no database")
 
 
-async def test_equal_work_is_done_once_and_outlives_who_gave_up() -> None:
+async def test_equal_work_runs_once_and_outlives_a_caller_that_gives_up() -> None:
     flight, release, done = SingleFlight[int](), asyncio.Event(), []
 
     async def work() -> int:
@@ -118,7 +118,7 @@ async def test_equal_work_is_done_once_and_outlives_who_gave_up() -> None:
     assert await flight.run("key", work) == 2
 
 
-async def test_changes_of_one_thing_take_turns_and_equal_ones_join() -> None:
+async def test_changes_to_one_thing_run_one_at_a_time_and_equal_ones_share_a_result() -> None:
     queue, order, release = KeyedQueue(), [], asyncio.Event()
 
     async def work(name: str) -> str:
@@ -138,7 +138,7 @@ async def test_changes_of_one_thing_take_turns_and_equal_ones_join() -> None:
     assert order.index("a create ends") < order.index("a remove begins")
 
 
-async def test_all_of_stops_the_others_and_every_does_not() -> None:
+async def test_gather_or_cancel_stops_the_others_and_gather_to_the_end_does_not() -> None:
     ended = []
 
     async def fails() -> None:
@@ -159,8 +159,8 @@ async def test_all_of_stops_the_others_and_every_does_not() -> None:
     assert ended == ["cancelled", "slept"]
 
 
-async def test_a_chore_goes_on_after_a_fault_and_tells_of_it() -> None:
-    faults: list[Exception] = [FailedPrecondition("foreseen"), ZeroDivisionError("not foreseen")]
+async def test_a_repeated_chore_logs_a_failure_and_goes_on() -> None:
+    faults: list[Exception] = [FailedPrecondition("expected"), ZeroDivisionError("unexpected")]
     done = 0
 
     async def work() -> None:
@@ -169,7 +169,7 @@ async def test_a_chore_goes_on_after_a_fault_and_tells_of_it() -> None:
             raise faults.pop(0)
         done += 1
 
-    with capture_logs() as told:
+    with capture_logs() as logged:
         chore = asyncio.create_task(repeat_every("sweep", 0.001, work))
         async with asyncio.timeout(10):
             while done < 3:
@@ -177,15 +177,15 @@ async def test_a_chore_goes_on_after_a_fault_and_tells_of_it() -> None:
         chore.cancel()
         with pytest.raises(asyncio.CancelledError):
             await chore
-    assert [(line["event"], line["chore"], line["log_level"]) for line in told] == [
+    assert [(line["event"], line["chore"], line["log_level"]) for line in logged] == [
         ("chore-failed", "sweep", "warning"),
         ("chore-failed", "sweep", "error"),
     ]
-    assert told[0]["error"] == "foreseen"
-    assert told[1]["exc_info"]
+    assert logged[0]["error"] == "expected"
+    assert logged[1]["exc_info"]
 
 
-async def test_one_that_fails_does_not_keep_the_others_from_their_turn() -> None:
+async def test_for_each_goes_on_after_an_id_that_fails() -> None:
     done = []
 
     async def work(each: str) -> None:
@@ -193,10 +193,10 @@ async def test_one_that_fails_does_not_keep_the_others_from_their_turn() -> None
             raise OSError("busy")
         done.append(each)
 
-    with capture_logs() as told:
+    with capture_logs() as logged:
         await for_each("sweep", ["one", "stuck", "other"], work)
     assert done == ["one", "other"]
-    assert [(line["event"], line["chore"], line["id"]) for line in told] == [("chore-failed", "sweep", "stuck")]
+    assert [(line["event"], line["chore"], line["id"]) for line in logged] == [("chore-failed", "sweep", "stuck")]
 
 
 def test_paths_never_leave_their_root(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_paths_never_leave_their_root(tmp_path: Path) -> None:
     assert read_in_root(root, "loop") == ""
 
 
-def test_mounts_are_read_whatever_bytes_their_paths_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mount_paths_may_hold_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
         rb"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=continue",
         rb"30 22 0:44 / /media/M\374ller\040\134 ro,nosuid shared:7 master:2 - tmpfs my\011disk rw",
@@ -235,8 +235,8 @@ def test_mounts_are_read_whatever_bytes_their_paths_have(monkeypatch: pytest.Mon
     assert (os.fsencode(raw.target), raw.propagation, raw.fstype) == (b"/caf\xc3\xa9\xff", {"propagate_from"}, "9p")
 
 
-def test_a_label_never_leaves_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container replaces a folder by a link to one of the node's while that is labelled."""
+def test_relabelling_never_leaves_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container replaces a folder by a link to a folder of the node, while labels are set."""
     volume, foreign = tmp_path / "volume", tmp_path / "foreign"
     for folder in (volume / "folder", foreign):
         folder.mkdir(parents=True)
@@ -260,12 +260,12 @@ def test_a_label_never_leaves_its_folder(tmp_path: Path, monkeypatch: pytest.Mon
             os.getxattr(path, "security.selinux")
 
 
-async def test_programs_run_and_are_killed_in_time(tmp_path: Path) -> None:
+async def test_programs_run_and_are_killed_at_the_deadline(tmp_path: Path) -> None:
     finished = await programs.run(["sh", "-c", "cat; echo problem >&2; exit 3"], deadline=10, stdin=b"given")
     assert (finished.returncode, finished.stdout, finished.stderr) == (3, b"given", b"problem\n")
     with pytest.raises(DeadlineExceeded, match=r"0\.2 s"):
         await programs.run(["sleep", "60"], deadline=0.2)
-    with pytest.raises(DeadlineExceeded):  # a child that holds no pipe of it, so that only its end is to be seen
+    with pytest.raises(DeadlineExceeded):  # its child holds no pipe, so only the child's end can be seen
         await programs.run(["sh", "-c", f"sleep 61 >/dev/null 2>&1 & echo $! > {tmp_path}/child; wait"], deadline=0.5)
     child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
     for _ in range(200):
@@ -273,6 +273,6 @@ async def test_programs_run_and_are_killed_in_time(tmp_path: Path) -> None:
             break
         await asyncio.sleep(0.01)
     else:
-        pytest.fail("the child goes on")
+        pytest.fail("the child still runs")
     with pytest.raises(FailedPrecondition, match="/no/such/program"):
         await programs.run(["/no/such/program"], deadline=1)

@@ -1,4 +1,4 @@
-"""A whole service with its socket, and the client that calls it."""
+"""A whole service on its socket, and the client that calls it."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from servicekit.settings import NodeSettings, Section, Settings
 
 
 class Echo(BaseModel):
-    """What goes there and back."""
+    """A request that is sent back as the reply."""
 
     text: str
 
@@ -36,7 +36,7 @@ class Nothing(Section):
     """No settings."""
 
 
-def face(replica: str, release: asyncio.Event | None = None) -> Frontend:
+def frontend(replica: str, release: asyncio.Event | None = None) -> Frontend:
     router = APIRouter(prefix="/v1")
     written: list[str] = []
 
@@ -96,18 +96,18 @@ def face(replica: str, release: asyncio.Event | None = None) -> Frontend:
 @asynccontextmanager
 async def running(run: Path, replica: str = "0", release: asyncio.Event | None = None) -> AsyncIterator[None]:
     settings = Settings(node=NodeSettings(run_dir=run, group=str(os.getgid())), own=Nothing(), replica=replica)
-    async with server.listening("demo", settings, face(replica, release)):
-        await until_listening(run / "demo" / f"{replica}.sock")
+    async with server.listening("demo", settings, frontend(replica, release)):
+        await wait_until_listening(run / "demo" / f"{replica}.sock")
         yield
 
 
 def raw_client(run: Path, replica: str = "0") -> httpx.AsyncClient:
-    """HTTP as anybody else speaks it with the service."""
+    """A plain HTTP client, as any other program has it."""
     transport = httpx.AsyncHTTPTransport(uds=str(run / f"demo/{replica}.sock"), verify=False)
     return httpx.AsyncClient(transport=transport, base_url="http://demo")
 
 
-async def until_listening(path: Path) -> None:
+async def wait_until_listening(path: Path) -> None:
     async with asyncio.timeout(10):
         while True:
             try:
@@ -126,7 +126,7 @@ async def caller(tmp_path: Path) -> AsyncIterator[ServiceClient]:
     await caller.close()
 
 
-async def test_a_call_goes_there_and_back_and_is_noted(tmp_path: Path, caller: ServiceClient) -> None:
+async def test_a_call_returns_the_reply_and_is_recorded(tmp_path: Path, caller: ServiceClient) -> None:
     noted: list[client_module.Step] = []
     steps.set(noted)
     async with running(tmp_path):
@@ -135,10 +135,10 @@ async def test_a_call_goes_there_and_back_and_is_noted(tmp_path: Path, caller: S
     assert noted[0].milliseconds > 0
 
 
-async def test_no_call_looks_for_a_module_in_vain(
+async def test_no_call_searches_for_a_module_that_is_not_installed(
     tmp_path: Path, caller: ServiceClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time costs 65 µs, and httpcore asked for sniffio four times a call."""
+    """Each search costs 65 µs, and httpcore searched for sniffio four times per call."""
     missed: list[str] = []
 
     class Last:
@@ -174,7 +174,7 @@ def context_free() -> BaseModel:
     return Other()
 
 
-async def test_request_id_and_trace_go_along(tmp_path: Path, caller: ServiceClient) -> None:
+async def test_request_id_and_trace_id_travel_with_a_call(tmp_path: Path, caller: ServiceClient) -> None:
     async with running(tmp_path):
         call = context.enter("my-request", f"00-{'a' * 32}-{'b' * 16}-01")
         answer = await caller.call("GET", "/v1/context", Echo)
@@ -182,18 +182,18 @@ async def test_request_id_and_trace_go_along(tmp_path: Path, caller: ServiceClie
     assert call.parent_span_id == "b" * 16
 
 
-async def test_a_kept_reply_is_given_again_until_it_is_another(tmp_path: Path, caller: ServiceClient) -> None:
+async def test_a_kept_reply_is_returned_again_until_it_changes(tmp_path: Path, caller: ServiceClient) -> None:
     async with running(tmp_path, "a"):
         first = await caller.call("GET", "/v1/words", Echo, keep=True)
         assert await caller.call("GET", "/v1/words", Echo, keep=True) is first
         assert await caller.call("GET", "/v1/words", Echo) is not first
         await caller.call("POST", "/v1/words", None, Echo(text="new"))
         assert (await caller.call("GET", "/v1/words", Echo, keep=True)).text == "new"
-    async with running(tmp_path, "b"):  # a successor, which has an answer of its own
+    async with running(tmp_path, "b"):  # a successor with another answer
         assert (await caller.call("GET", "/v1/words", Echo, keep=True)).text == ""
 
 
-async def test_an_answer_that_is_the_same_has_no_body(tmp_path: Path) -> None:
+async def test_an_unchanged_answer_has_no_body(tmp_path: Path) -> None:
     async with running(tmp_path), raw_client(tmp_path) as http:
         whole = await http.get("/v1/words")
         assert whole.headers["etag"] == '"0-0"'
@@ -202,18 +202,20 @@ async def test_an_answer_that_is_the_same_has_no_body(tmp_path: Path) -> None:
         assert (await http.get("/v1/words", headers={"if-none-match": '"0-1"'})).status_code == 200
 
 
-async def test_no_replica_is_unavailable_and_says_where(tmp_path: Path, caller: ServiceClient) -> None:
+async def test_without_a_replica_the_error_is_unavailable_and_names_the_folder(
+    tmp_path: Path, caller: ServiceClient
+) -> None:
     caller.patience = 0.1
     with pytest.raises(Unavailable, match=str(tmp_path / "demo")):
         await caller.call("GET", "/v1/who", Echo)
 
 
-async def test_at_the_deadline_a_service_that_is_away_is_still_called_away(caller: ServiceClient) -> None:
+async def test_a_service_without_replicas_is_unavailable_at_the_deadline_too(caller: ServiceClient) -> None:
     with pytest.raises(Unavailable, match="demo is away"):
         await caller.call("GET", "/v1/who", Echo, deadline=0.1)
 
 
-async def test_a_silent_service_runs_into_the_deadline(tmp_path: Path, caller: ServiceClient) -> None:
+async def test_a_service_that_does_not_answer_exceeds_the_deadline(tmp_path: Path, caller: ServiceClient) -> None:
     release = asyncio.Event()
     async with running(tmp_path, release=release):
         with pytest.raises(DeadlineExceeded, match="/v1/slow"):
@@ -221,14 +223,14 @@ async def test_a_silent_service_runs_into_the_deadline(tmp_path: Path, caller: S
         release.set()
 
 
-async def test_draining_finishes_what_is_in_flight_and_sends_the_rest_elsewhere(
+async def test_a_draining_replica_finishes_requests_in_flight_and_new_ones_go_to_another(
     tmp_path: Path, caller: ServiceClient
 ) -> None:
     release = asyncio.Event()
     first = running(tmp_path, "first", release)
     await first.__aenter__()
     slow = asyncio.create_task(caller.call("GET", "/v1/slow", Echo))
-    while not any(replica.in_flight for replica in caller._replicas.values()):
+    while not any(replica.in_flight for replica in caller._replicas.known.values()):
         await asyncio.sleep(0.005)
     async with running(tmp_path, "second"):
         draining = asyncio.create_task(first.__aexit__(None, None, None))
@@ -240,18 +242,20 @@ async def test_draining_finishes_what_is_in_flight_and_sends_the_rest_elsewhere(
         await draining
 
 
-async def test_a_replica_that_comes_late_is_waited_for(tmp_path: Path, caller: ServiceClient) -> None:
+async def test_a_call_waits_for_a_replica_that_starts_late(tmp_path: Path, caller: ServiceClient) -> None:
     waiting = asyncio.create_task(caller.call("GET", "/v1/who", Echo))
     await asyncio.sleep(0)
     async with running(tmp_path, "late"):
         assert (await waiting).text == "late"
 
 
-async def test_a_replica_born_in_the_same_tick_as_a_look_is_found(tmp_path: Path, caller: ServiceClient) -> None:
-    """The kernel's clock ticks every few milliseconds: the folder shows the time of the last change, not that there were two."""
+async def test_a_replica_that_starts_within_a_tick_of_the_last_look_is_found(
+    tmp_path: Path, caller: ServiceClient
+) -> None:
+    """The kernel's clock ticks every few milliseconds, so two changes may leave the same time."""
     folder = tmp_path / "demo"
     folder.mkdir()
-    tick = time.time_ns() + 60_000_000_000  # as if it were still this tick, however slow the machine is
+    tick = time.time_ns() + 60_000_000_000  # still within this tick, however slow the machine is
     os.utime(folder, ns=(tick, tick))
     with pytest.raises(Unavailable):
         await caller.call("GET", "/v1/who", Echo, deadline=0.01)
@@ -260,28 +264,28 @@ async def test_a_replica_born_in_the_same_tick_as_a_look_is_found(tmp_path: Path
         assert (await caller.call("GET", "/v1/who", Echo, deadline=10)).text == "0"
 
 
-async def test_patience_begins_when_a_replica_is_missed(tmp_path: Path, caller: ServiceClient) -> None:
-    """A call that waits for news is older than that when the replica that it waits at dies."""
+async def test_patience_starts_when_a_replica_goes_away(tmp_path: Path, caller: ServiceClient) -> None:
+    """A long-polling call may already be older than that when its replica dies."""
     caller.patience = 1
     (tmp_path / "demo").mkdir()
-    path = tmp_path / "demo/mortal.sock"
+    path = tmp_path / "demo/short-lived.sock"
 
     async def die(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(1.2)
         path.unlink()
         writer.close()
 
-    async with await asyncio.start_unix_server(die, path) as mortal:
+    async with await asyncio.start_unix_server(die, path) as short_lived:
         waiting = asyncio.create_task(caller.call("GET", "/v1/who", Echo))
         while path.exists():
             await asyncio.sleep(0.01)
-        mortal.close()
+        short_lived.close()
         await asyncio.sleep(0.1)
-        async with running(tmp_path, "heir"):
-            assert (await waiting).text == "heir"
+        async with running(tmp_path, "successor"):
+            assert (await waiting).text == "successor"
 
 
-async def test_a_dead_socket_is_passed_over(tmp_path: Path, caller: ServiceClient) -> None:
+async def test_a_socket_without_a_listener_is_skipped(tmp_path: Path, caller: ServiceClient) -> None:
     async with running(tmp_path, "alive"):
         dead = socket.socket(socket.AF_UNIX)
         dead.bind(str(tmp_path / "demo/dead.sock"))
@@ -290,7 +294,7 @@ async def test_a_dead_socket_is_passed_over(tmp_path: Path, caller: ServiceClien
             assert (await caller.call("GET", "/v1/who", Echo)).text == "alive"
 
 
-async def test_every_service_shows_itself(tmp_path: Path) -> None:
+async def test_every_service_has_health_metrics_and_documentation(tmp_path: Path) -> None:
     async with running(tmp_path), raw_client(tmp_path) as http:
         assert (await http.get("/healthz")).json() == {"status": "ok"}
         assert (await http.get("/readyz")).status_code == 200
@@ -305,15 +309,15 @@ async def test_every_service_shows_itself(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["detail"]) == (503, "the cable is out; plug it in")
 
 
-async def test_the_socket_is_for_root_and_the_group_alone(tmp_path: Path) -> None:
+async def test_only_root_and_the_group_may_use_the_socket(tmp_path: Path) -> None:
     async with running(tmp_path):
         status = (tmp_path / "demo/0.sock").stat()
         assert status.st_mode & 0o777 == 0o660
         assert status.st_gid == os.getgid()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-async def test_a_stranger_is_hung_up_on(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_a_connection_of_another_user_is_aborted(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:-1]):
         folder.chmod(folder.stat().st_mode | 0o011) if folder.is_relative_to("/tmp/pytest-of-root") else None
     async with running(tmp_path):
@@ -330,7 +334,7 @@ async def test_a_stranger_is_hung_up_on(tmp_path: Path) -> None:
     assert output == b"0\n"
 
 
-def test_readiness_is_told_to_systemd(tmp_path: Path) -> None:
+def test_systemd_is_notified_of_readiness(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
         server.notify(str(tmp_path / "notify"), "READY=1")

@@ -1,3 +1,5 @@
+"""Settings from files, environment and flags, and their errors."""
+
 from pathlib import Path
 
 import pytest
@@ -66,14 +68,14 @@ def test_an_unknown_key_names_the_file_and_the_nearest_one(file: Path) -> None:
         ("[image\n", "crisp.toml"),
     ],
 )
-def test_what_is_wrong_is_said(file: Path, text: str, said: str) -> None:
+def test_errors_name_the_file_and_the_value(file: Path, text: str, said: str) -> None:
     file.write_text(text)
     with pytest.raises(InvalidArgument, match=".") as caught:
         load("image", Demo, ["--config", str(file)], {})
     assert said in caught.value.message
 
 
-def test_flags_and_environment_are_checked_as_well(tmp_path: Path) -> None:
+def test_flags_and_environment_are_checked_too(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="environment variable CRISP_IMAGE_DEPHT"):
         load("image", Demo, [], {"CRISP_IMAGE_DEPHT": "1"})
     with pytest.raises(InvalidArgument, match=r"SECTION\.KEY=VALUE"):
@@ -83,7 +85,7 @@ def test_flags_and_environment_are_checked_as_well(tmp_path: Path) -> None:
 
 
 class Pair(Section):
-    """Keys that must go together."""
+    """Two keys that must agree."""
 
     names: list[str] = ["one"]
     first: str = "one"
@@ -95,6 +97,6 @@ class Pair(Section):
         return self
 
 
-def test_keys_that_do_not_go_together_are_said(tmp_path: Path) -> None:
+def test_keys_that_contradict_each_other_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"image: .*first 'one' is none of names: two"):
         load("image", Pair, ["--set", "image.names=['two']"], {})

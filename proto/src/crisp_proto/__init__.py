@@ -1,1 +1,1 @@
-"""Every wire contract of crisp: CRI v1 (cri) and the REST models of the four services, one module a service."""
+"""All wire contracts of crisp: CRI v1 (cri), and the REST models of the four services."""

@@ -1,4 +1,6 @@
-"""Checkpoints: the files of an archive, named as Podman, CRI-O and checkpointctl name them, and what services say about them.
+"""Checkpoints: the files of an archive, and the REST models about them.
+
+The files have the names that Podman, CRI-O and checkpointctl use:
 
     config.dump       which image the container was made from, and when the checkpoint was taken
     spec.dump         the OCI config.json of the container
@@ -20,12 +22,12 @@ POD = "pod.json"
 
 
 def is_archive(image: str) -> bool:
-    """Whether an image is named by a checkpoint's path: no reference begins with a slash."""
+    """Tells whether an image name is the path of a checkpoint: no reference starts with a slash."""
     return image.startswith("/")
 
 
 class ArchiveConfig(Contract):
-    """config.dump. Times as in RFC 3339; other tools write more into it than we need."""
+    """The file config.dump. Times are RFC 3339; fields that other tools add are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -40,27 +42,30 @@ class ArchiveConfig(Contract):
 
 
 class CheckpointRequest(Contract):
-    """Freeze a container and dump its processes. timeout in seconds; 0 stands for runtime.checkpoint_timeout."""
+    """A request to freeze a container and dump its processes.
 
-    location: str = Field(description="Path of the archive to be")
+    timeout is in seconds; 0 means runtime.checkpoint_timeout.
+    """
+
+    location: str = Field(description="Path of the archive to write")
     timeout: float = Field(0, ge=0)
 
 
 class Checkpoint(Contract):
-    """A checkpoint that is not finished: the container is frozen, and its root filesystem's changes are still missing."""
+    """An unfinished checkpoint of a frozen container, without its root filesystem's changes."""
 
-    changes: str = Field(description="Where image-svc is to put them")
+    changes: str = Field(description="Path where image-svc must write them")
 
 
 class PodCheckpoint(Contract):
-    """pod.json: how the pod and its containers were asked for."""
+    """The file pod.json: the requests that created the pod and its containers."""
 
     pod: PodRequest
     containers: dict[str, ContainerConfig]
 
 
 class PodCheckpointRequest(Contract):
-    """Write pod.json for containers of a pod, by id."""
+    """A request to write pod.json for containers of a pod, given by id."""
 
     folder: str
     container_ids: list[str]

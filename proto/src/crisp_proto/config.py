@@ -1,7 +1,7 @@
-"""CRI's PodSandboxConfig and ContainerConfig as REST carries them: the same names, in JSON as protobuf writes it.
+"""CRI's PodSandboxConfig and ContainerConfig as REST models, with the names of protobuf's JSON.
 
-Sources: proto/cri/api.proto, field for field, without what is for Windows. Units are CRI's: bytes, microseconds for CPU
-period and quota, shares as in cgroup v1.
+Source: proto/cri/api.proto, field for field, without the fields for Windows. Units are CRI's:
+bytes, microseconds for CPU period and quota, CPU shares as in cgroup v1.
 """
 
 from enum import StrEnum
@@ -12,7 +12,7 @@ from crisp_proto.contract import Contract
 
 
 class Protocol(StrEnum):
-    """PortMapping.protocol."""
+    """The protocol of a PortMapping."""
 
     TCP = "TCP"
     UDP = "UDP"
@@ -20,7 +20,7 @@ class Protocol(StrEnum):
 
 
 class MountPropagation(StrEnum):
-    """Mount.propagation: rprivate, rslave, rshared."""
+    """The propagation of a Mount: rprivate, rslave or rshared."""
 
     PRIVATE = "PROPAGATION_PRIVATE"
     HOST_TO_CONTAINER = "PROPAGATION_HOST_TO_CONTAINER"
@@ -28,7 +28,7 @@ class MountPropagation(StrEnum):
 
 
 class NamespaceMode(StrEnum):
-    """Whose namespace: the pod's, the container's own, the node's, or another container's."""
+    """The owner of a namespace: the pod, the container itself, the node, or another container."""
 
     POD = "POD"
     CONTAINER = "CONTAINER"
@@ -37,14 +37,14 @@ class NamespaceMode(StrEnum):
 
 
 class SupplementalGroupsPolicy(StrEnum):
-    """Whether the image's /etc/group counts (Merge) or not (Strict)."""
+    """Whether groups from the image's /etc/group are added (Merge) or not (Strict)."""
 
     MERGE = "Merge"
     STRICT = "Strict"
 
 
 class ProfileType(StrEnum):
-    """SecurityProfile.profile_type."""
+    """The profile_type of a SecurityProfile."""
 
     RUNTIME_DEFAULT = "RuntimeDefault"
     UNCONFINED = "Unconfined"
@@ -58,7 +58,7 @@ class Int64Value(Contract):
 
 
 class DNSConfig(Contract):
-    """resolv.conf; all empty means the host's."""
+    """The content of resolv.conf; the host's if all lists are empty."""
 
     servers: list[str] = []
     searches: list[str] = []
@@ -66,7 +66,7 @@ class DNSConfig(Contract):
 
 
 class PortMapping(Contract):
-    """host_port 0 maps nothing."""
+    """A port of the pod, published on the node unless host_port is 0."""
 
     protocol: Protocol = Protocol.TCP
     container_port: int = 0
@@ -109,7 +109,7 @@ class Mount(Contract):
 
 
 class UserNamespace(Contract):
-    """POD: an own user namespace with these mappings; NODE: the node's."""
+    """POD: a user namespace of the pod's own with these mappings. NODE: the node's."""
 
     mode: NamespaceMode = NamespaceMode.POD
     uids: list[IDMapping] = []
@@ -117,7 +117,7 @@ class UserNamespace(Contract):
 
 
 class NamespaceOption(Contract):
-    """Which namespaces to use; target_id names the container of TARGET."""
+    """The namespaces to use; target_id is the container that TARGET refers to."""
 
     network: NamespaceMode = NamespaceMode.POD
     pid: NamespaceMode = NamespaceMode.POD
@@ -127,7 +127,7 @@ class NamespaceOption(Contract):
 
 
 class SELinuxOption(Contract):
-    """user:role:type:level."""
+    """An SELinux label: user:role:type:level."""
 
     user: str = ""
     role: str = ""
@@ -143,14 +143,14 @@ class SecurityProfile(Contract):
 
 
 class HugepageLimit(Contract):
-    """page_size as in hugetlb.<size>.max, limit in bytes."""
+    """A limit of huge pages in bytes; page_size as in hugetlb.<size>.max."""
 
     page_size: str = ""
     limit: int = 0
 
 
 class LinuxContainerResources(Contract):
-    """cgroup limits; 0 or empty leaves one alone."""
+    """cgroup limits; 0 or empty leaves a limit as it is."""
 
     cpu_period: int = 0
     cpu_quota: int = 0
@@ -165,7 +165,7 @@ class LinuxContainerResources(Contract):
 
 
 class LinuxSandboxSecurityContext(Contract):
-    """Security of the pod as a whole."""
+    """Security settings of the pod as a whole."""
 
     namespace_options: NamespaceOption = NamespaceOption()
     selinux_options: SELinuxOption | None = None
@@ -191,7 +191,7 @@ class LinuxPodSandboxConfig(Contract):
 
 
 class PodSandboxMetadata(Contract):
-    """A pod's name: unique as a whole."""
+    """The name of a pod; all fields together are unique."""
 
     name: str = ""
     uid: str = ""
@@ -213,18 +213,18 @@ class PodSandboxConfig(Contract):
 
     @property
     def on_node_network(self) -> bool:
-        """Whether the pod, and with it each of its containers, uses the node's network."""
+        """Tells whether the pod, and so each of its containers, uses the node's network."""
         return self.linux.security_context.namespace_options.network is NamespaceMode.NODE
 
     @property
     def own_user_namespace(self) -> UserNamespace | None:
-        """The user namespace of its own that the pod asks for; None for the node's."""
+        """The user namespace that the pod asks for; None if it uses the node's."""
         options = self.linux.security_context.namespace_options.userns_options
         return None if options is None or options.mode is NamespaceMode.NODE else options
 
 
 class Capability(Contract):
-    """Names with or without CAP_, or ALL."""
+    """Capabilities to add and drop: names with or without CAP_, or ALL."""
 
     add_capabilities: list[str] = []
     drop_capabilities: list[str] = []
@@ -232,7 +232,7 @@ class Capability(Contract):
 
 
 class LinuxContainerSecurityContext(Contract):
-    """Security of one container."""
+    """Security settings of one container."""
 
     capabilities: Capability = Capability()
     privileged: bool = False
@@ -261,7 +261,7 @@ class LinuxContainerConfig(Contract):
 
 
 class ContainerMetadata(Contract):
-    """A container's name: unique in its pod."""
+    """The name of a container; both fields together are unique in its pod."""
 
     name: str = ""
     attempt: int = 0
@@ -275,7 +275,7 @@ class KeyValue(Contract):
 
 
 class Device(Contract):
-    """A device node, or a folder of them; permissions are of r, w, m."""
+    """A device node, or a folder of device nodes; permissions are letters of r, w and m."""
 
     container_path: str = ""
     host_path: str = ""
@@ -283,7 +283,7 @@ class Device(Contract):
 
 
 class CDIDevice(Contract):
-    """vendor/class=name."""
+    """A CDI device: vendor/class=name."""
 
     name: str = ""
 

@@ -1,4 +1,4 @@
-"""The base of every REST model: what is not part of the contract is refused, and nothing changes once it is made."""
+"""The base of all REST models: immutable, and without fields that are not in the contract."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,4 +1,4 @@
-"""runtime-svc's contract: pods, containers, their resources and statistics."""
+"""The REST contract of runtime-svc: pods, containers, their resources and statistics."""
 
 from enum import StrEnum
 
@@ -10,27 +10,27 @@ from crisp_proto.image import ImageConfig
 
 
 class PodState(StrEnum):
-    """READY until stopped, or until the machine has booted again."""
+    """READY until the pod is stopped or the machine reboots."""
 
     READY = "ready"
     NOTREADY = "notready"
 
 
 class PodRequest(Contract):
-    """A pod to make; handler is the RuntimeClass handler, empty for the default one."""
+    """A pod to create; handler is its RuntimeClass handler, empty for the default one."""
 
     config: PodSandboxConfig
     handler: str = ""
 
 
 class FileLabel(Contract):
-    """An SELinux label, as system_u:object_r:container_file_t:s0:c1,c2; empty for none."""
+    """An SELinux label (system_u:object_r:container_file_t:s0:c1,c2); empty without SELinux."""
 
     label: str
 
 
 class Pod(Contract):
-    """A pod. created_at is ns since the epoch."""
+    """A pod. created_at is in ns since the epoch."""
 
     id: str
     state: PodState
@@ -44,20 +44,20 @@ class Pod(Contract):
 
 
 class PodUpdateRequest(Contract):
-    """New limits of a pod as a whole; what is absent stays as it is."""
+    """New limits of a pod as a whole; absent fields stay as they are."""
 
     resources: LinuxContainerResources | None = None
     overhead: LinuxContainerResources | None = None
 
 
 class PodList(Contract):
-    """Pods."""
+    """A list of pods."""
 
     pods: list[Pod]
 
 
 class ContainerRequest(Contract):
-    """A container to make: what kubelet asked for, and what the other services said of it."""
+    """A container to create: kubelet's configuration, and what other services prepared for it."""
 
     pod_id: str
     config: ContainerConfig
@@ -69,14 +69,14 @@ class ContainerRequest(Contract):
     )
     netns: str = ""
     pod_ips: list[str] = []
-    checkpoint: str = Field("", description="Path of the checkpoint that it is to be restored from")
+    checkpoint: str = Field("", description="Path of the checkpoint to restore it from; empty for a new container")
     target_pid: int = Field(
-        0, description="Process of the container whose PID namespace is to be shared (NamespaceMode TARGET)"
+        0, description="Process of the container whose PID namespace it shares (NamespaceMode TARGET); 0 for none"
     )
 
 
 class ContainerUser(Contract):
-    """What was applied."""
+    """The user and groups that the container runs with."""
 
     uid: int = 0
     gid: int = 0
@@ -84,7 +84,7 @@ class ContainerUser(Contract):
 
 
 class Launch(Contract):
-    """How the container is to be created by its monitor (fields as in crisp_proto.monitor.MonitorRequest)."""
+    """How the monitor creates the container (fields as in crisp_proto.monitor.MonitorRequest)."""
 
     bundle: str
     runtime: list[str]
@@ -98,7 +98,11 @@ class Launch(Contract):
 
 
 class Container(Contract):
-    """A container. Times are ns since the epoch: starting_at is when its start began, started_at the same once that succeeded; 0 before."""
+    """A container. Times are in ns since the epoch.
+
+    starting_at is the time at which its start began, 0 before; started_at is the same time once the
+    start has succeeded, 0 before.
+    """
 
     id: str
     pod_id: str
@@ -114,19 +118,26 @@ class Container(Contract):
 
 
 class ContainerList(Contract):
-    """Containers."""
+    """A list of containers."""
 
     containers: list[Container]
 
 
 class StartRequest(Contract):
-    """attempt is chosen by the caller, anew for every StartContainer: the same one again is answered as the first time."""
+    """A start, identified by `attempt`, which the caller chooses anew for every StartContainer.
+
+    Repeating an attempt returns the result of the first time.
+    """
 
     attempt: str
 
 
 class StartResult(Contract):
-    """already: the container had been started before, by another attempt. restore: its monitor is to restore it from its checkpoint now."""
+    """The result of a start.
+
+    already: another attempt has started the container before. restore: the monitor must now restore
+    it from its checkpoint.
+    """
 
     started_at: int
     pod_id: str
@@ -135,19 +146,19 @@ class StartResult(Contract):
 
 
 class RestoreResult(Contract):
-    """How the monitor's restore ended: well, or with this error."""
+    """How the monitor's restore ended; error is empty if it succeeded."""
 
     error: str = ""
 
 
 class UpdateRequest(Contract):
-    """New limits of a container; 0 and empty leave one as it is."""
+    """New limits of a container; 0 or empty leaves a limit as it is."""
 
     resources: LinuxContainerResources
 
 
 class Handler(Contract):
-    """An OCI runtime that pods may ask for by name, and what it said of itself."""
+    """An OCI runtime that pods can ask for by name, and the features that it reports."""
 
     name: str
     runtime: str
@@ -158,7 +169,7 @@ class Handler(Contract):
 
 
 class RuntimeInfo(Contract):
-    """What this node's runtime side is."""
+    """The cgroup setup and the handlers of this node."""
 
     cgroup_driver: str
     cgroup_version: int
@@ -166,7 +177,7 @@ class RuntimeInfo(Contract):
 
 
 class CpuUse(Contract):
-    """usage in ns since the cgroup was made; nano_cores the rate between the last two readings."""
+    """CPU time: usage in ns since the cgroup was created, nano_cores since the previous reading."""
 
     timestamp: int
     usage: int
@@ -174,7 +185,10 @@ class CpuUse(Contract):
 
 
 class MemoryUse(Contract):
-    """Bytes, and faults since the cgroup was made. available is -1 without a limit."""
+    """Memory in bytes, page faults since the cgroup was created.
+
+    available is -1 without a limit.
+    """
 
     timestamp: int
     working_set: int
@@ -188,7 +202,10 @@ class MemoryUse(Contract):
 
 
 class Stall(Contract):
-    """Time that tasks lost for want of a resource: total in ns, shares of the last 10, 60 and 300 s in percent (kernel's psi.rst)."""
+    """Time that tasks spent waiting for a resource (the kernel's accounting/psi.rst).
+
+    total is in ns; the others are percentages of the last 10, 60 and 300 s.
+    """
 
     total: int = 0
     avg10: float = 0
@@ -197,14 +214,14 @@ class Stall(Contract):
 
 
 class Pressure(Contract):
-    """some: at least one task waited; full: all of them did."""
+    """Pressure on a resource. some: at least one task waited; full: all tasks did."""
 
     some: Stall = Stall()
     full: Stall = Stall()
 
 
 class CgroupUse(Contract):
-    """One reading of a cgroup; pressure of cpu, memory and io where the kernel has it."""
+    """One reading of a cgroup; pressure of cpu, memory and io if the kernel reports it."""
 
     cpu: CpuUse
     memory: MemoryUse
@@ -213,14 +230,14 @@ class CgroupUse(Contract):
 
 
 class Usages(Contract):
-    """Readings by container id and by pod id; what is gone is left out."""
+    """Readings by container id and by pod id, of those that still exist."""
 
     containers: dict[str, CgroupUse]
     pods: dict[str, CgroupUse]
 
 
 class DeviceUse(Contract):
-    """What was read from and written to a block device, in bytes and in operations."""
+    """Reads from and writes to a block device, in bytes and in operations."""
 
     name: str
     major: int
@@ -232,7 +249,7 @@ class DeviceUse(Contract):
 
 
 class HugePages(Contract):
-    """Bytes in huge pages of a size (2MB, 1GB); peak where the kernel keeps it."""
+    """Bytes in huge pages of one size (2MB, 1GB); peak is None if the kernel does not keep it."""
 
     size: str
     usage: int
@@ -240,7 +257,10 @@ class HugePages(Contract):
 
 
 class ProcessesUse(Contract):
-    """What the processes of a container have open, and the soft limits of the oldest one by name; an unlimited one is absent."""
+    """Open files and sockets of a container's processes, and soft limits of its oldest process.
+
+    soft_limits are by name; unlimited ones are absent.
+    """
 
     processes: int = 0
     file_descriptors: int = 0
@@ -249,7 +269,10 @@ class ProcessesUse(Contract):
 
 
 class CgroupCounters(Contract):
-    """All that the kernel counts for a cgroup. Times are ns, memory is bytes; None is what this kernel does not count."""
+    """Everything that the kernel counts for a cgroup. Times are in ns, memory is in bytes.
+
+    None stands for what this kernel does not count.
+    """
 
     cgroup: str
     use: CgroupUse
@@ -263,7 +286,7 @@ class CgroupCounters(Contract):
     mapped_file: int | None = None
     active_file: int | None = None
     inactive_file: int | None = None
-    peak: int | None = Field(None, description="The most memory that was ever in use")
+    peak: int | None = Field(None, description="The most memory that was in use at any time")
     limit_hits: int | None = Field(None, description="How often the memory limit was reached")
     oom_kills: int | None = None
     threads: int | None = None
@@ -274,7 +297,7 @@ class CgroupCounters(Contract):
 
 
 class AllCgroupCounters(Contract):
-    """AllCgroupCounters by container id and by pod id; what is gone is left out."""
+    """Counters by container id and by pod id, of those that still exist."""
 
     containers: dict[str, CgroupCounters]
     pods: dict[str, CgroupCounters]

@@ -1,1 +1,1 @@
-"""crisplab: a throwaway node, registry and images, shared by the demo, the tests and the benches."""
+"""crisplab: a throwaway node, registry and images for the demo, the tests and the benches."""

@@ -1,4 +1,4 @@
-"""The image that the services' Dockerfiles stand on, made on the spot of Debian's packages: no hub is asked for one."""
+"""The base image of the services' Dockerfiles, built from Debian packages instead of pulled."""
 
 import hashlib
 import re
@@ -12,7 +12,10 @@ _SITE = "lib/python3.11/site-packages"
 
 
 def tarball() -> Path:
-    """A tar of the image's file system, as `docker import` takes it; made once for each requirements.lock."""
+    """Returns a tar of the image's file system for `docker import`.
+
+    Builds it once per requirements.lock and list of packages.
+    """
     packages = sorted({*runtime_packages(), "python3"})
     tag = hashlib.sha256(" ".join(packages).encode() + (clone.ROOT / "requirements.lock").read_bytes()).hexdigest()[:12]
     path = clone.ROOT / f".cache/base-{tag}.tar"
@@ -24,14 +27,17 @@ def tarball() -> Path:
 
 
 def runtime_packages() -> list[str]:
-    """The Debian packages that deploy/install-debian-packages puts on a node."""
+    """Returns the Debian packages that deploy/install-debian-packages installs on a node."""
     script = (clone.ROOT / "deploy/install-debian-packages").read_text()
     (runtime,) = re.findall(r'\[runtime\]="(.*?)"', script, re.S)
     return sorted({entry.rpartition(":")[2] for entry in runtime.split()})
 
 
 def debian(target: Path, packages: Sequence[str], *options: str) -> None:
-    """A tar of a minimal Debian 12 with these packages; more options of mmdebstrap(1). Raises RuntimeError with what it said."""
+    """Writes a tar of a minimal Debian 12 with these packages; `options` are of mmdebstrap(1).
+
+    Raises RuntimeError with the output of mmdebstrap.
+    """
     command = [
         "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}",
         "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", *options, "bookworm", str(target), *sources(),
@@ -43,7 +49,7 @@ def debian(target: Path, packages: Sequence[str], *options: str) -> None:
 
 def _make(target: Path, packages: list[str]) -> None:
     venv = clone.ROOT / ".venv"
-    # The checkout's own packages are left out: the Dockerfiles install those.
+    # Leaves out the packages of this checkout, which the Dockerfiles install.
     copy = f'cp -a {venv}/{_SITE}/. "$1"/opt/crisp/{_SITE}/ && rm -rf "$1"/opt/crisp/{_SITE}/*crisp* "$1"/opt/crisp/{_SITE}/__editable__*'
     scripts = f'cp -an {venv}/bin/. "$1"/opt/crisp/bin/ && rm -f "$1"/opt/crisp/bin/crisp* && sed -i "1s|^#!{venv}/bin/|#!/opt/crisp/bin/|" "$1"/opt/crisp/bin/protoc-gen-*'
     hooks = ('chroot "$1" python3 -m venv --without-pip /opt/crisp', copy, scripts)
@@ -51,7 +57,7 @@ def _make(target: Path, packages: list[str]) -> None:
 
 
 def sources() -> list[str]:
-    """This machine's own package sources, so that nothing else has to be reachable."""
+    """Returns this machine's own package sources, so that no other server needs to be reachable."""
     files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     return [
         str(file)

@@ -1,4 +1,7 @@
-"""A certificate authority for one test or node: kubelet and the API server want certificates, of their clients too (openssl(1))."""
+"""A certificate authority for one test or node (openssl(1)).
+
+kubelet and the API server need certificates, and ask their clients for one.
+"""
 
 import ssl
 import subprocess
@@ -17,7 +20,7 @@ class Certificate:
 
 
 class Authority:
-    """Keys and certificates in one folder: `ca.crt` signs the rest."""
+    """Keys and certificates in one folder; those of `ca.crt` and `ca.key` sign the others."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -25,48 +28,31 @@ class Authority:
         self.certificate = folder / "ca.crt"
         self._key = folder / "ca.key"
         if not self.certificate.exists():
-            _openssl(
-                "req",
-                "-x509",
-                *_new_key(self._key),
-                "-subj",
-                "/CN=crisp-lab",
-                "-days",
-                _DAYS,
-                "-out",
-                str(self.certificate),
-            )
+            subject = ["-subj", "/CN=crisp-lab", "-days", _DAYS]
+            _openssl("req", "-x509", *_new_key(self._key), *subject, "-out", str(self.certificate))
 
     def issue(self, name: str, subject: str) -> Certificate:
-        """A certificate that a client or a server on 127.0.0.1 can show; the subject is openssl's, as `/O=system:masters/CN=me`."""
-        made = Certificate(self._folder / f"{name}.crt", self._folder / f"{name}.key")
-        if made.certificate.exists():
-            return made
+        """Returns a certificate for a client or a server on 127.0.0.1; issues it the first time.
+
+        `subject` has openssl's syntax: `/O=system:masters/CN=me`.
+        """
+        issued = Certificate(self._folder / f"{name}.crt", self._folder / f"{name}.key")
+        if issued.certificate.exists():
+            return issued
         request = self._folder / f"{name}.csr"
-        _openssl("req", *_new_key(made.key), "-subj", subject, "-out", str(request))
+        _openssl("req", *_new_key(issued.key), "-subj", subject, "-out", str(request))
         extensions = self._folder / "extensions"
         extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
-        signed_by = ["-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial"]
-        _openssl(
-            "x509",
-            "-req",
-            "-in",
-            str(request),
-            *signed_by,
-            "-days",
-            _DAYS,
-            "-extfile",
-            str(extensions),
-            "-out",
-            str(made.certificate),
-        )
-        return made
+        signed_by = ["-CA", str(self.certificate), "-CAkey", str(self._key), "-CAcreateserial", "-days", _DAYS]
+        files = ["-in", str(request), "-extfile", str(extensions), "-out", str(issued.certificate)]
+        _openssl("x509", "-req", *signed_by, *files)
+        return issued
 
     def client_context(self) -> ssl.SSLContext:
-        """What a client needs that may do everything: system:masters' certificate, and trust in ours."""
-        shown = self.issue("client", "/O=system:masters/CN=crisp-lab")
+        """Returns a TLS context for a client with all rights (system:masters)."""
+        own = self.issue("client", "/O=system:masters/CN=crisp-lab")
         context = ssl.create_default_context(cafile=str(self.certificate))
-        context.load_cert_chain(shown.certificate, shown.key)
+        context.load_cert_chain(own.certificate, own.key)
         return context
 
 

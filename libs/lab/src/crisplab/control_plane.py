@@ -1,8 +1,9 @@
-"""An API server with its etcd, on loopback: what kubectl and the Kubernetes clients need before a kubelet (kube-apiserver(1), etcd).
+"""An API server and its etcd on the loopback interface, for kubectl, clients and a kubelet.
 
-There is no scheduler and no controller: a pod says its node itself (spec.nodeName).
+There is neither a scheduler nor a controller: each pod must name its node (spec.nodeName).
 """
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,22 +20,23 @@ from crisplab.certificates import Authority, Certificate
 from crisplab.registry import free_port
 
 _START_SECONDS = 90 * clone.SLOWNESS
+_READY_PATHS = ("/readyz", "/api/v1/namespaces/default")
 
 
 @dataclass(frozen=True, slots=True)
 class ControlPlane:
-    """A running API server: its address, and how one gets in."""
+    """A running API server: its URL, and the authority that issues certificates for its clients."""
 
     url: str
     authority: Authority
     folder: Path
 
     def kubeconfig(self, name: str, subject: str) -> Path:
-        """A file for kubelet or kubectl with a certificate of this subject (kubeconfig v1)."""
-        shown = self.authority.issue(name, subject)
+        """Writes a kubeconfig (v1) with a certificate of this subject, and returns its path."""
+        issued = self.authority.issue(name, subject)
         path = self.folder / f"{name}.kubeconfig"
         cluster = {"server": self.url, "certificate-authority": str(self.authority.certificate)}
-        user = {"client-certificate": str(shown.certificate), "client-key": str(shown.key)}
+        user = {"client-certificate": str(issued.certificate), "client-key": str(issued.key)}
         document: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -49,7 +51,10 @@ class ControlPlane:
 
 @contextmanager
 def running(folder: Path, authority: Authority) -> Iterator[ControlPlane]:
-    """An API server for as long as the block runs, whose certificates `authority` signs. Raises RuntimeError if it does not start."""
+    """Runs an API server while the block runs; `authority` signs its certificates.
+
+    Raises RuntimeError if it does not start.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     clients, peers, port = free_port(), free_port(), free_port()
     etcd, apiserver = golang.program("etcd"), golang.program("kube-apiserver")
@@ -65,12 +70,7 @@ def running(folder: Path, authority: Authority) -> Iterator[ControlPlane]:
         yield plane
     finally:
         for process in reversed(started):
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _end(process)
 
 
 def _etcd_flags(folder: Path, store: str, peers: str) -> list[str]:
@@ -102,18 +102,22 @@ def _start(log: Path, program: Path, flags: list[str]) -> "subprocess.Popen[byte
         return subprocess.Popen([str(program), *flags], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
 
 
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def _wait(plane: ControlPlane, process: "subprocess.Popen[bytes]", log: Path) -> None:
     context = plane.authority.client_context()
     deadline = time.monotonic() + _START_SECONDS
     with httpx.Client(base_url=plane.url, verify=context, trust_env=False) as client:
         while process.poll() is None and time.monotonic() < deadline:
-            try:
-                if (
-                    client.get("/readyz").status_code == 200
-                    and client.get("/api/v1/namespaces/default").status_code == 200
-                ):
+            with contextlib.suppress(httpx.HTTPError):
+                if all(client.get(path).status_code == 200 for path in _READY_PATHS):
                     return
-            except httpx.HTTPError:
-                pass
             time.sleep(0.1)
     raise RuntimeError(f"kube-apiserver did not start:\n{log.read_text(errors='replace')[-3000:]}")

@@ -1,4 +1,4 @@
-"""A CRI client for tests, the demo and benches: the generated stubs, and short ways to the usual configurations."""
+"""A CRI client for tests, the demo and benches, and functions that build usual configurations."""
 
 import contextlib
 import uuid
@@ -19,7 +19,7 @@ _OPTIONS = [
 
 
 class Cri:
-    """Both services of a runtime behind one socket; `options` are more of the channel's."""
+    """A client of both CRI services on one socket; `options` are additional channel options."""
 
     def __init__(self, socket: Path | str, timeout: float = 120, options: Sequence[tuple[str, int]] = ()) -> None:
         self._channel = grpc.insecure_channel(f"unix://{socket}", options=[*_OPTIONS, *options])
@@ -38,14 +38,14 @@ class Cri:
         self.close()
 
     def ready(self) -> bool:
-        """Whether the runtime says that it and its network are ready."""
+        """Tells whether the runtime reports that it and its network are ready."""
         conditions = self.runtime.Status(cri.StatusRequest(), timeout=self.timeout).status.conditions
         return bool(conditions) and all(condition.status for condition in conditions)
 
     # Pods
 
     def run_pod(self, config: cri.PodSandboxConfig, handler: str = "") -> str:
-        """RunPodSandbox; answers the id."""
+        """RunPodSandbox; returns the id."""
         return self.runtime.RunPodSandbox(
             cri.RunPodSandboxRequest(config=config, runtime_handler=handler), timeout=self.timeout
         ).pod_sandbox_id
@@ -74,7 +74,7 @@ class Cri:
 
     @contextlib.contextmanager
     def pod(self, config: cri.PodSandboxConfig, handler: str = "") -> Iterator[str]:
-        """A pod for as long as the block runs; then stopped and removed with all that is in it."""
+        """Runs a pod while the block runs, then stops it and removes it with its containers."""
         pod_id = self.run_pod(config, handler)
         try:
             yield pod_id
@@ -85,7 +85,7 @@ class Cri:
     # Containers
 
     def create(self, pod_id: str, config: cri.ContainerConfig, pod_config: cri.PodSandboxConfig) -> str:
-        """CreateContainer; answers the id."""
+        """CreateContainer; returns the id."""
         request = cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=config, sandbox_config=pod_config)
         return self.runtime.CreateContainer(request, timeout=self.timeout).container_id
 
@@ -94,7 +94,7 @@ class Cri:
         self.runtime.StartContainer(cri.StartContainerRequest(container_id=container_id), timeout=self.timeout)
 
     def run(self, pod_id: str, config: cri.ContainerConfig, pod_config: cri.PodSandboxConfig) -> str:
-        """CreateContainer and StartContainer."""
+        """CreateContainer and StartContainer; returns the id."""
         container_id = self.create(pod_id, config, pod_config)
         self.start(container_id)
         return container_id
@@ -144,7 +144,7 @@ class Cri:
     # Images
 
     def pull(self, reference: str, auth: cri.AuthConfig | None = None) -> str:
-        """PullImage; answers the id."""
+        """PullImage; returns the id."""
         return self.image.PullImage(
             cri.PullImageRequest(image=cri.ImageSpec(image=reference), auth=auth), timeout=self.timeout
         ).image_ref
@@ -159,7 +159,7 @@ class Cri:
 
 
 def pod_config(name: str = "pod", *, log_directory: Path | str = "", **more: Any) -> cri.PodSandboxConfig:
-    """A pod's configuration with a uid of its own."""
+    """Returns a pod configuration with a uid of its own."""
     metadata = cri.PodSandboxMetadata(name=name, namespace="default", uid=uuid.uuid4().hex, attempt=0)
     fields: dict[str, Any] = {"hostname": name, "log_directory": str(log_directory), "labels": {"app": name}, **more}
     linux = fields.pop("linux", None) or cri.LinuxPodSandboxConfig()
@@ -169,12 +169,12 @@ def pod_config(name: str = "pod", *, log_directory: Path | str = "", **more: Any
 
 
 def own_pid_namespaces() -> cri.NamespaceOption:
-    """What kubelet sends for an ordinary pod: each container has its own PID namespace."""
+    """Returns the namespace options of an ordinary pod: a PID namespace for each container."""
     return cri.NamespaceOption(network=cri.POD, pid=cri.CONTAINER, ipc=cri.POD)
 
 
 def container_config(image: str, command: Sequence[str] = (), name: str = "main", **more: Any) -> cri.ContainerConfig:
-    """A container's configuration; with no command it is the image's."""
+    """Returns a container configuration; without a command, the container runs the image's."""
     linux = more.pop("linux", None) or cri.LinuxContainerConfig()
     if not linux.security_context.HasField("namespace_options"):
         linux.security_context.namespace_options.CopyFrom(own_pid_namespaces())

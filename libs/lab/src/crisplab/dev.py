@@ -1,4 +1,4 @@
-"""`make up`, `make kubelet` and `make down`: a node that stays, for crictl, curl and a kubelet with static pods."""
+"""`make up`, `make kubelet`, `make down`: a lasting node for crictl, curl and a kubelet."""
 
 import argparse
 import sys
@@ -10,7 +10,11 @@ from crisplab.node import SERVICES, Node, uses_systemd
 
 
 def main() -> int:
-    """`up` starts the node, or shows the one that runs; `kubelet` does that and starts kubelet on it; `down` ends all that is on it."""
+    """Runs one of three commands.
+
+    `up` starts the node, or prints how to use the one that runs. `kubelet` also starts kubelet on
+    it. `down` ends the node and everything on it.
+    """
     parser = argparse.ArgumentParser(prog="crisplab.dev", description=__doc__)
     parser.add_argument("command", choices=["up", "kubelet", "down"])
     command = parser.parse_args().command
@@ -23,6 +27,10 @@ def main() -> int:
         node.start()
         print(_lines(node))
         return 0
+    return _kubelet(node, root / "kubelet")
+
+
+def _kubelet(node: Node, folder: Path) -> int:
     try:
         for name in ("kubelet", "kubectl", "crictl"):
             golang.program(name)
@@ -30,8 +38,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     node.start()
-    kubelet = Kubelet(node, root / "kubelet")
-    if kubelet.pid() == 0:
+    kubelet = Kubelet(node, folder)
+    if kubelet.pid() is None:
         kubelet.start()
     print(_kubelet_lines(kubelet))
     return 0
@@ -56,7 +64,7 @@ def _lines(node: Node) -> str:
     sockets = "\n".join(f"  {node.run / service / '0.sock'}" for service in SERVICES)
     return f"""the node is up; settings and logs are in {node.root}
 
-crictl, in the node's mount namespace (its mounts are its own):
+crictl, in the node's own mount namespace:
   {enter} crictl --runtime-endpoint unix://{node.socket} --image-endpoint unix://{node.socket} pods
 kubelet (`make kubelet` starts one; for your own, KubeletConfiguration):
   containerRuntimeEndpoint: unix://{node.socket}
@@ -79,10 +87,10 @@ def _kubelet_lines(kubelet: Kubelet) -> str:
     return f"""kubelet runs; its settings are in {kubelet.root}/kubelet.yaml, its log in {kubelet.root}/kubelet.log
 static pods: put a manifest into
   {kubelet.manifests}
-its API is at {kubelet.url}, for who has a certificate:
+its API is at {kubelet.url}; it asks for a certificate:
   {curl} {kubelet.url}/pods
   {curl} -X POST "{kubelet.url}/run/NAMESPACE/POD/CONTAINER?cmd=date"
-what it has made:
+its pods:
   {" ".join(kubelet.node.enter())} {crictl} pods
 pods' logs: {kubelet.logs}
 kubectl, for your cluster: {golang.BUILT / "kubectl"}

@@ -1,4 +1,4 @@
-"""Makes OCI images on the spot, from this machine's own files, and pushes them to a registry (OCI image and distribution specs)."""
+"""Builds OCI images from this machine's files and pushes them (OCI image, distribution specs)."""
 
 import gzip
 import hashlib
@@ -21,23 +21,23 @@ _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A finished image: its manifest, and all blobs by digest."""
+    """A complete image: its manifest, and all blobs by digest."""
 
     manifest: bytes
     blobs: dict[str, bytes]
 
     @property
     def digest(self) -> str:
-        """The manifest's digest."""
+        """The digest of the manifest."""
         return _digest(self.manifest)
 
     @property
     def id(self) -> str:
-        """The config's digest."""
+        """The digest of the config."""
         return str(json.loads(self.manifest)["config"]["digest"])
 
     def push(self, registry: str, repository: str, *tags: str, auth: tuple[str, str] | None = None) -> None:
-        """Uploads the image to host:port over http; with no tag it is reachable by digest only."""
+        """Pushes the image to host:port over HTTP; without tags it can be pulled by digest only."""
         with httpx.Client(base_url=f"http://{registry}", timeout=60, auth=auth, verify=False) as client:
             for digest, blob in self.blobs.items():
                 if client.head(f"/v2/{repository}/blobs/{digest}").status_code == 200:
@@ -72,33 +72,36 @@ class Image:
 
 @dataclass(slots=True)
 class Layer:
-    """A layer's tar while it is being filled. Modification times are 0, so that equal content gives an equal digest."""
+    """The tar of a layer under construction.
+
+    Modification times are 0, so that equal content has an equal digest.
+    """
 
     _buffer: io.BytesIO = field(default_factory=io.BytesIO)
     _tar: tarfile.TarFile = field(init=False)
 
     def __post_init__(self) -> None:
-        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 — open for as long as the layer is filled
+        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 — closed by finish
 
     def file(self, path: str, content: bytes | str, mode: int = 0o644, uid: int = 0, gid: int = 0) -> None:
-        """A regular file."""
+        """Adds a regular file."""
         raw = content.encode() if isinstance(content, str) else content
         self._add(path, mode, uid, gid, size=len(raw), content=raw)
 
     def folder(self, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
-        """A folder."""
+        """Adds a folder."""
         self._add(path, mode, uid, gid, kind=tarfile.DIRTYPE)
 
     def symlink(self, path: str, target: str) -> None:
-        """A symbolic link."""
+        """Adds a symbolic link."""
         self._add(path, 0o777, 0, 0, kind=tarfile.SYMTYPE, target=target)
 
     def hardlink(self, path: str, target: str) -> None:
-        """Another name for a file that is in the layer already."""
+        """Adds another name of a file that the layer already has."""
         self._add(path, 0o755, 0, 0, kind=tarfile.LNKTYPE, target=target)
 
     def program(self, path: str, source: Path) -> None:
-        """A program of this machine with the libraries that it needs, at the places where it looks for them."""
+        """Adds a program of this machine, and the libraries that it needs at their paths."""
         self.file(path, source.read_bytes(), 0o755)
         listed = subprocess.run(["ldd", str(source)], capture_output=True, text=True, check=False).stdout
         for library in re.findall(r"(/\S+) \(0x", listed):
@@ -109,7 +112,7 @@ class Layer:
         return {f"/{name}" for name in self._tar.getnames()}
 
     def finish(self) -> bytes:
-        """The tar."""
+        """Closes the tar and returns it."""
         self._tar.close()
         return self._buffer.getvalue()
 
@@ -126,19 +129,16 @@ class Layer:
         content: bytes = b"",
     ) -> None:
         entry = tarfile.TarInfo(path.lstrip("/"))
-        entry.type, entry.mode, entry.uid, entry.gid, entry.size, entry.linkname = (
-            kind,
-            mode,
-            uid,
-            gid,
-            size,
-            target.lstrip("/") if kind == tarfile.LNKTYPE else target,
-        )
+        entry.type, entry.mode, entry.uid, entry.gid, entry.size = kind, mode, uid, gid, size
+        entry.linkname = target.lstrip("/") if kind == tarfile.LNKTYPE else target
         self._tar.addfile(entry, io.BytesIO(content))
 
 
 def build(layers: Sequence[bytes], config: Mapping[str, object], *, level: int = 6) -> Image:
-    """An image of uncompressed layers, the lowest first; `config` is OCI's (User, Env, Entrypoint, Cmd …)."""
+    """Builds an image from uncompressed layers, the lowest first.
+
+    `config` has the fields of OCI's config (User, Env, Entrypoint, Cmd …); `level` is gzip's.
+    """
     blobs: dict[str, bytes] = {}
     descriptors, diff_ids = [], []
     for layer in layers:
@@ -165,7 +165,10 @@ def build(layers: Sequence[bytes], config: Mapping[str, object], *, level: int =
 
 
 def busybox_layer() -> Layer:
-    """This machine's busybox under all its names, with users and groups. Raises FileNotFoundError if it has none."""
+    """Returns a layer with this machine's busybox under all its names, and with users and groups.
+
+    Raises FileNotFoundError if this machine has no busybox.
+    """
     busybox = shutil.which("busybox")
     if busybox is None:
         raise FileNotFoundError("this machine has no busybox; install the package busybox")
@@ -186,7 +189,7 @@ def busybox_layer() -> Layer:
 
 
 def busybox_image(page: str = "hello from crisp\n") -> Image:
-    """A small image whose default is a web server on port 80 that serves `page`."""
+    """Returns a small image with a web server on port 80 that serves `page`."""
     base = busybox_layer().finish()
     content = Layer()
     content.folder("/www")

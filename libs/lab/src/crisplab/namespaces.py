@@ -1,4 +1,4 @@
-"""Mount (and network) namespaces for what tests and the demo run, so that nothing of it shows up on, or stays on, the machine."""
+"""Private mount and network namespaces, so that tests and the demo do not change the machine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,15 @@ _UNIFIED = "/sys/fs/cgroup/unified"
 
 
 def private(command: Sequence[str], *, network: bool = False) -> list[str]:
-    """Put before a command, it runs in a mount namespace that takes over what the host mounts later and gives nothing back.
+    """Returns `command` with a prefix that runs it in a mount namespace of its own.
 
-    All mounts in it can propagate to namespaces below. On hybrid machines the cgroup2 hierarchy, which has no controllers there and
-    which crun 1.8 refuses to see, is replaced by an empty folder that goes with the namespace (crun makes its folders in it all the same).
+    The namespace receives later mounts of the host but propagates none back. Inside, mounts
+    propagate to namespaces below. With `network` the command gets a network namespace of its own,
+    too.
+
+    On machines in hybrid mode, a tmpfs hides the cgroup2 hierarchy: it has no controllers there,
+    and crun 1.8 fails if it sees it. crun still makes folders in it; they go away with the
+    namespace.
     """
     script = "set -e; "
     if Path(f"{_UNIFIED}/cgroup.procs").exists():
@@ -18,15 +23,5 @@ def private(command: Sequence[str], *, network: bool = False) -> list[str]:
     script += "mount --make-rshared /; "
     if network:
         script += "ip link set lo up; "
-    return [
-        "unshare",
-        "--mount",
-        *(["--net"] if network else []),
-        "--propagation",
-        "slave",
-        "sh",
-        "-c",
-        script + 'exec "$@"',
-        "sh",
-        *command,
-    ]
+    unshare = ["unshare", "--mount", *(["--net"] if network else []), "--propagation", "slave"]
+    return [*unshare, "sh", "-c", script + 'exec "$@"', "sh", *command]

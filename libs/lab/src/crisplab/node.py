@@ -1,10 +1,11 @@
-"""A whole crisp node of its own: five services under supervisord, in a folder, with names that meet nobody else's.
+"""A whole crisp node in one folder: five services under supervisord, with unique names.
 
     <root>/crisp.toml, supervisord.conf, logs/, cni/     configuration and logs
-    <root>/run/, state/                                  the services' own
+    <root>/run/, state/                                  the services' run_dir and state_dir
 
-Own are also: the bridge and its subnet, the nftables table, the cgroup parent, and a mount namespace. That one takes over what
-the host mounts later but gives nothing back, so all mounts go with the last process (namespaces.py).
+The node also has its own bridge and subnet, nftables table, cgroup parent and mount namespace. The
+mount namespace receives mounts of the host but propagates none back, so that all mounts go away
+with the last process (namespaces.py).
 """
 
 import contextlib
@@ -13,7 +14,6 @@ import ipaddress
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,8 +27,11 @@ from typing import Any
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from crisplab import clone, namespaces
+from crisplab import clone, configuration, namespaces
+from crisplab.cgroups import cgroup_folders, processes_in, remove_cgroup
 from servicekit.client import PATIENCE
+from servicekit.linux import mount_table, processes, trees
+from servicekit.linux.processes import ProcessRef
 
 SERVICES = {
     "image-svc": "image_svc",
@@ -38,30 +41,31 @@ SERVICES = {
     "cri-gateway": "cri_gateway",
 }
 _START_SECONDS = 60 * clone.SLOWNESS
-_REFUSED = 2  # the exit code of a service that refuses its settings, and would do so again
+_END_SECONDS = 60
 _LEFTOVER_SECONDS = 5 * clone.SLOWNESS
+_PROGRAMS = (b"conmon", b"_svc\0", b"cri_gateway\0")  # in the command lines of a node's processes
 
 
 def uses_systemd() -> bool:
-    """Whether nodes are to use the systemd cgroup driver."""
+    """Tells whether nodes use the systemd cgroup driver."""
     return os.environ.get("CRISP_RUNTIME_CGROUP_DRIVER") == "systemd"
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What this node is called wherever the machine has one name space for all."""
+    """A node's subnet, and the names of its bridge, nftables table and cgroups."""
 
     tag: str
     subnet: str
 
     @property
     def bridge(self) -> str:
-        """Its bridge."""
+        """The name of its bridge."""
         return f"cb{self.tag}"
 
     @property
     def table(self) -> str:
-        """Its nftables table."""
+        """The name of its nftables table."""
         return f"crisp-{self.tag}"
 
     @property
@@ -71,30 +75,33 @@ class Names:
 
     @property
     def cgroup_parent(self) -> str:
-        """Its cgroup parent as the settings have it; with CRISP_RUNTIME_CGROUP_DRIVER=systemd, which the services read too, a slice."""
+        """Its cgroup parent as in the settings: a slice if CRISP_RUNTIME_CGROUP_DRIVER is systemd.
+
+        The services read this variable as well.
+        """
         return f"crisp{self.tag}.slice" if uses_systemd() else f"/crisp-{self.tag}"
 
     def pod_cgroup(self, pod_id: str) -> str:
-        """The path of a pod's cgroup."""
-        return f"{self.cgroup}/{f'crisp{self.tag}-crisp{pod_id}.slice' if uses_systemd() else f'crisp-{pod_id}'}"
+        """Returns the path of a pod's cgroup."""
+        name = f"crisp{self.tag}-crisp{pod_id}.slice" if uses_systemd() else f"crisp-{pod_id}"
+        return f"{self.cgroup}/{name}"
 
     def container_cgroup(self, pod_id: str, container_id: str) -> str:
-        """The path of a container's cgroup."""
-        return (
-            f"{self.pod_cgroup(pod_id)}/{f'crisp{self.tag}-{container_id}.scope' if uses_systemd() else container_id}"
-        )
+        """Returns the path of a container's cgroup."""
+        name = f"crisp{self.tag}-{container_id}.scope" if uses_systemd() else container_id
+        return f"{self.pod_cgroup(pod_id)}/{name}"
 
 
 @dataclass(slots=True)
 class Node:
-    """A node in `root`; the same root names the same node, also for a later process."""
+    """A node in `root`. The same root means the same node, in a later process too."""
 
     root: Path
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     gateway_user: str = "64001:64001"
     own_network: bool = False
-    """Whether it has a network namespace of its own too: for what would change the machine's iptables."""
+    """Gives it a network namespace too, for programs that would change iptables."""
 
     @property
     def run(self) -> Path:
@@ -103,12 +110,12 @@ class Node:
 
     @property
     def socket(self) -> Path:
-        """CRI's socket."""
+        """The CRI socket."""
         return self.run / "cri.sock"
 
     @property
     def names(self) -> Names:
-        """Chosen at the first start, then kept in the root."""
+        """Its names, chosen at the first start and kept in the root."""
         file = self.root / "names.json"
         if not file.exists():
             self.root.mkdir(parents=True, exist_ok=True)
@@ -119,19 +126,27 @@ class Node:
     # Start and stop
 
     def start(self) -> None:
-        """Starts all five services and waits until they are ready. Raises RuntimeError with the end of the log of one that isn't."""
+        """Starts all five services and waits until they are ready.
+
+        Raises RuntimeError with the end of each log if a service does not become ready.
+        """
         if self.pid() is not None:
             return
         self.configure()
-        supervisord = [
-            sys.executable,
-            "-m",
-            "supervisor.supervisord",
-            "--nodaemon",
-            "-c",
-            str(self.root / "supervisord.conf"),
-        ]
-        command = namespaces.private(supervisord, network=self.own_network)
+        self._start_supervisord()
+        deadline = time.monotonic() + _START_SECONDS
+        for attempt in itertools.count(1):
+            if self.ready():
+                return
+            if time.monotonic() > deadline or (attempt % 50 == 0 and self._gave_up()):
+                raise RuntimeError(f"the node in {self.root} did not start:\n{self._log_ends()}")
+            time.sleep(0.02)
+
+    def _start_supervisord(self) -> None:
+        supervisord = [sys.executable, "-m", "supervisor.supervisord", "--nodaemon"]
+        command = namespaces.private(
+            [*supervisord, "-c", str(self.root / "supervisord.conf")], network=self.own_network
+        )
         with open(self.root / "logs" / "supervisord.log", "ab") as log:
             subprocess.Popen(
                 command,
@@ -141,23 +156,17 @@ class Node:
                 start_new_session=True,
                 env={**os.environ, **self.environment},
             )
-        deadline = time.monotonic() + _START_SECONDS
-        for look in itertools.count(1):
-            if self.ready():
-                return
-            if time.monotonic() > deadline or (look % 50 == 0 and self._gave_up()):
-                raise RuntimeError(f"the node in {self.root} did not start:\n{self._log_ends()}")
-            time.sleep(0.02)
 
     def stop(self) -> None:
         """Stops the services; containers keep running."""
         pid = self.pid()
         if pid is not None:
+            supervisord = ProcessRef.of(pid)
             os.kill(pid, signal.SIGTERM)
-            _wait_gone(pid)
+            wait_until_ended(supervisord)
 
     def destroy(self) -> None:
-        """Stops everything and takes away all that the node has made, whatever state it is in."""
+        """Stops everything and removes all that the node has made, whatever state it is in."""
         self.stop()
         names = self.names
         _kill_all(_processes_of(self.root, names.cgroup))
@@ -169,20 +178,23 @@ class Node:
             remove_cgroup(folder)
         for mount in _mounts_below(self.root):
             subprocess.run(["umount", "--lazy", mount], check=False)
-        shutil.rmtree(self.root, ignore_errors=True)
+        trees.remove_quietly(self.root)
 
     def leftovers(self, names: Names) -> list[str]:
-        """What of this node exists outside of its root; empty after `destroy` (which takes the root, so its names are asked for before)."""
+        """Returns what of this node exists outside its root: nothing after `destroy`.
+
+        `destroy` removes the root and the names in it, so get `names` before.
+        """
         deadline = time.monotonic() + _LEFTOVER_SECONDS
         while True:
             found = [f"mount {mount}" for mount in _mounts_below(self.root)] + leftovers_of(names)
             found += [f"process {pid}" for pid in _processes_of(self.root, names.cgroup)]
             if not found or time.monotonic() > deadline:
                 return found
-            time.sleep(0.05)  # the kernel takes interfaces down a moment after their namespace
+            time.sleep(0.05)  # the kernel removes interfaces a moment after their namespace
 
     def pid(self) -> int | None:
-        """supervisord's pid, if it runs."""
+        """Returns the pid of supervisord; None if it does not run."""
         try:
             pid = int((self.root / "supervisord.pid").read_text())
             os.kill(pid, 0)
@@ -191,17 +203,17 @@ class Node:
         return pid
 
     def ready(self) -> bool:
-        """Whether all five answer."""
+        """Tells whether all five services have their sockets."""
         return self.socket.exists() and all((self.run / name / "0.sock").exists() for name in SERVICES)
 
     # One service
 
     def service_pid(self, service: str) -> int:
-        """The pid of a service's first replica."""
+        """Returns the pid of a service's first replica; 0 if it does not run."""
         return int(self._supervisor().getProcessInfo(f"crisp:{service}")["pid"])  # type: ignore[call-overload, index]
 
     def helper_pids(self) -> list[int]:
-        """The pids of all conmons and pause processes: what runs beside the containers' own programs."""
+        """Returns the pids of all conmons and pause processes."""
         found: set[int] = set()
         for folder in cgroup_folders(self.names.cgroup):
             for pattern in ("*/helpers", "*/*-conmon-*.scope", "*/*-pause-*.scope"):
@@ -210,39 +222,31 @@ class Node:
         return sorted(found)
 
     def stop_service(self, service: str) -> None:
-        """Stops one service, as supervisorctl does it; returns when it has ended."""
+        """Stops one service, as supervisorctl does, and waits for its end."""
         self._supervisor().stopProcess(f"crisp:{service}")
 
     def start_service(self, service: str) -> None:
-        """Starts one that was stopped; returns when it answers."""
+        """Starts a stopped service, and waits until it accepts connections."""
         self._supervisor().startProcess(f"crisp:{service}")
-        self.wait_for_new(service, 0)
+        self.wait_for_new(service, None)
 
     def start_replica(self, service: str, replica: str) -> "subprocess.Popen[bytes]":
-        """Another process of a service, beside the supervised one; the caller ends it."""
-        command = [
-            *self.enter(),
-            sys.executable,
-            "-m",
-            SERVICES[service],
-            "--config",
-            str(self.root / "crisp.toml"),
-            "--replica",
-            replica,
-        ]
+        """Starts another replica of a service, beside the supervised one; the caller ends it."""
+        program = [sys.executable, "-m", SERVICES[service]]
+        command = [*self.enter(), *program, "--config", str(self.root / "crisp.toml"), "--replica", replica]
         with open(self.root / "logs" / f"{service}.log", "ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **self.environment}
             )
 
     def kill(self, service: str) -> None:
-        """SIGKILL to a service; supervisord starts it again. Returns when it answers again."""
+        """Sends SIGKILL to a service, and waits until supervisord has started it again."""
         pid = self.service_pid(service)
         os.kill(pid, signal.SIGKILL)
         self.wait_for_new(service, pid)
 
-    def wait_for_new(self, service: str, old_pid: int) -> None:
-        """Waits until a service has another pid than `old_pid` and accepts connections."""
+    def wait_for_new(self, service: str, old_pid: int | None) -> None:
+        """Waits until a service runs, with another pid than `old_pid`, and accepts connections."""
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, xmlrpc.client.Fault):
@@ -252,45 +256,52 @@ class Node:
         raise RuntimeError(f"{service} did not come back:\n{self._log_ends()}")
 
     def answers(self, service: str, replica: str = "0") -> bool:
-        """Whether somebody accepts connections on the replica's socket."""
+        """Tells whether a replica accepts connections on its socket."""
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
             probe.connect(str(self.run / service / f"{replica}.sock"))
             return True
         return False
 
     def log(self, service: str) -> str:
-        """A service's log so far."""
+        """Returns a service's log so far."""
         return (self.root / "logs" / f"{service}.log").read_text(errors="replace")
 
     def enter(self) -> list[str]:
-        """Put before a command, it runs in the node's mount namespace, and in its network namespace if it has one."""
+        """Returns a command prefix that enters the node's mount and network namespaces."""
         return ["nsenter", "--mount", *(["--net"] if self.own_network else []), "--target", str(self.pid()), "--"]
 
-    # Inside
+    # Internals
 
     def _supervisor(self) -> xmlrpc.client.ServerProxy:
         transport = SupervisorTransport(None, None, f"unix://{self.root / 'supervisor.sock'}")
         return xmlrpc.client.ServerProxy("http://localhost", transport).supervisor  # type: ignore[return-value]
 
     def _gave_up(self) -> bool:
-        """Whether a service refuses its settings, and so is not started again."""
+        """Tells whether a service refused its settings, so that supervisord does not restart it."""
         with contextlib.suppress(OSError):
-            processes: Any = self._supervisor().getAllProcessInfo()
-            return any((process["statename"], process["exitstatus"]) == ("EXITED", _REFUSED) for process in processes)
+            states: Any = self._supervisor().getAllProcessInfo()
+            refused = ("EXITED", configuration.REFUSED)
+            return any((state["statename"], state["exitstatus"]) == refused for state in states)
         return False
 
     def configure(self) -> None:
-        """Writes its settings; what is started from now on has them."""
-        names = self.names
+        """Writes the settings, for services that are started from now on."""
         for folder in ("logs", "cni", "run", "state"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         (self.root / "run").chmod(0o755)
-        group = self.gateway_user.partition(":")[2] or "0"
-        tables: dict[str, dict[str, object]] = {
+        sections = self._sections()
+        for section, values in self.settings.items():
+            sections.setdefault(section, {}).update(values)
+        (self.root / "crisp.toml").write_text(configuration.settings_file(sections))
+        (self.root / "supervisord.conf").write_text(configuration.supervisord_file(self.root, SERVICES))
+
+    def _sections(self) -> dict[str, dict[str, object]]:
+        names = self.names
+        return {
             "node": {
                 "run_dir": str(self.run),
                 "state_dir": str(self.root / "state"),
-                "group": group,
+                "group": self.gateway_user.partition(":")[2] or "0",
                 "log_level": "info",
             },
             "image": {"registries_conf": str(self.root / "registries.conf"), "auth_file": str(self.root / "auth.json")},
@@ -303,43 +314,6 @@ class Node:
             },
             "gateway": {"user": self.gateway_user, "patience": PATIENCE * clone.SLOWNESS},
         }
-        for section, values in self.settings.items():
-            tables.setdefault(section, {}).update(values)
-        lines = []
-        for section, values in tables.items():
-            lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""]
-        (self.root / "crisp.toml").write_text("\n".join(lines))
-        (self.root / "supervisord.conf").write_text(self._supervisord_conf())
-
-    def _supervisord_conf(self) -> str:
-        programs = [
-            f"""[program:{name}]
-command={sys.executable} -m {module} --config {self.root}/crisp.toml
-autorestart=unexpected
-exitcodes={_REFUSED}
-startsecs=0
-startretries=1000
-stopwaitsecs=30
-redirect_stderr=true
-stdout_logfile={self.root}/logs/{name}.log
-stdout_logfile_maxbytes=50MB
-"""
-            for name, module in SERVICES.items()
-        ]
-        # One group: supervisord stops groups one after another, and looks once a second whether one has ended.
-        group = f"[group:crisp]\nprograms={','.join(SERVICES)}\n"
-        return f"""[supervisord]
-pidfile={self.root}/supervisord.pid
-logfile={self.root}/logs/supervisord.log
-minfds=16384
-[unix_http_server]
-file={self.root}/supervisor.sock
-chmod=0600
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
-[supervisorctl]
-serverurl=unix://{self.root}/supervisor.sock
-""" + "".join([*programs, group])
 
     def _log_ends(self) -> str:
         files = sorted((self.root / "logs").glob("*.log"))
@@ -349,7 +323,7 @@ serverurl=unix://{self.root}/supervisor.sock
 
 
 def leftovers_of(names: Names) -> list[str]:
-    """What a node of these names has left in the kernel: bridge, veths, nftables table, cgroups."""
+    """Returns what a node of these names has left: bridge, veths, nftables table, cgroups."""
     found = []
     links = subprocess.run(
         ["ip", "-o", "link", "show", "master", names.bridge], capture_output=True, text=True, check=False
@@ -362,18 +336,19 @@ def leftovers_of(names: Names) -> list[str]:
     return found + [f"cgroup {folder}" for folder in cgroup_folders(names.cgroup)]
 
 
+def wait_until_ended(process: ProcessRef) -> None:
+    """Waits until a process has ended, and reaps it if it is a child. Raises RuntimeError."""
+    deadline = time.monotonic() + _END_SECONDS
+    while process.alive():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"process {process.pid} does not end")
+        time.sleep(0.01)
+    processes.reap(process.pid)
+
+
 def _free_subnet(tag: str) -> str:
-    """A /24 out of 10.64.0.0/10 that no address or route of this machine touches."""
-    listed = subprocess.run(
-        ["ip", "-o", "-4", "route", "show", "table", "all"], capture_output=True, text=True, check=False
-    ).stdout
-    taken = []
-    for line in listed.splitlines():
-        with contextlib.suppress(ValueError, IndexError):
-            words = line.split()
-            taken.append(
-                ipaddress.ip_network(words[1] if words[0] in ("broadcast", "local") else words[0], strict=False)
-            )
+    """Returns a /24 out of 10.64.0.0/10 that overlaps no address and no route of this machine."""
+    taken = list(_routed_networks())
     seed = int(tag, 16)
     for step in range(16384):
         subnet = ipaddress.ip_network(((10 << 24) + (64 << 16) + (((seed + step) % 16384) << 8), 24))
@@ -382,66 +357,42 @@ def _free_subnet(tag: str) -> str:
     raise RuntimeError("no free /24 in 10.64.0.0/10: this machine has routes for all of it")
 
 
+def _routed_networks() -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Yields the networks of all routes, in all tables, those of local addresses included."""
+    listed = subprocess.run(
+        ["ip", "-o", "-4", "route", "show", "table", "all"], capture_output=True, text=True, check=False
+    ).stdout
+    for line in listed.splitlines():
+        with contextlib.suppress(ValueError, IndexError):
+            words = line.split()
+            yield ipaddress.ip_network(words[1] if words[0] in ("broadcast", "local") else words[0], strict=False)
+
+
 def _mounts_below(root: Path) -> list[str]:
-    lines = Path("/proc/self/mounts").read_text().splitlines()
-    return [target for line in lines if (target := line.split()[1]).startswith(f"{root}/")][::-1]
-
-
-def cgroup_folders(path: str) -> Iterator[Path]:
-    """The folders that a cgroup has: one for each hierarchy."""
-    base = Path("/sys/fs/cgroup")
-    for folder in (base, *base.iterdir()):
-        if (here := folder / path.lstrip("/")).is_dir():
-            yield here
-
-
-def remove_cgroup(folder: Path) -> None:
-    """Removes a cgroup that has no processes any more, with all below it."""
-    deadline = time.monotonic() + 10
-    while folder.exists() and time.monotonic() < deadline:
-        for here, _, _ in os.walk(folder, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(here)
-        time.sleep(0.01)
+    """Returns the mount points below a folder, the last mounted first."""
+    return [mount.target for mount in mount_table.read() if mount.target.startswith(f"{root}/")][::-1]
 
 
 def _processes_of(root: Path, cgroup: str) -> list[int]:
-    """Processes that were started with a path below root (services, conmons, pauses) or live in the node's cgroups."""
-    found: set[int] = set()
-    for folder in cgroup_folders(cgroup):
-        for here, _, _ in os.walk(folder):
-            with contextlib.suppress(OSError):
-                found.update(int(pid) for pid in Path(here, "cgroup.procs").read_text().split())
+    """Returns the pids of a node's processes.
+
+    These are the processes in its cgroups, and services, conmons and pause processes with a path
+    below `root` among their arguments.
+    """
+    found = processes_in(cgroup)
     needle = f"{root}/".encode()
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 arguments = Path(entry.path, "cmdline").read_bytes()
-                if needle in arguments and (
-                    b"conmon" in arguments or b"_svc\0" in arguments or b"cri_gateway\0" in arguments
-                ):
+                if needle in arguments and any(program in arguments for program in _PROGRAMS):
                     found.add(int(entry.name))
     return sorted(found)
 
 
 def _kill_all(pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        _wait_gone(pid)
-
-
-def _wait_gone(pid: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        if state == "Z":
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-            return
-        time.sleep(0.01)
-    raise RuntimeError(f"process {pid} does not end")
+    victims = [ProcessRef.of(pid) for pid in pids]
+    for victim in victims:
+        processes.send_signal(victim, signal.SIGKILL)
+    for victim in victims:
+        wait_until_ended(victim)

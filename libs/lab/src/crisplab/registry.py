@@ -1,4 +1,4 @@
-"""A real registry (Debian's docker-registry) on a free port of 127.0.0.1, for as long as a block runs."""
+"""A real registry (Debian's docker-registry) on a free port of 127.0.0.1."""
 
 import contextlib
 import os
@@ -22,7 +22,10 @@ http: {{addr: "{address}"}}
 
 @contextlib.contextmanager
 def running(folder: Path, *, auth: str = "") -> Iterator[str]:
-    """The registry's host:port. `auth` is the text of an htpasswd file, if it is to ask for a password."""
+    """Runs a registry while the block runs, and yields its host:port.
+
+    `auth` is the text of an htpasswd file; with it, the registry asks for a password.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}"
     config = folder / "config.yml"
@@ -48,7 +51,10 @@ def running(folder: Path, *, auth: str = "") -> Iterator[str]:
 
 
 def program() -> str:
-    """Where docker-registry is: installed, or unpacked beside the checkout by `make lab`."""
+    """Returns the path of docker-registry: installed, or unpacked below the checkout by `make lab`.
+
+    Raises FileNotFoundError.
+    """
     unpacked = clone.ROOT / ".cache/debian/usr/bin/docker-registry"
     found = shutil.which("docker-registry") or (str(unpacked) if unpacked.exists() else None)
     if found is None:
@@ -57,7 +63,7 @@ def program() -> str:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """Returns a TCP port of 127.0.0.1 on which no program listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

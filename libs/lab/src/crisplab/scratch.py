@@ -1,18 +1,19 @@
-"""Temporary folders that other users may walk through: the gateway of a node in one is no longer root."""
+"""Temporary folders that other users can enter: the gateway of a node does not run as root."""
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from servicekit.linux import trees
+
 
 @contextlib.contextmanager
 def folder(purpose: str) -> Iterator[Path]:
-    """A new folder, mode 0755, which goes away with all that is in it."""
+    """Yields a new folder with mode 0755, and removes it with its content afterwards."""
     path = Path(tempfile.mkdtemp(prefix=f"crisp-{purpose}-"))
     path.chmod(0o755)
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        trees.remove_quietly(path)

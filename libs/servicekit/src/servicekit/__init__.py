@@ -1,1 +1,1 @@
-"""servicekit: what each service needs to be a service, and nothing of what any one service is about."""
+"""servicekit: what every crisp service needs, and nothing that is specific to one of them."""

@@ -1,4 +1,4 @@
-"""The FastAPI application of a service: its routes, plus what every service shows of itself."""
+"""The FastAPI application of a service: its own routes, and those that every service has."""
 
 import errno
 import sqlite3
@@ -20,11 +20,14 @@ _log = logs.get()
 
 
 def create_app(service: str, routers: Iterable[APIRouter], ready: Readiness) -> FastAPI:
-    """Puts a service together. `ready` raises an error that says what is missing as long as the service can't work."""
+    """Builds the application of a service.
+
+    While the service cannot work, `ready` raises an error that says what is missing.
+    """
     app = FastAPI(title=service, version="1", docs_url="/docs", redoc_url=None)
     for router in routers:
         app.include_router(router)
-    app.include_router(_own_routes(ready))
+    app.include_router(_common_routes(ready))
     app.add_exception_handler(CrispError, _crisp_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(OSError, _full_disk)
@@ -35,7 +38,11 @@ def create_app(service: str, routers: Iterable[APIRouter], ready: Readiness) -> 
 
 
 def unless_same(version: Callable[[], str]) -> dict[str, Any]:
-    """What a GET route needs to be conditional (RFC 9110, 13.1.2): 304 without a body for whoever has this `version` of the answer."""
+    """Returns the arguments that make a GET route conditional (RFC 9110, 13.1.2).
+
+    `version` returns the entity tag of the current answer. A client that sends this tag in
+    If-None-Match gets 304 without a body.
+    """
 
     async def check(response: Response, if_none_match: Annotated[str, Header()] = "") -> None:
         tag = f'"{version()}"'
@@ -49,17 +56,17 @@ def unless_same(version: Callable[[], str]) -> dict[str, Any]:
     }
 
 
-def _own_routes(ready: Readiness) -> APIRouter:
+def _common_routes(ready: Readiness) -> APIRouter:
     router = APIRouter(tags=["service"])
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Alive: the event loop turns."""
+        """Liveness: answers as long as the event loop runs."""
         return {"status": "ok"}
 
     @router.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """Ready: what this service needs is there. 503 and the reason if not."""
+        """Readiness: 503 with the reason while something that this service needs is missing."""
         try:
             await ready()
         except CrispError as error:
@@ -87,22 +94,28 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = dict(error.errors()[0])
     field = ".".join(str(part) for part in first["loc"] if part != "body")
-    return _problem(
-        InvalidArgument(f"{field} = {first.get('input')!r}: {first['msg']}; see /docs for what it takes", field=field)
-    )
+    problem = f"{field} = {first.get('input')!r}: {first['msg']}"
+    return _problem(InvalidArgument(problem, hint="see /docs for what it takes", field=field))
 
 
 async def _full_disk(request: Request, error: Exception) -> Response:
-    """A full disk by that name, whoever has met it; anything else stays unexpected."""
-    where = None
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = error.filename or "a file"
-    elif isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-        where = f"the database of {request.app.title}"
+    """Reports a full disk, quota or database as RESOURCE_EXHAUSTED; raises other errors again."""
+    where = _what_is_full(request.app.title, error)
     if where is None:
         raise error
     _log.error("disk-full", method=request.method, path=request.url.path, error=str(error))
-    return _problem(ResourceExhausted(f"no room for {where}: {error}; free some on its disk, as by removing images"))
+    hint = "free some on its disk, as by removing images"
+    return _problem(ResourceExhausted(f"no room for {where}: {error}", hint=hint))
+
+
+def _what_is_full(service: str, error: Exception) -> str | None:
+    match error:
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return str(error.filename or "a file")
+        case sqlite3.OperationalError(sqlite_errorcode=sqlite3.SQLITE_FULL):
+            return f"the database of {service}"
+        case _:
+            return None
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:
@@ -121,27 +134,25 @@ async def _unexpected_error(request: Request, error: Exception) -> Response:
 
 
 class CallMiddleware:
-    """Enters the call's context, measures it, and logs one line for it."""
+    """Sets the context of each call, measures the call, and logs one line about it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI call."""
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        context.enter(
-            headers.get(b"x-request-id", b"").decode("latin-1"), headers.get(b"traceparent", b"").decode("latin-1")
-        )
-        started = time.perf_counter()
-        if scope["type"] == "websocket":
-            try:
+        """Handles one HTTP request or one WebSocket."""
+        match scope["type"]:
+            case "http":
+                _enter_context(scope)
+                await self._request(scope, receive, send)
+            case "websocket":
+                _enter_context(scope)
+                await self._stream(scope, receive, send)
+            case _:
                 await self._app(scope, receive, send)
-            finally:
-                _log.info("stream", path=scope["path"], ms=round((time.perf_counter() - started) * 1000, 2))
-            return
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
         status = 500
 
         async def send_timed(message: Message) -> None:
@@ -157,8 +168,27 @@ class CallMiddleware:
             await self._app(scope, receive, send_timed)
         finally:
             metrics.IN_FLIGHT.dec()
-            elapsed = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", "unmatched")
-            metrics.REQUESTS.labels(route, scope["method"], str(status)).observe(elapsed)
-            level = _log.info if scope["method"] != "GET" or status >= 500 else _log.debug
-            level("request", method=scope["method"], path=scope["path"], status=status, ms=round(elapsed * 1000, 2))
+            _record(scope, status, time.perf_counter() - started)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            _log.info("stream-closed", path=scope["path"], ms=round((time.perf_counter() - started) * 1000, 2))
+
+
+def _enter_context(scope: Scope) -> None:
+    headers = dict(scope["headers"])
+    context.enter(
+        headers.get(b"x-request-id", b"").decode("latin-1"), headers.get(b"traceparent", b"").decode("latin-1")
+    )
+
+
+def _record(scope: Scope, status: int, seconds: float) -> None:
+    """Counts and logs a request; successful reads are logged at level debug."""
+    method = scope["method"]
+    route = getattr(scope.get("route"), "path", "unmatched")
+    metrics.REQUESTS.labels(route, method, str(status)).observe(seconds)
+    log = _log.info if method != "GET" or status >= 500 else _log.debug
+    log("request-served", method=method, path=scope["path"], status=status, ms=round(seconds * 1000, 2))

@@ -1,4 +1,4 @@
-"""Archives that somebody else made (tar(5)), plain or compressed as Python's tarfile knows it: gzip, bzip2, xz."""
+"""Archives that other programs made (tar(5)): plain, or compressed with gzip, bzip2 or xz."""
 
 import gzip
 import lzma
@@ -9,4 +9,7 @@ UNREADABLE = (
     FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError,
     tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError,
 )  # fmt: skip
-"""What opening and reading one raises if it is not there, or is none, or not whole; a full disk, which it is often unpacked to, is not in it."""
+"""The exceptions of an archive that does not exist, is not an archive, or is damaged.
+
+Other errors are not the archive's fault: it may be unpacked onto a disk that is full.
+"""

@@ -1,4 +1,4 @@
-"""Channels: messages in both directions, each with the number of what it belongs to (crisp_proto.streams), on a WebSocket of a service."""
+"""Numbered channels (crisp_proto.streams) that share one WebSocket, in both directions."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -6,30 +6,31 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
 Message = tuple[int, bytes]
+"""The number of a channel, and data."""
 
 
 class Channels(Protocol):
-    """Messages in both directions."""
+    """One end of the WebSocket."""
 
     async def receive(self) -> Message | None:
-        """The next message; None at the end."""
+        """Returns the next message; None once the other end has closed the WebSocket."""
 
     async def send(self, channel: int, data: bytes) -> None:
-        """Sends a message, and waits while the other side is slow. Raises OSError if it is gone."""
+        """Sends a message, and waits while the other end is slow. Raises OSError if it is gone."""
 
     async def close(self) -> None:
-        """Ends it so that the other side gets all that was sent."""
+        """Closes the WebSocket; the other end still receives everything that was sent before."""
 
 
 class ServiceChannels:
-    """The side of a service's client."""
+    """The client's end."""
 
     def __init__(self, connection: "ClientConnection") -> None:
         self._connection = connection
 
     async def receive(self) -> Message | None:
-        """The next message; None at the end."""
-        from websockets.exceptions import ConnectionClosed  # see ServiceClient.connect
+        """Returns the next message; None once the service has closed the WebSocket."""
+        from websockets.exceptions import ConnectionClosed  # loaded late, see ServiceClient.connect
 
         try:
             message = await self._connection.recv(decode=False)

@@ -1,28 +1,27 @@
-"""Calls from the gateway (and crispctl) to a service's replicas over their unix sockets.
+"""Calls from the gateway (and crispctl) to the replicas of a service over their unix sockets.
 
-The folder RUNDIR/<service>/ is the list of replicas. A call goes to the least busy one; when a replica goes away under a
-call, the call is sent again, to another replica or to the same one's successor, until the deadline or for `patience` seconds,
-whichever is sooner. That is safe because every write is keyed by an id; the few calls that are not say so.
+A call goes to the least busy replica. If the replica goes away during the call, the call is sent
+again, to another replica or to a successor, until the deadline or for `patience` seconds, whichever
+comes first. Repeating is safe because every write is keyed by an id; the few calls that are not
+idempotent say so.
 """
 
 import asyncio
 import contextlib
 import json
-import os
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
-import anyio._backends._asyncio  # noqa: F401 — httpx would import these at the first call, when a service may have
-import httpcore  # noqa: F401         given up the right to read its own packages
 from pydantic import BaseModel, TypeAdapter
 
 from servicekit import context, metrics
 from servicekit.channels import ServiceChannels
 from servicekit.errors import CrispError, DeadlineExceeded, Unavailable, from_problem
 from servicekit.imports import hidden
+from servicekit.replicas import Replicas
 
 with hidden("rich"):
     import httpx
@@ -31,13 +30,12 @@ T = TypeVar("T")
 PATIENCE = 10.0
 _RETRY_PAUSE = 0.05
 _READY_SECONDS = 5
-_SETTLED = 1_000_000_000  # ns, many ticks of the kernel's clock
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call to a service as its caller saw it; `milliseconds` includes the way there and back."""
+    """One call to a service as its caller saw it, with the round trip in milliseconds."""
 
     service: str
     method: str
@@ -46,48 +44,51 @@ class Step:
 
 
 steps: ContextVar[list[Step] | None] = ContextVar("crisp_steps", default=None)
-"""Where the calls of the current task are noted down, if someone wants to know."""
+"""The list that records the calls of the current task; None if nobody wants to know."""
 
 
-@dataclass(slots=True)
-class _Replica:
-    path: str
-    transport: httpx.AsyncHTTPTransport
-    inode: int
-    in_flight: int = 0
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A parsed reply, and the entity tag that the service gave it."""
+
+    etag: str
+    reply: Any
 
 
 @dataclass(slots=True)
 class ServiceClient:
-    """All replicas of one service. `deadline` in seconds is for calls that don't bring their own, `patience` for one to come back."""
+    """All replicas of one service.
+
+    `deadline` is for calls that have none of their own; `patience` is how long a call waits for a
+    replica to come back. Both are in seconds.
+    """
 
     service: str
     run_dir: Path
     deadline: float = 60.0
     patience: float = PATIENCE
-    _replicas: dict[str, _Replica] = field(default_factory=dict)
-    _folder_version: int = -1
-    _kept: dict[str, tuple[str, Any]] = field(default_factory=dict)
-    """ETag and reply of the last answer, for paths whose replies are kept."""
+    _replicas: Replicas = field(init=False)
+    _kept: dict[str, _Kept] = field(default_factory=dict)
+    """The last replies, by path, of calls that keep them."""
+
+    def __post_init__(self) -> None:
+        self._replicas = Replicas(self.run_dir / self.service)
 
     async def close(self) -> None:
         """Closes all connections."""
-        for replica in self._replicas.values():
-            await replica.transport.aclose()
-        self._replicas.clear()
-        self._folder_version = -1
+        await self._replicas.close()
 
     def replicas(self) -> list[str]:
-        """Names of the replicas that listen now, sorted."""
-        return sorted(path.stem for path in (self.run_dir / self.service).glob("[!.]*.sock"))
+        """Returns the names of the replicas that have a socket now, sorted."""
+        return self._replicas.names()
 
-    async def fault(self) -> str:
-        """Why the service is not ready, in its own words; empty if it is."""
+    async def fault(self) -> str | None:
+        """Returns the service's own explanation why it is not ready; None if it is ready."""
         try:
             await self.call("GET", "/readyz", deadline=_READY_SECONDS)
         except CrispError as error:
             return error.message
-        return ""
+        return None
 
     @overload
     async def call(
@@ -123,43 +124,30 @@ class ServiceClient:
         idempotent: bool = True,
         keep: bool = False,
     ) -> T | None:
-        """Sends a request and answers its reply as `reply`. Raises the error that the service named.
+        """Sends a request, and returns its reply parsed as `reply`.
 
-        With `keep` the reply is kept and given again as long as the service says that it is still the same (RFC 9110, 13.1.2).
+        With `keep` the parsed reply is kept, and returned again as long as the service says that it
+        has not changed (RFC 9110, 13.1.2).
 
-        Unavailable: no replica answered for `patience` seconds, or there is none at the deadline. DeadlineExceeded: one did not
+        Raises the error that the service answered; Unavailable if no replica answered for
+        `patience` seconds, or there is none at the deadline; DeadlineExceeded if a replica did not
         answer within `deadline` seconds.
         """
+        kept = self._kept.get(path) if keep else None
+        content = b"" if body is None else body.model_dump_json().encode()
         limit = self.deadline if deadline is None else deadline
-        tag, kept = self._kept.get(path, ("", None)) if keep else ("", None)
-        started = time.perf_counter()
-        status = "none"
-        try:
-            async with asyncio.timeout(limit):
-                response = await self._send(
-                    method, path, b"" if body is None else body.model_dump_json().encode(), idempotent, tag
-                )
-            status = str(response.status_code)
-        except TimeoutError as error:
-            if not self.replicas():
-                raise self._away() from error
-            raise DeadlineExceeded(f"{self.service} did not answer {method} {path} within {limit:g} s") from error
-        finally:
-            elapsed = time.perf_counter() - started
-            metrics.CALLS.labels(self.service, method, status).observe(elapsed)
-            noted = steps.get()
-            if noted is not None:
-                noted.append(Step(self.service, method, path, elapsed * 1000))
+        response = await self._measured(method, path, content, limit, idempotent, kept)
         if response.status_code >= 400:
             raise from_problem(response.status_code, _json(response.content), self.service)
         if reply is None:
             return None
-        if response.status_code == 304:
-            return cast(T, kept)
+        if response.status_code == 304 and kept is not None:
+            unchanged: T = kept.reply
+            return unchanged
         adapter = _adapters.get(reply) or _adapters.setdefault(reply, TypeAdapter(reply))
         parsed: T = adapter.validate_json(response.content)
         if keep and "etag" in response.headers:
-            self._kept[path] = response.headers["etag"], parsed
+            self._kept[path] = _Kept(response.headers["etag"], parsed)
         return parsed
 
     async def connect(self, path: str, request: BaseModel) -> ServiceChannels:
@@ -169,7 +157,7 @@ class ServiceClient:
 
         give_up = time.monotonic() + self.patience
         while True:
-            replica = self._least_busy()
+            replica = self._replicas.least_busy()
             if replica is not None:
                 with contextlib.suppress(OSError, WebSocketException):
                     connection = await unix_connect(
@@ -188,87 +176,74 @@ class ServiceClient:
                 raise self._away()
             await asyncio.sleep(_RETRY_PAUSE)
 
-    async def _send(self, method: str, path: str, content: bytes, idempotent: bool, tag: str) -> httpx.Response:
-        headers = {"host": self.service, "content-length": str(len(content))}
-        if content:
-            headers["content-type"] = "application/json"
-        if tag:
-            headers["if-none-match"] = tag
-        headers |= _context_headers()
-        give_up: float | None = (
-            None  # counted from when it is missed: a call that waits for news may have been there for long
+    async def _measured(
+        self, method: str, path: str, content: bytes, limit: float, idempotent: bool, kept: _Kept | None
+    ) -> httpx.Response:
+        """Sends a request within `limit` seconds; records it in the metrics and in `steps`."""
+        started = time.perf_counter()
+        status = "none"
+        try:
+            async with asyncio.timeout(limit):
+                response = await self._send(method, path, content, idempotent, kept)
+            status = str(response.status_code)
+        except TimeoutError as error:
+            if not self.replicas():
+                raise self._away() from error
+            raise DeadlineExceeded(f"{self.service} did not answer {method} {path} within {limit:g} s") from error
+        finally:
+            elapsed = time.perf_counter() - started
+            metrics.CALLS.labels(self.service, method, status).observe(elapsed)
+            noted = steps.get()
+            if noted is not None:
+                noted.append(Step(self.service, method, path, elapsed * 1000))
+        return response
+
+    async def _send(
+        self, method: str, path: str, content: bytes, idempotent: bool, kept: _Kept | None
+    ) -> httpx.Response:
+        """Sends a request until a replica answers it."""
+        request = httpx.Request(
+            method, f"http://{self.service}{path}", headers=self._headers(content, kept), content=content
         )
+        # Counted from the first failure: a long-polling call may have been waiting long by then.
+        give_up: float | None = None
         while True:
-            replica = self._least_busy()
+            replica = self._replicas.least_busy()
             if replica is not None:
-                replica.in_flight += 1
                 try:
-                    # The transport itself, not httpx.AsyncClient: cookies, redirects and proxies cost half a millisecond a hop.
-                    response = await replica.transport.handle_async_request(
-                        httpx.Request(method, f"http://{self.service}{path}", headers=headers, content=content)
-                    )
-                    await response.aread()
-                    return response
+                    return await replica.exchange(request)
                 except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
                     if not (idempotent or isinstance(error, httpx.ConnectError)):
                         raise Unavailable(
-                            f"{self.service} went away during {method} {path}, which is not safe to repeat; look before you try again"
+                            f"{self.service} went away during {method} {path}, which is not safe to repeat",
+                            hint="look before you try again",
                         ) from error
                     metrics.CALL_RETRIES.labels(self.service).inc()
-                finally:
-                    replica.in_flight -= 1
             give_up = give_up or time.monotonic() + self.patience
             if time.monotonic() > give_up:
                 raise self._away()
             await asyncio.sleep(_RETRY_PAUSE)
 
+    def _headers(self, content: bytes, kept: _Kept | None) -> dict[str, str]:
+        headers = {"host": self.service, "content-length": str(len(content)), **_context_headers()}
+        if content:
+            headers["content-type"] = "application/json"
+        if kept is not None:
+            headers["if-none-match"] = kept.etag
+        return headers
+
     def _away(self) -> Unavailable:
         return Unavailable(
-            f"{self.service} is away: no replica answers in {self.run_dir / self.service}; see its log, or start it"
+            f"{self.service} is away: no replica answers in {self._replicas.folder}",
+            hint="see its log, or start it",
         )
-
-    def _least_busy(self) -> _Replica | None:
-        folder = self.run_dir / self.service
-        try:
-            version = os.stat(folder).st_mtime_ns
-        except FileNotFoundError:
-            return None
-        if version != self._folder_version:
-            self._refresh(folder)
-            # Two changes within one tick leave the folder with one time, and we may have looked between them.
-            self._folder_version = version if time.time_ns() - version > _SETTLED else -1
-        return min(self._replicas.values(), key=lambda replica: replica.in_flight, default=None)
-
-    def _refresh(self, folder: Path) -> None:
-        sockets = {
-            entry.path: entry.inode()
-            for entry in os.scandir(folder)
-            if entry.name.endswith(".sock") and not entry.name.startswith(".")
-        }
-        self._replicas = {
-            path: replica
-            if (replica := self._replicas.get(path)) and replica.inode == inode
-            else _Replica(path, _transport(path), inode)
-            for path, inode in sockets.items()
-        }
-
-
-def _transport(path: str) -> httpx.AsyncHTTPTransport:
-    # verify: nothing is encrypted on a unix socket; loading the certificate authorities would take 20 ms and 3 MB.
-    return httpx.AsyncHTTPTransport(
-        uds=path,
-        verify=False,
-        limits=httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=3000),
-    )
 
 
 def _context_headers() -> dict[str, str]:
     call = context.current()
-    return (
-        {}
-        if call is None
-        else {context.REQUEST_ID_HEADER: call.request_id, context.TRACEPARENT_HEADER: call.traceparent}
-    )
+    if call is None:
+        return {}
+    return {context.REQUEST_ID_HEADER: call.request_id, context.TRACEPARENT_HEADER: call.traceparent}
 
 
 def _json(content: bytes) -> object:

@@ -1,7 +1,8 @@
-"""Named places between two side effects where a test may end the process, to see what a crash there leaves behind.
+"""Crash points: named places between two side effects where a test may kill the process.
 
-In production `crashpoint` does nothing. A test sets CRISP_CRASHPOINTS to a folder and puts an empty file with the point's
-name in it: the first process to pass that point takes the file away and dies by SIGKILL, exactly there.
+In production `crashpoint` does nothing. A test sets CRISP_CRASHPOINTS to a folder and puts an empty
+file with the name of a crash point into it. The first process to reach that crash point removes the
+file and dies by SIGKILL right there.
 """
 
 import os
@@ -11,7 +12,7 @@ _armed_dir = os.environ.get("CRISP_CRASHPOINTS", "")
 
 
 def crashpoint(name: str) -> None:
-    """Dies here if a test armed `name`."""
+    """Kills this process if a test has armed the crash point `name`."""
     if not _armed_dir:
         return
     try:

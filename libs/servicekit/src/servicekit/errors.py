@@ -1,7 +1,7 @@
-"""The one exception tree of crisp, and its one mapping to HTTP and to gRPC.
+"""The exception tree of crisp, and its mapping to problem+json.
 
-Errors travel between services as problem+json (RFC 9457) and leave the gateway as a gRPC status; both
-carry the same code.
+Errors travel between services as problem+json (RFC 9457) and leave the gateway as a gRPC status.
+Both carry the same code.
 """
 
 from typing import ClassVar
@@ -10,15 +10,16 @@ from typing import ClassVar
 class CrispError(Exception):
     """An error that a caller can act on.
 
-    `problem` says what was asked and what went wrong, `hint` what to do about it; `message` joins both.
-    `field` names the part of the request that is at fault, if one is.
+    `problem` says what was asked and what went wrong; `hint` says what to do about it, if anything
+    can be done; `message` joins both. `field` names the part of the request that is wrong, if one
+    is.
     """
 
     code: ClassVar[str] = "UNKNOWN"
     status: ClassVar[int] = 500
 
     def __init__(self, problem: str, *, hint: str = "", field: str = "") -> None:
-        # A path may hold bytes that are no UTF-8; neither HTTP nor gRPC can carry them.
+        # A path may hold bytes that are not UTF-8, which neither HTTP nor gRPC can carry.
         self.problem = problem.encode(errors="backslashreplace").decode()
         self.hint = hint
         self.field = field
@@ -26,7 +27,7 @@ class CrispError(Exception):
 
     @property
     def message(self) -> str:
-        """The problem and the hint, as clients and logs are told."""
+        """The problem and the hint, as clients and logs see them."""
         return f"{self.problem}; {self.hint}" if self.hint else self.problem
 
 
@@ -37,31 +38,31 @@ class InvalidArgument(CrispError):
 
 
 class Unauthenticated(CrispError):
-    """Someone else (a registry) wants credentials, or better ones."""
+    """A registry asks for credentials, or refuses those that it got."""
 
     code, status = "UNAUTHENTICATED", 401
 
 
 class PermissionDenied(CrispError):
-    """The caller, or crisp itself, may not do this."""
+    """The caller, or crisp itself, is not allowed to do this."""
 
     code, status = "PERMISSION_DENIED", 403
 
 
 class NotFound(CrispError):
-    """What the request names does not exist."""
+    """The resource that the request names does not exist."""
 
     code, status = "NOT_FOUND", 404
 
 
 class AlreadyExists(CrispError):
-    """The id is taken by something else than what the request describes."""
+    """The id belongs to something that differs from what the request describes."""
 
     code, status = "ALREADY_EXISTS", 409
 
 
 class FailedPrecondition(CrispError):
-    """The request is fine, but not in the state that things are in."""
+    """The request is valid, but the current state does not allow it."""
 
     code, status = "FAILED_PRECONDITION", 412
 
@@ -79,25 +80,25 @@ class Internal(CrispError):
 
 
 class Unknown(CrispError):
-    """The OCI runtime failed in its own words."""
+    """The OCI runtime failed; the message is its own."""
 
     code, status = "UNKNOWN", 500
 
 
 class Unimplemented(CrispError):
-    """crisp, or this machine, cannot do this."""
+    """crisp, or this machine, does not support this."""
 
     code, status = "UNIMPLEMENTED", 501
 
 
 class Unavailable(CrispError):
-    """A service or registry is away; the same call may work later."""
+    """A service or registry cannot be reached; the same call may succeed later."""
 
     code, status = "UNAVAILABLE", 503
 
 
 class DeadlineExceeded(CrispError):
-    """It took longer than the caller, or crisp, was ready to wait."""
+    """The operation took longer than the caller, or crisp, is willing to wait."""
 
     code, status = "DEADLINE_EXCEEDED", 504
 
@@ -112,7 +113,7 @@ BY_CODE: dict[str, type[CrispError]] = {
 
 
 def to_problem(error: CrispError) -> dict[str, str | int]:
-    """The problem+json document of an error (RFC 9457, members `code` and `field` are ours)."""
+    """Returns an error as problem+json (RFC 9457); the members `code` and `field` are ours."""
     problem: dict[str, str | int] = {
         "type": f"urn:crisp:error:{error.code.lower().replace('_', '-')}",
         "title": type(error).__name__,
@@ -126,7 +127,7 @@ def to_problem(error: CrispError) -> dict[str, str | int]:
 
 
 def from_problem(status: int, problem: object, service: str) -> CrispError:
-    """The error that a service's answer stands for, whatever the answer looks like."""
+    """Returns the error that a service answered, even if the answer is not problem+json."""
     if not isinstance(problem, dict):
         return Internal(f"{service} answered {status} without saying why; its log has more")
     kind = BY_CODE.get(str(problem.get("code")), NotFound if status == 404 else Internal)

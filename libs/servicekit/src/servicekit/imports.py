@@ -1,4 +1,4 @@
-"""Imports that leave out optional dependencies: structlog and httpx load rich when it is installed, 5 MB a process."""
+"""Imports without optional dependencies: structlog and httpx would load rich, 5 MB per process."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def hidden(module: str) -> Iterator[None]:
-    """Makes `import module` fail while the block runs; afterwards everything is as it was before."""
+    """Makes `import module` fail while the block runs, and restores sys.modules afterwards."""
     before = sys.modules.get(module)
     sys.modules[module] = None  # type: ignore[assignment]
     try:

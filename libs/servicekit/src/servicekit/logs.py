@@ -1,4 +1,4 @@
-"""Logs as events with keys: one line per thing that happened, JSON or for people, on standard error."""
+"""Logs as events with keys, one line per event on standard error: JSON, or text for people."""
 
 import logging
 import sys
@@ -24,7 +24,7 @@ def _add_call(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, An
 
 
 def configure(service: str, replica: str, *, fmt: LogFormat, level: LogLevel) -> None:
-    """Sets up structlog, and sends what libraries log through it as well."""
+    """Sets up structlog, and routes warnings and errors of libraries through it."""
     numeric = getattr(logging, level.upper())
     renderer: Any = (
         structlog.processors.JSONRenderer()
@@ -51,6 +51,9 @@ def configure(service: str, replica: str, *, fmt: LogFormat, level: LogLevel) ->
 
 
 def get() -> structlog.typing.FilteringBoundLogger:
-    """The logger; its first argument is the event's name, the rest are keys."""
+    """Returns the logger.
+
+    A call's first argument is the event's name; keyword arguments are its keys.
+    """
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return logger

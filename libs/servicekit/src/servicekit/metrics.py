@@ -1,4 +1,4 @@
-"""Prometheus metrics that every service has; a service adds its own by prometheus_client as usual."""
+"""Prometheus metrics that every service has. A service adds its own with prometheus_client."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

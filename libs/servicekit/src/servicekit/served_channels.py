@@ -1,4 +1,4 @@
-"""Channels on the WebSocket of one of our routes."""
+"""The service's end of channels: a WebSocket that one of our routes accepts."""
 
 import contextlib
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 async def serve(socket: WebSocket, request: type[M], work: Callable[[M, Channels], Awaitable[None]]) -> None:
-    """Takes a client in, reads its first message, and has `work` done with it and with the channels. A bad one ends the WebSocket (code 1008)."""
+    """Accepts a client, reads its first message as `request`, and runs `work` with both.
+
+    A first message that is not valid closes the WebSocket with code 1008 and the reason.
+    """
     await socket.accept()
     try:
         first = request.model_validate_json(await socket.receive_text())
@@ -25,19 +28,19 @@ async def serve(socket: WebSocket, request: type[M], work: Callable[[M, Channels
     except (WebSocketDisconnect, KeyError):
         return
     channels = ServedChannels(socket)
-    with contextlib.suppress(OSError):  # the client is gone, and with it whom to tell
+    with contextlib.suppress(OSError):  # the client is gone: nobody is left to report the error to
         await work(first, channels)
     await channels.close()
 
 
 class ServedChannels:
-    """The side of the service."""
+    """The service's end."""
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
 
     async def receive(self) -> Message | None:
-        """The next message; None once the client is gone."""
+        """Returns the next message; None once the client is gone."""
         try:
             message = await self._socket.receive_bytes()
         except (WebSocketDisconnect, KeyError):
@@ -48,10 +51,8 @@ class ServedChannels:
         """Sends a message. Raises OSError if the client is gone."""
         try:
             await self._socket.send_bytes(bytes([channel]) + data)
-        except (
-            WebSocketDisconnect,
-            RuntimeError,
-        ) as error:  # starlette says RuntimeError once the close has passed through it
+        except (WebSocketDisconnect, RuntimeError) as error:
+            # Starlette raises RuntimeError for a WebSocket that it has seen closing.
             raise BrokenPipeError("the client is gone") from error
 
     async def close(self) -> None:

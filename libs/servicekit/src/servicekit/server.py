@@ -1,7 +1,8 @@
-"""Runs a service: one replica, listening on RUNDIR/<service>/<replica>.sock until it is told to stop.
+"""Runs one replica of a service, listening on RUNDIR/<service>/<replica>.sock until it is stopped.
 
-Stopping (SIGTERM, SIGINT) takes three steps: the socket's name goes away, so that no new client comes; what is in flight is
-finished; the process ends. A client that still holds a connection sees it closed and goes to another replica.
+SIGTERM or SIGINT stops it in three steps: it unlinks its socket, so that no new client connects; it
+finishes the requests in flight; it exits. A client that keeps a connection open sees it closed and
+goes to another replica.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import uvicorn
-import uvicorn.lifespan.off  # uvicorn would import it later, see client.py
+import uvicorn.lifespan.off  # uvicorn would import it late, see client.py
 import uvloop
 from fastapi import APIRouter
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -37,13 +38,17 @@ from servicekit.settings import Section, Settings, load
 S = TypeVar("S", bound=Section)
 _log = logs.get()
 DRAIN_SECONDS = 25
-_FILES = 1 << 20
-_MESSAGE_LIMIT = 16 << 20
+_OPEN_FILES = 1 << 20
+_MESSAGE_LIMIT = 16 << 20  # bytes of a WebSocket message
+_KEEP_ALIVE_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """What a service shows to the outside once it is open. `drain` ends the calls that wait for something to happen, when it is to stop."""
+    """The routes and the readiness check of an open service.
+
+    `drain` is called when the service stops; it ends requests that wait for an event.
+    """
 
     routers: Sequence[APIRouter]
     ready: Readiness
@@ -52,7 +57,10 @@ class Frontend:
 
 @dataclass(frozen=True, slots=True)
 class Service(Generic[S]):
-    """A service: its name, its section of the settings, and how to open it (closing it is the way back)."""
+    """A service: its name, its section of the settings, and how to open it.
+
+    Leaving the context that `open` returns closes the service.
+    """
 
     name: str
     section: str
@@ -61,7 +69,10 @@ class Service(Generic[S]):
 
 
 def main(service: Service[S]) -> None:
-    """The whole of a service's __main__. `--openapi` prints the service's OpenAPI document instead of serving."""
+    """Runs the service of this process; with `--openapi`, prints its OpenAPI document instead.
+
+    Exits with status 2 and the reason on standard error if the settings are wrong.
+    """
     try:
         if sys.argv[1:] == ["--openapi"]:
             sys.stdout.write(asyncio.run(openapi(service)) + "\n")
@@ -76,19 +87,26 @@ def main(service: Service[S]) -> None:
 
 
 def _raise_file_limit() -> None:
-    """A pidfd for each container needs more than the usual 1024 files. Containers get the same limit, as under our systemd units."""
+    """Raises the limit of open files: a pidfd for each container needs more than the usual 1024.
+
+    Containers inherit the limit, as they do under our systemd units.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def openapi(service: Service[S]) -> str:
-    """The service's OpenAPI document, made by opening it on an empty temporary root."""
+    """Returns the service's OpenAPI document.
+
+    Opens the service on an empty temporary root for it.
+    """
     with tempfile.TemporaryDirectory() as root:
         arguments = ["--set", f"node.run_dir={root}/run", "--set", f"node.state_dir={root}/state"]
-        async with service.open(load(service.section, service.settings, arguments, {})) as face:
-            return json.dumps(create_app(service.name, face.routers, face.ready).openapi(), indent=1, sort_keys=True)
+        async with service.open(load(service.section, service.settings, arguments, {})) as frontend:
+            app = create_app(service.name, frontend.routers, frontend.ready)
+            return json.dumps(app.openapi(), indent=1, sort_keys=True)
 
 
 async def _serve(service: Service[S], settings: Settings[S]) -> None:
@@ -96,36 +114,37 @@ async def _serve(service: Service[S], settings: Settings[S]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # Ours alone: an OCI runtime that inherits it would speak to systemd in our name (crun fails to start containers with it).
+    # No child may inherit this variable: an OCI runtime would notify systemd in our name, and crun
+    # then fails to start containers.
     systemd = os.environ.pop("NOTIFY_SOCKET", "")
-    async with service.open(settings) as face, listening(service.name, settings, face):
-        gc.enable()  # each __main__ has put it off
-        gc.freeze()  # what was loaded until here stays; looking through it again and again takes 10 ms each time
+    async with service.open(settings) as frontend, listening(service.name, settings, frontend):
+        gc.enable()  # each __main__ disables it while modules are loaded
+        gc.freeze()  # the loaded modules stay, and scanning them would take 10 ms at each collection
         notify(systemd, "READY=1")
-        _log.info("ready", socket=str(socket_path(service.name, settings)))
+        _log.info("service-ready", socket=str(socket_path(service.name, settings)))
         await stop.wait()
         notify(systemd, "STOPPING=1")
-        _log.info("draining")
+        _log.info("service-draining")
 
 
 @asynccontextmanager
-async def listening(name: str, settings: Settings[S], face: Frontend) -> AsyncIterator[None]:
-    """Serves `face` on the replica's socket while the block runs, and drains at its end."""
+async def listening(name: str, settings: Settings[S], frontend: Frontend) -> AsyncIterator[None]:
+    """Serves `frontend` on the replica's socket while the block runs, then drains."""
     path = socket_path(name, settings)
     allowed_gid = group_id(settings.node.group)
     listener = listen_unix(path, allowed_gid)
     config = uvicorn.Config(
-        create_app(name, face.routers, face.ready),
+        create_app(name, frontend.routers, frontend.ready),
         http=_peer_checked(allowed_gid),
         loop="uvloop",
-        ws=_web_sockets,  # type: ignore[arg-type]  # it is only called
+        ws=_websocket_protocol,  # type: ignore[arg-type]  # uvicorn only calls it
         ws_max_size=_MESSAGE_LIMIT,
         ws_ping_interval=None,
         ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
         lifespan="off",
-        timeout_keep_alive=3600,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = uvicorn.Server(config)
@@ -135,13 +154,16 @@ async def listening(name: str, settings: Settings[S], face: Frontend) -> AsyncIt
         yield
     finally:
         path.unlink(missing_ok=True)
-        face.drain()
+        frontend.drain()
         server.should_exit = True
         await serving
 
 
-def _web_sockets(*arguments: Any, **more: Any) -> asyncio.Protocol:
-    """What uvicorn gives a connection to that wants to be a WebSocket; loaded by the first one, since most services never see any."""
+def _websocket_protocol(*arguments: Any, **more: Any) -> asyncio.Protocol:
+    """Returns uvicorn's protocol for a connection that becomes a WebSocket.
+
+    The first such connection loads the module, since most services never see one.
+    """
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
     return WebSocketsSansIOProtocol(*arguments, **more)
@@ -153,12 +175,12 @@ def _no_signals() -> Iterator[None]:
 
 
 def socket_path(name: str, settings: Settings[S]) -> Path:
-    """Where a replica listens."""
+    """Returns the socket that a replica listens on."""
     return settings.node.run_dir / name / f"{settings.replica}.sock"
 
 
 def group_id(group: str) -> int | None:
-    """The number of the group that may connect besides root; None where the machine has no such group."""
+    """Returns the id of the group that may connect besides root; None if there is no such group."""
     if group.isdecimal():
         return int(group)
     try:
@@ -169,7 +191,10 @@ def group_id(group: str) -> int | None:
 
 def _peer_checked(allowed_gid: int | None) -> type[HttpToolsProtocol]:
     class PeerCheckedProtocol(HttpToolsProtocol):
-        """Hangs up on peers that are neither root, nor this user, nor in the allowed group (SO_PEERCRED, unix(7))."""
+        """Aborts connections of peers other than root, our user and the allowed group.
+
+        The kernel names the peer (SO_PEERCRED, unix(7)).
+        """
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             raw = transport.get_extra_info("socket").getsockopt(
@@ -187,7 +212,7 @@ def _peer_checked(allowed_gid: int | None) -> type[HttpToolsProtocol]:
 
 
 def notify(address: str, state: str) -> None:
-    """Tells systemd how we are (sd_notify(3)) on the socket that it gave us; silent where there is none."""
+    """Sends our state to systemd (sd_notify(3)), if systemd gave us the address of a socket."""
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as datagram:

@@ -1,4 +1,4 @@
-"""Owned tasks: work shared by its callers, several works at once, and background work."""
+"""Tasks: work that callers share, work that runs concurrently, and background work."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
@@ -13,17 +13,17 @@ _log = logs.get()
 
 
 class SingleFlight(Generic[T]):
-    """Runs work at most once at a time per key; callers that come meanwhile share its result.
+    """Runs work at most once at a time per key; callers that arrive meanwhile share its result.
 
-    A caller that gives up does not stop the work: kubelet cancels at its timeout and then retries, and
-    the retry finds the work going on.
+    A caller that gives up does not stop the work. kubelet cancels a call at its timeout and then
+    retries; the retry joins the work that is still running.
     """
 
     def __init__(self) -> None:
         self._running: dict[Hashable, asyncio.Task[T]] = {}
 
     async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
-        """Returns the result of `work`, or of the work that is running for `key` already."""
+        """Returns the result of `work`, or of the work that already runs for `key`."""
         task = self._running.get(key)
         if task is None:
 
@@ -45,7 +45,7 @@ class _Queued(NamedTuple):
 
 
 class KeyedQueue:
-    """Runs changes one at a time per id; a request identical to the last one queued shares its result.
+    """Runs changes one at a time per id; a request equal to the last one queued shares its result.
 
     As with SingleFlight, a caller that gives up does not stop the change.
     """
@@ -54,10 +54,10 @@ class KeyedQueue:
         self._last: dict[str, _Queued] = {}
 
     async def run(self, thing: str, change: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Returns the result of `work`, which starts once all earlier changes to `thing` have ended.
+        """Returns the result of `work`, which starts once earlier changes to `thing` have ended.
 
-        `change` names the change: if the last one queued has the same name and has not ended yet, its
-        result is returned instead.
+        `change` names the change: if the last one queued has the same name and has not ended yet,
+        its result is returned instead.
         """
         last = self._last.get(thing)
         if last is not None and last.change == change:
@@ -86,7 +86,7 @@ class KeyedQueue:
 
 
 def _retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """Marks a task's exception as seen, so that asyncio does not complain when all callers have gone."""
+    """Marks an exception as seen: asyncio logs those that no caller has waited for."""
     if not task.cancelled():
         task.exception()
 
@@ -107,7 +107,7 @@ async def gather_or_cancel(*works: Awaitable[Any]) -> Any:
 
 
 async def gather_to_the_end(*works: Awaitable[Any]) -> None:
-    """Runs `works` concurrently, all of them to their ends, then raises the first failure."""
+    """Runs `works` concurrently, waits for all of them, then raises the first failure."""
     outcomes = await asyncio.gather(*works, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -115,9 +115,9 @@ async def gather_to_the_end(*works: Awaitable[Any]) -> None:
 
 
 async def race(*works: Awaitable[Any]) -> None:
-    """Runs `works` concurrently until the first of them ends.
+    """Runs `works` concurrently until one of them ends.
 
-    Cancels the others, waits for them, and raises what the first one raised.
+    Cancels the others, waits for them, and raises what the first one raised, if anything.
     """
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
@@ -132,7 +132,7 @@ async def race(*works: Awaitable[Any]) -> None:
 
 @contextmanager
 def _logged(chore: str, **about: str) -> Iterator[None]:
-    """Logs and swallows what the block raises: no caller waits for it."""
+    """Logs exceptions of the block instead of raising them: no caller waits for it."""
     try:
         yield
     except CrispError as error:
@@ -153,14 +153,14 @@ async def retry_until_done(chore: str, work: Callable[[], Awaitable[T]], again: 
 
 
 async def repeat_every(chore: str, seconds: float, work: Callable[[], Awaitable[Any]]) -> None:
-    """Runs `work` for ever, pausing `seconds` after each run; failures are logged and end nothing."""
+    """Runs `work` forever, with a pause of `seconds` after each run; logs failures and goes on."""
     while True:
         await retry_until_done(chore, work, again=seconds)
         await asyncio.sleep(seconds)
 
 
 async def for_each(chore: str, ids: Iterable[str], work: Callable[[str], Awaitable[Any]]) -> None:
-    """Runs `work` for one id after the other; failures are logged and do not keep the next ids waiting."""
+    """Runs `work` for one id after the other; logs a failure and goes on with the next id."""
     for each in ids:
         with _logged(chore, id=each):
             await work(each)

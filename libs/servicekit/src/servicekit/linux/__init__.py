@@ -1,1 +1,4 @@
-"""What speaks to the kernel, for all services. This package imports servicekit.errors and nothing else of crisp."""
+"""Everything that talks to the kernel, for all services.
+
+Imports nothing of crisp but servicekit.errors.
+"""

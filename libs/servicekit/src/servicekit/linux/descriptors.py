@@ -1,4 +1,4 @@
-"""File descriptors in the event loop: pidfds, pipes and terminals, without blocking it."""
+"""Waits on file descriptors (pidfds, pipes, terminals) without blocking the event loop."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ _PIECE = 1 << 16
 
 
 async def readable(fd: int) -> None:
-    """Waits until `fd` can be read; a pidfd can be once its process has ended."""
+    """Waits until `fd` is readable; a pidfd becomes readable when its process ends."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))
@@ -19,7 +19,7 @@ async def readable(fd: int) -> None:
 
 
 async def writable(fd: int) -> None:
-    """Waits until `fd` takes more."""
+    """Waits until `fd` is writable."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     loop.add_writer(fd, lambda: None if ready.done() else ready.set_result(None))
@@ -30,7 +30,7 @@ async def writable(fd: int) -> None:
 
 
 async def read_to_end(fd: int, take: Callable[[bytes], object]) -> None:
-    """Passes everything that comes out of a pipe to `take`, until its last writer closes it."""
+    """Reads a pipe until its last writer closes it, and passes each piece to `take`."""
     os.set_blocking(fd, False)
     while True:
         try:
@@ -44,9 +44,9 @@ async def read_to_end(fd: int, take: Callable[[bytes], object]) -> None:
 
 
 async def write_all(fd: int, data: bytes) -> None:
-    """Writes to a pipe or a terminal and waits while it is full.
+    """Writes all of `data` to a pipe or terminal, and waits while it is full.
 
-    Raises BrokenPipeError if nobody reads it.
+    Raises BrokenPipeError if it has no reader.
     """
     os.set_blocking(fd, False)
     rest = memoryview(data)

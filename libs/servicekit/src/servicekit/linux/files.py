@@ -1,21 +1,22 @@
-"""Files that appear whole, folders with an owner and a mode, locks, and files that a stranger may have put there."""
+"""Atomic writes, folders with a mode and an owner, locks, sockets, and untrusted files."""
 
 import errno
 import fcntl
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o600) -> None:
-    """Writes a file beside `path` and renames it, so that no reader sees half of it.
+    """Writes a temporary file beside `path` and renames it, so that no reader sees half of it.
 
-    A file of that name is replaced. Raises OSError; then nothing is left beside it.
+    Replaces an existing file. Raises OSError, and then leaves no temporary file.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{threading.get_native_id()}")
     data = content.encode() if isinstance(content, str) else content
     try:
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -29,10 +30,10 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o600) -> 
 
 
 def make_folder(path: Path, *, mode: int = 0o755, owner: tuple[int, int] | None = None) -> Path:
-    """Makes a folder and its parents, whatever the umask, and returns it.
+    """Makes a folder and its parents, and returns it.
 
-    The mode is also given to an existing folder; `owner` is (uid, gid), ours if None.
-    Raises OSError.
+    Sets the mode whatever the umask, also of an existing folder. `owner` is (uid, gid); None leaves
+    the owner as it is. Raises OSError.
     """
     path.mkdir(parents=True, exist_ok=True)
     if owner is not None:
@@ -43,10 +44,10 @@ def make_folder(path: Path, *, mode: int = 0o755, owner: tuple[int, int] | None 
 
 @contextmanager
 def appearing(path: Path, gid: int | None) -> Iterator[Path]:
-    """Yields a hidden name to bind a unix socket to, and renames the socket to `path` at the end.
+    """Yields a hidden path to bind a unix socket to, and renames the socket to `path` afterwards.
 
-    So the name appears only once connections are answered, and replaces a predecessor's without a gap.
-    The socket gets mode 0660, and the group `gid` unless that is None.
+    The socket thus appears only once it accepts connections, and replaces a predecessor's without a
+    gap. Its mode is 0660 and its group `gid`, unless that is None.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
@@ -58,7 +59,7 @@ def appearing(path: Path, gid: int | None) -> Iterator[Path]:
 
 
 def listen_unix(path: Path, gid: int | None, *, backlog: int = 1024) -> socket.socket:
-    """Listens on a unix socket that `appearing` names."""
+    """Returns a listening unix socket, which appears at `path` as `appearing` describes."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with appearing(path, gid) as hidden:
         listener.bind(os.fspath(hidden))
@@ -70,8 +71,8 @@ def listen_unix(path: Path, gid: int | None, *, backlog: int = 1024) -> socket.s
 def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
     """Holds an exclusive lock (flock(2)) on a folder or file while the block runs; yields its fd.
 
-    The kernel releases the lock when this process dies. Raises BlockingIOError if somebody else holds
-    it and `wait` is False, and FileNotFoundError if there is no such path.
+    The kernel releases the lock when this process dies. Raises FileNotFoundError if `path` does not
+    exist, and BlockingIOError if somebody else holds the lock and `wait` is False.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -82,10 +83,10 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
 
 
 def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, follow: bool = True, dir_fd: int | None = None) -> int:
-    """Opens a regular file that a stranger may have put there, and returns its fd.
+    """Opens a regular file in a folder that is not trusted, and returns its fd.
 
-    Never blocks on a FIFO and never acts on a device. Links are refused with ELOOP unless `follow`.
-    Raises OSError; EINVAL if the path is no regular file.
+    Neither blocks on a FIFO nor operates a device. Raises OSError: EINVAL if `path` is not a
+    regular file, ELOOP if it is a symbolic link and `follow` is False.
     """
     nofollow = 0 if follow else os.O_NOFOLLOW
     fd = os.open(path, flags | nofollow | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
@@ -100,7 +101,7 @@ def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, follow: bool = T
 
 
 def read_regular(path: Path | str, *, limit: int, follow: bool = True) -> bytes:
-    """Reads a regular file that a stranger may have put there.
+    """Reads a regular file in a folder that is not trusted.
 
     Raises OSError as open_regular does, and EFBIG if the file is larger than `limit` bytes.
     """
@@ -112,6 +113,6 @@ def read_regular(path: Path | str, *, limit: int, follow: bool = True) -> bytes:
 
 
 def unlink_quietly(path: Path | str) -> None:
-    """Removes a file, if it is there."""
+    """Removes a file, if it exists."""
     with suppress(FileNotFoundError):
         os.unlink(path)

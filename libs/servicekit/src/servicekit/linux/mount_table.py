@@ -1,4 +1,4 @@
-"""The mount table of a process (proc_pid_mountinfo(5)). Paths may hold any bytes but NUL."""
+"""The mount table of a process (proc_pid_mountinfo(5)). Paths may hold any byte except NUL."""
 
 import os
 import re
@@ -22,7 +22,7 @@ class Mounted:
 
 
 def read(process: int | str = "self") -> Iterator[Mounted]:
-    """Yields all mounts in the kernel's order: of two on the same target, the later is on top.
+    """Yields all mounts in the kernel's order: of two on the same target, the later one is on top.
 
     Raises OSError if there is no such process.
     """
@@ -32,7 +32,7 @@ def read(process: int | str = "self") -> Iterator[Mounted]:
 def _parse(line: bytes) -> Mounted:
     """Parses `36 35 98:0 /root /target rw,noatime shared:1 master:2 - ext4 /dev/sda rw`.
 
-    Characters that would break a line are escaped in octal.
+    The kernel escapes characters that would break the line, in octal.
     """
     own, _, rest = line.partition(b" - ")
     _, _, device, _, target, options, *propagation = (_text(word) for word in own.split(b" "))

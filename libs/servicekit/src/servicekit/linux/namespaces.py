@@ -1,10 +1,11 @@
-"""Namespaces: pinned by bind mounts, entered by threads that end soon, owned by user namespaces (namespaces(7)).
+"""Namespaces: making them, pinning them by bind mounts, and entering them (namespaces(7)).
 
-Namespaces belong to a thread once it has unshared them. `in_own_thread` therefore runs such work in a
-new thread, which takes its namespaces along when it ends, so that none leaks into a pool.
+unshare(2) and setns(2) change the namespaces of one thread. `in_own_thread` runs such work in a new
+thread that ends afterwards, so that no pooled thread stays in a foreign namespace.
 
-No process with threads can enter a user namespace. unshare(1) and nsenter(1) start a small process
-that waits; its namespaces are pinned, then it ends (user_namespaces(7)).
+A process with several threads cannot enter a user namespace (user_namespaces(7)). For these,
+unshare(1) and nsenter(1) start a small process that waits until its namespaces are pinned, and then
+ends.
 """
 
 import asyncio
@@ -24,23 +25,26 @@ _WAIT = "echo; exec cat"
 
 
 def pin(kind: str, target: Path, process: int | str = "thread-self") -> None:
-    """Keeps a namespace (kind: net, ipc, uts …) alive by a bind mount on `target`.
+    """Keeps a namespace of a process, or of the calling thread, alive by a bind mount on `target`.
 
-    It is the namespace of `process`, or of the calling thread. Raises OSError.
+    `kind` is its name in /proc/PID/ns: net, ipc, uts … Raises OSError.
     """
     target.touch(mode=0o444)
     syscalls.mount(f"/proc/{process}/ns/{kind}", target, flags=syscalls.MS_BIND)
 
 
 def unpin(target: Path) -> None:
-    """Undoes `pin`; fine if nothing is pinned there."""
+    """Undoes `pin`; does nothing if no namespace is pinned on `target`."""
     while syscalls.unmount(target):
         pass
     target.unlink(missing_ok=True)
 
 
 def enter(pinned: Path, kind: int) -> None:
-    """Moves the calling thread, which must end soon, into a pinned namespace (setns(2))."""
+    """Moves the calling thread into a pinned namespace (setns(2)).
+
+    Call it in a thread that ends soon.
+    """
     fd = os.open(pinned, os.O_RDONLY | os.O_CLOEXEC)
     try:
         syscalls.setns(fd, kind)
@@ -74,7 +78,7 @@ async def in_own_thread(work: Callable[[], T]) -> T:
 
 
 def command_in(user_namespace: Path, *options: str) -> list[str]:
-    """Returns a prefix that runs a command as root of a pinned user namespace.
+    """Returns a command prefix that makes a command run as root of a pinned user namespace.
 
     `options` are further options of nsenter(1).
     """
@@ -83,10 +87,11 @@ def command_in(user_namespace: Path, *options: str) -> list[str]:
 
 @contextlib.contextmanager
 def new(kinds: Sequence[str], owner: Path | None = None) -> Iterator[int]:
-    """Runs a process in new namespaces while the block runs, and yields its pid.
+    """Keeps a process in new namespaces while the block runs, and yields its pid.
 
-    `kinds` are options of unshare(1): user, net, ipc, uts …; the pinned user namespace `owner` owns them.
-    Blocks, so call it in a thread. Raises Internal with what the tools said.
+    `kinds` are options of unshare(1): user, net, ipc, uts … The pinned user namespace `owner` owns
+    them, or ours if that is None. Blocks, so call it in a thread. Raises Internal with the tools'
+    output.
     """
     prefix = command_in(owner) if owner else []
     command = [*prefix, "unshare", *(f"--{kind}" for kind in kinds), "--", "sh", "-c", _WAIT]
@@ -106,9 +111,9 @@ def new(kinds: Sequence[str], owner: Path | None = None) -> Iterator[int]:
 
 
 def write_mappings(pid: int, uids: Sequence[tuple[int, int, int]], gids: Sequence[tuple[int, int, int]]) -> None:
-    """Maps the ids of a process's new user namespace.
+    """Writes the id mappings of a process's new user namespace.
 
-    Each mapping is (inside, outside, length). Raises OSError.
+    Each mapping is (first id inside, first id outside, length). Raises OSError.
     """
     for name, mappings in (("uid_map", uids), ("gid_map", gids)):
         Path(f"/proc/{pid}/{name}").write_text(

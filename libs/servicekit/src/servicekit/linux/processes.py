@@ -1,4 +1,4 @@
-"""Processes that are not our children: watched and signalled by pidfd, recognized after a restart.
+"""Processes that are not our children: awaited and signalled by pidfd, recognized after a restart.
 
 Sources: pidfd_open(2), proc_pid_stat(5), cgroups(7).
 """
@@ -16,7 +16,7 @@ from servicekit.linux.descriptors import readable
 
 @dataclass(frozen=True, slots=True)
 class ProcessRef:
-    """Identifies one process for good: a pid alone may be used again.
+    """Identifies one process unambiguously: the kernel reuses pids.
 
     `start_time` is in clock ticks since boot, 0 for no process.
     """
@@ -26,11 +26,11 @@ class ProcessRef:
 
     @staticmethod
     def of(pid: int) -> "ProcessRef":
-        """Returns the process that has this pid now; its start_time is 0 if there is none."""
+        """Returns the process that has this pid now; its start_time is 0 if no process has it."""
         return ProcessRef(pid, start_time(pid))
 
     def alive(self) -> bool:
-        """Tells whether the process exists and is no zombie."""
+        """Tells whether the process exists and is not a zombie."""
         return bool(self.start_time) and start_time(self.pid) == self.start_time
 
 
@@ -62,6 +62,8 @@ def started_at(pid: int) -> float:
 
 def open_pidfd(process: ProcessRef) -> int | None:
     """Opens a pidfd of the process; None if the process is gone."""
+    if not process.start_time:
+        return None
     try:
         fd = os.pidfd_open(process.pid)
     except ProcessLookupError:
@@ -84,7 +86,7 @@ async def ended(process: ProcessRef) -> None:
 
 
 def send_signal(process: ProcessRef, number: int) -> bool:
-    """Sends a signal; False if the process is gone."""
+    """Sends a signal; returns False if the process is gone."""
     fd = open_pidfd(process)
     if fd is None:
         return False
@@ -98,7 +100,7 @@ def send_signal(process: ProcessRef, number: int) -> bool:
 
 
 def reap(pid: int) -> None:
-    """Collects a child that has ended; does nothing if it still runs, is no child of ours, or pid is 0."""
+    """Reaps a child that has ended; does nothing if it runs, is not our child, or if `pid` is 0."""
     if pid:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
@@ -117,12 +119,12 @@ def has_open(process: ProcessRef, file: Path) -> bool:
 
 
 def is_frozen(process: ProcessRef) -> bool:
-    """Tells whether the process's cgroup is frozen, as `crun pause` does.
+    """Tells whether the process's cgroup is frozen, for instance by `crun pause`.
 
-    Version 1 says so in freezer.state, version 2 in cgroup.events.
+    cgroup version 1 reports it in freezer.state, version 2 in cgroup.events.
     """
     try:
-        lines = Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()
+        lines = os.fsdecode(Path(f"/proc/{process.pid}/cgroup").read_bytes()).splitlines()
         for line in lines:
             _, controllers, path = line.split(":", 2)
             if controllers == "freezer":
@@ -130,12 +132,15 @@ def is_frozen(process: ProcessRef) -> bool:
             if controllers == "" and (events := Path(f"/sys/fs/cgroup{path}/cgroup.events")).exists():
                 return "frozen 1" in events.read_text()
     except OSError:
-        pass  # it has just ended
+        pass  # the process has just ended
     return False
 
 
 def kill_tree(pid: int) -> None:
-    """Sends SIGKILL to a process and all its descendants, parents first so that no new ones appear."""
+    """Sends SIGKILL to a process and its descendants.
+
+    Kills parents first, so that they fork no more children meanwhile.
+    """
     children: dict[int, list[int]] = {}
     for child, parent in _parents():
         children.setdefault(parent, []).append(child)
@@ -148,7 +153,7 @@ def kill_tree(pid: int) -> None:
 
 
 def find_by_arguments(*arguments: str) -> list[int]:
-    """Returns the pids of processes whose command line contains these arguments in a row."""
+    """Returns the pids of processes whose command line has these arguments next to each other."""
     needle = b"\0" + b"\0".join(argument.encode() for argument in arguments) + b"\0"
     found = []
     for pid in _pids():
@@ -169,5 +174,8 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 
 def _stat(pid: int) -> list[str]:
-    """Returns the fields of /proc/PID/stat from the state on. Raises OSError."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    """Returns the fields of /proc/PID/stat from the state on. Raises OSError.
+
+    The name of the program comes before them, and may hold any bytes.
+    """
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()

@@ -1,7 +1,7 @@
 """Runs other programs: the OCI runtime, conmon, CNI plugins.
 
-subprocess.Popen uses vfork(2), and the event loop waits on a pidfd: 0.8 ms, where asyncio's own way
-takes 3.5 ms under uvloop, which forks this whole process.
+subprocess.Popen uses vfork(2), and the event loop waits on a pidfd. This takes 0.8 ms; asyncio's
+subprocesses take 3.5 ms, since uvloop forks this whole process.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _LOGGED_ERROR = re.compile(r'level=error msg="((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A command that ended."""
+    """The result of a program that has ended."""
 
     returncode: int
     stdout: bytes
@@ -42,11 +42,11 @@ class Child:
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, or minus the signal; None until `wait` has returned."""
+        """The exit code, or the negative number of the signal; None until `wait` has returned."""
         return self._popen.returncode
 
     async def wait(self) -> int:
-        """Waits for the end and returns the exit code, or minus the signal."""
+        """Waits for the end, and returns the exit code or the negative number of the signal."""
         if self._popen.poll() is None:
             fd = os.pidfd_open(self.pid)
             try:
@@ -57,13 +57,13 @@ class Child:
         return self._popen.wait()
 
     def kill(self) -> None:
-        """Sends SIGKILL; fine if the process has ended."""
+        """Sends SIGKILL; does nothing if the process has ended."""
         self._popen.kill()
 
     def kill_group(self) -> None:
-        """Sends SIGKILL to the process and to everything in its process group.
+        """Sends SIGKILL to the whole process group of a child started with start_new_session.
 
-        The child must have been started with start_new_session. Does nothing once `wait` has returned.
+        Does nothing once `wait` has returned.
         """
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -97,7 +97,7 @@ def start(
         )
     except OSError as error:
         raise FailedPrecondition(
-            f"cannot run {argv[0]}: {error.strerror}; install it or correct its path in the settings"
+            f"cannot run {argv[0]}: {error.strerror}", hint="install it or correct its path in the settings"
         ) from error
 
 
@@ -110,12 +110,12 @@ def start_in_cgroups(
     pass_fds: Sequence[int] = (),
     start_new_session: bool = False,
 ) -> Child:
-    """Starts a program in the cgroup that these folders stand for (cgroups(7)).
+    """Starts a program in a cgroup, given by its folders: one per hierarchy (cgroups(7)).
 
-    Call it in a thread that ends soon. On version 1 the thread itself joins the cgroup first, and the
-    child is born there: this takes no lock, while moving a process makes the kernel wait for all
-    processors, some 10 ms. On version 2 no thread can join alone, so the child is moved; the caller
-    holds back what must not happen earlier.
+    Call it in a thread that ends soon. On version 1 the thread joins the cgroup first, and the
+    child inherits it. This takes no lock, whereas to move a process the kernel waits for all
+    processors, about 10 ms. On version 2 a thread cannot join alone, so the child is moved after it
+    has started; the caller makes sure that the child does nothing important before.
 
     Raises FailedPrecondition if there is no such program or cgroup.
     """
@@ -133,7 +133,7 @@ def start_in_cgroups(
         if child is not None:
             child.kill()
         raise FailedPrecondition(
-            f"{os.path.basename(argv[0])} can't join the pod's cgroup: {error}; was the pod removed?"
+            f"{os.path.basename(argv[0])} can't join the pod's cgroup: {error}", hint="was the pod removed?"
         ) from error
     return child
 
@@ -146,10 +146,10 @@ def _write(path: str, text: str) -> None:
 async def run(
     argv: Sequence[str], *, deadline: float, stdin: bytes = b"", env: Mapping[str, str] | None = None
 ) -> Finished:
-    """Runs `argv` to its end and returns how it ended, whatever the exit code.
+    """Runs a program to its end, and returns its output and exit code, whatever that is.
 
-    Raises FailedPrecondition if there is no such program. After `deadline` seconds the program is
-    killed with its children, and DeadlineExceeded is raised.
+    Raises FailedPrecondition if there is no such program. After `deadline` seconds, kills the
+    program with its children and raises DeadlineExceeded.
     """
     given = os.memfd_create("stdin")
     output, errors = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
@@ -180,6 +180,6 @@ async def run(
 
 
 def last_error(text: str) -> str:
-    """Returns the last error among a program's log lines (runc); otherwise the whole text."""
+    """Returns the last error in a program's log lines (runc); the whole text if it has none."""
     logged: list[str] = _LOGGED_ERROR.findall(text)
     return logged[-1].replace('\\"', '"') if logged else text

@@ -1,8 +1,8 @@
-"""Paths inside a tree that nobody trusts: an image layer, a container's root filesystem.
+"""Paths inside a tree that is not trusted: an image layer, a container's root filesystem.
 
-Links are resolved as the container would see them: an absolute one starts at the root, and `..` stops
-there. The result never leads outside, provided that nobody changes the tree meanwhile: no container
-runs in it yet.
+Links are resolved as the container would see them: an absolute link starts at the root of the tree,
+and `..` stops there. The result never leads outside, provided that nothing changes the tree
+meanwhile; call these functions before a container runs in it.
 """
 
 import errno
@@ -15,9 +15,10 @@ _MAX_LINKS = 255  # Linux stops at 40; deep trees need more
 
 
 def resolve_in_root(root: Path | str, path: str, *, follow_last: bool = True) -> Path:
-    """Returns the host's path of `path` inside `root`; parts that do not exist are kept.
+    """Returns the path on the host of `path` inside `root`; parts that do not exist are kept.
 
-    The last part is not resolved if `follow_last` is False. Raises OSError (ELOOP) on circular links.
+    If `follow_last` is False, the last part may be a link. Raises OSError (ELOOP) on circular
+    links.
     """
     base = os.fspath(root)
     pending = [part for part in reversed(path.split("/")) if part not in ("", ".")]
@@ -50,7 +51,7 @@ def resolve_in_root(root: Path | str, path: str, *, follow_last: bool = True) ->
 def read_in_root(root: Path | str, path: str, *, limit: int = 1 << 20) -> str:
     """Reads the first `limit` bytes of a regular file inside `root`; "" if there is no such file.
 
-    Never blocks on a FIFO and never opens a device.
+    Neither blocks on a FIFO nor operates a device.
     """
     try:
         fd = open_regular(resolve_in_root(root, path), follow=False)

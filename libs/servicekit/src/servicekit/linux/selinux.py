@@ -1,7 +1,8 @@
-"""SELinux as all services see it: whether the kernel has it, and the labels of files (selinux(8), xattr(7))."""
+"""SELinux: whether it is enabled, container labels, and labels of files (selinux(8), xattr(7))."""
 
 import contextlib
 import os
+import stat
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def enabled() -> bool:
 
 
 def knows(label: str) -> bool:
-    """Tells whether the policy accepts a label: its user, role, type and level, and their combination."""
+    """Tells whether the policy accepts a label: each of its four parts, and their combination."""
     try:
         _CONTEXT.write_bytes(label.encode() + b"\0")
     except OSError:
@@ -31,7 +32,7 @@ def knows(label: str) -> bool:
 def container_labels() -> dict[str, str]:
     """Returns the policy's labels for containers (contexts/lxc_contexts).
 
-    The keys are `process`, `file`, and `ro_file` for the layers of images.
+    The keys are `process`, `file`, and `ro_file` (for image layers).
     """
     found = {
         "process": "system_u:system_r:container_t:s0",
@@ -56,13 +57,13 @@ def label_of(path: str | Path) -> str:
 
 
 def relabel(path: str | Path, label: str) -> None:
-    """Labels a file, or a folder with everything in it.
+    """Labels a file, or a folder and everything in it; follows no link.
 
-    A container may be at work in the folder: links that it puts in place of folders are not followed.
+    A container may be running in the folder, and replace folders by links meanwhile.
     Raises OSError, for instance on a file system without labels.
     """
     os.setxattr(path, _LABEL, label.encode(), follow_symlinks=False)
-    if not os.path.isdir(path):
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
         return
     for entry in trees.walk(path):
         with contextlib.suppress(FileNotFoundError):

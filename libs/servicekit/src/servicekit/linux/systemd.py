@@ -1,4 +1,4 @@
-"""systemd's manager over D-Bus: slices and scopes for cgroups.
+"""Calls to systemd's manager over D-Bus: slices and scopes for cgroups.
 
 Sources: org.freedesktop.systemd1(5), systemd's CGROUP_DELEGATION.md.
 """
@@ -14,9 +14,11 @@ from dbus_fast.aio import MessageBus
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, NotFound
 
 _NAME, _PATH, _MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
+_DBUS, _DBUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
 _EXISTS, _UNKNOWN = "org.freedesktop.systemd1.UnitExists", "org.freedesktop.systemd1.NoSuchUnit"
 _SECONDS = 60
 Properties = Mapping[str, Variant]
+_ACCOUNTING: Properties = {f"{kind}Accounting": Variant("b", True) for kind in ("CPU", "Memory", "IO", "Tasks")}
 
 
 def slice_path(name: str) -> str:
@@ -26,7 +28,7 @@ def slice_path(name: str) -> str:
 
 
 class Systemd:
-    """A connection to the manager, made by the first call and again after it was lost."""
+    """A connection to the manager, opened by the first call and reopened after it was lost."""
 
     def __init__(self) -> None:
         self._bus: MessageBus | None = None
@@ -34,18 +36,15 @@ class Systemd:
         self._jobs: dict[str, asyncio.Future[str]] = {}
 
     async def start_slice(self, name: str, properties: Properties) -> None:
-        """Starts a slice, or sets the properties of one that runs."""
-        accounting = {f"{kind}Accounting": Variant("b", True) for kind in ("CPU", "Memory", "IO", "Tasks")}
-        if (
-            not await self._start(name, {"Description": Variant("s", "crisp pod"), **accounting, **properties})
-            and properties
-        ):
+        """Starts a slice, or sets the properties of one that is active. Raises Internal."""
+        all_properties = {"Description": Variant("s", "crisp pod"), **_ACCOUNTING, **properties}
+        if not await self._start(name, all_properties) and properties:
             await self.set_properties(name, properties)
 
     async def start_scope(self, name: str, slice_name: str, pids: Sequence[int]) -> None:
         """Moves processes into a new scope of a slice.
 
-        A scope of this name that a dead predecessor left is stopped first. Raises Internal.
+        Stops a scope of the same name first, if a predecessor died and left it. Raises Internal.
         """
         properties = {
             "Slice": Variant("s", slice_name),
@@ -57,10 +56,15 @@ class Systemd:
         if not await self._start(name, properties):
             await self.stop(name)
             if not await self._start(name, properties):
-                raise Internal(f"systemd has a scope {name} already, and it does not stop; see systemctl status {name}")
+                raise Internal(
+                    f"systemd has a scope {name} already, and it does not stop", hint=f"see systemctl status {name}"
+                )
 
     async def set_properties(self, name: str, properties: Properties) -> None:
-        """Changes properties of a unit until the next boot. Raises NotFound if there is no such unit."""
+        """Changes properties of a unit until the next boot.
+
+        Raises NotFound if there is no such unit.
+        """
         reply = await self._send("SetUnitProperties", "sba(sv)", [name, True, _pairs(properties)])
         if reply.error_name == _UNKNOWN:
             raise NotFound(f"systemd has no unit {name}")
@@ -68,12 +72,16 @@ class Systemd:
             raise Internal(f"systemd can't change {name}: {_said(reply)}")
 
     async def stop(self, name: str) -> None:
-        """Stops a unit, which ends its processes; fine if there is no such unit. Raises Internal."""
+        """Stops a unit and thereby its processes. Raises Internal.
+
+        Does nothing if there is no such unit.
+        """
         reply = await self._job(name, "StopUnit", "ss", [name, "replace"])
         if reply.message_type is MessageType.ERROR and reply.error_name != _UNKNOWN:
             raise Internal(f"systemd can't stop {name}: {_said(reply)}")
 
     async def _start(self, name: str, properties: Properties) -> bool:
+        """Starts a transient unit; returns False if there is a unit of this name already."""
         reply = await self._job(
             name, "StartTransientUnit", "ssa(sv)a(sa(sv))", [name, "replace", _pairs(properties), []]
         )
@@ -84,7 +92,7 @@ class Systemd:
         return False
 
     async def _job(self, unit: str, member: str, signature: str, body: list[Any]) -> Message:
-        """Makes a call that starts a job, and returns when the job is done.
+        """Makes a call that starts a job, and waits until the job is done.
 
         Raises Internal if the job failed, DeadlineExceeded if it did not end.
         """
@@ -95,7 +103,9 @@ class Systemd:
                 async with asyncio.timeout(_SECONDS):
                     result = await done
                 if result != "done":
-                    raise Internal(f"systemd's job {member} for {unit} ended as {result}; see systemctl status {unit}")
+                    raise Internal(
+                        f"systemd's job {member} for {unit} ended as {result}", hint=f"see systemctl status {unit}"
+                    )
             return reply
         except TimeoutError as error:
             raise DeadlineExceeded(f"systemd did not finish {member} for {unit} within {_SECONDS} s") from error
@@ -112,27 +122,26 @@ class Systemd:
             if self._bus is not None and self._bus.connected:
                 return self._bus
             try:
-                bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
-                match = f"type='signal',sender='{_NAME}',interface='{_MANAGER}',member='JobRemoved'"
-                bus.add_message_handler(self._on_message)
-                await bus.call(
-                    Message(
-                        "org.freedesktop.DBus",
-                        "/org/freedesktop/DBus",
-                        "org.freedesktop.DBus",
-                        "AddMatch",
-                        signature="s",
-                        body=[match],
-                    )
-                )
-                await bus.call(_message("Subscribe", "", []))
+                self._bus = await self._connect()
             except (OSError, EOFError) as error:
                 raise FailedPrecondition(
-                    f'systemd can\'t be reached over D-Bus: {error}; is dbus running? Otherwise set runtime.cgroup_driver = "cgroupfs"',
+                    f"systemd can't be reached over D-Bus: {error}",
+                    hint='is dbus running? Otherwise set runtime.cgroup_driver = "cgroupfs"',
                     field="runtime.cgroup_driver",
                 ) from error
-            self._bus = bus
-            return bus
+            return self._bus
+
+    async def _connect(self) -> MessageBus:
+        """Opens a connection that receives the manager's JobRemoved signals.
+
+        Raises OSError or EOFError.
+        """
+        bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+        bus.add_message_handler(self._on_message)
+        rule = f"type='signal',sender='{_NAME}',interface='{_MANAGER}',member='JobRemoved'"
+        await bus.call(Message(_DBUS, _DBUS_PATH, _DBUS, "AddMatch", signature="s", body=[rule]))
+        await bus.call(_message("Subscribe", "", []))
+        return bus
 
     def _on_message(self, message: Message) -> None:
         if message.message_type is MessageType.SIGNAL and message.member == "JobRemoved":

@@ -1,8 +1,8 @@
-"""Trees of files that strangers made: walked and removed without recursion and without following anything.
+"""Walks and removes trees that are not trusted, without recursion and without following links.
 
-Python 3.11's shutil.rmtree and os.walk recurse, so that a tree of 1,000 levels ends in a
-RecursionError. Here depth costs a list's memory; each folder is opened relative to its parent's
-descriptor, so that neither long paths nor links that appear meanwhile lead elsewhere.
+shutil.rmtree and os.walk of Python 3.11 recurse and raise RecursionError on a tree of 1,000 levels.
+Here depth costs only the memory of a list. Each folder is opened relative to the descriptor of its
+parent, so that long paths work, and links that appear meanwhile lead nowhere.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing in a tree: its path relative to the root, and what lstat(2) says of it.
+    """One file, folder or link in a tree: its path relative to the root, and its lstat(2).
 
-    `name` below the descriptor `folder` reaches it without following anything, until the next entry.
+    Until the walk goes on to the next entry, `name` relative to the descriptor `folder` names it.
     """
 
     path: bytes
@@ -30,14 +30,15 @@ class Entry:
 
     @property
     def is_folder(self) -> bool:
-        """Tells whether it is a folder, and no link to one."""
+        """True for a folder, not for a link to one."""
         return stat.S_ISDIR(self.stat.st_mode)
 
 
 class _Descent:
-    """The way from the root of a tree to the folder at hand: at most two descriptors, whatever the depth.
+    """The current folder of a walk, and the folders above it.
 
-    Going up opens "..", and makes sure that this is the folder it came from.
+    Uses at most two descriptors, whatever the depth: `up` opens "..", and checks that this is the
+    folder that the walk came from.
     """
 
     def __init__(self, root: Path | str | bytes) -> None:
@@ -45,7 +46,7 @@ class _Descent:
         self._above: list[tuple[int, int]] = []
 
     def down(self, name: bytes) -> None:
-        """Enters a folder. Raises OSError if it is gone, or no folder any more."""
+        """Enters a folder. Raises OSError if it is gone, or is not a folder any more."""
         below = os.open(name, _OPEN_FOLDER, dir_fd=self.fd)
         here = os.fstat(self.fd)
         os.close(self.fd)
@@ -63,15 +64,15 @@ class _Descent:
         self.fd = above
 
     def close(self) -> None:
-        """Closes the folder at hand."""
+        """Closes the current folder."""
         os.close(self.fd)
 
 
 def walk(root: Path | str, *, enter: Callable[[Entry], bool] = lambda _: True) -> Iterator[Entry]:
-    """Yields everything below `root`, folders before their content, in no order otherwise.
+    """Yields everything below `root`, each folder before its content, otherwise in no order.
 
-    Folders for which `enter` is False are yielded and not entered. What disappears meanwhile is left
-    out. Raises OSError if `root` is no folder, or a folder cannot be read.
+    Yields folders for which `enter` returns False, but does not enter them. Leaves out what
+    disappears meanwhile. Raises OSError if `root` is not a folder, or a folder cannot be read.
     """
     descent = _Descent(root)
     try:
@@ -99,56 +100,52 @@ def walk(root: Path | str, *, enter: Callable[[Entry], bool] = lambda _: True) -
 
 
 def remove(root: Path | str) -> None:
-    """Removes a file, a link or a whole tree; fine if there is none.
+    """Removes a file, a link or a whole tree; does nothing if it does not exist.
 
-    Goes on past what cannot be removed, then raises the first OSError.
+    Goes on if something cannot be removed, and raises the first OSError at the end.
     """
-    try:
-        os.unlink(root)
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        pass
-    else:
-        return
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.lstat(root).st_mode):
+            os.unlink(root)
+            return
+        _remove_content(root)
+        os.rmdir(root)
+
+
+def _remove_content(root: Path | str) -> None:
+    descent = _Descent(root)
     first: OSError | None = None
-    try:
-        descent = _Descent(root)
-    except FileNotFoundError:
-        return
     try:
         pending = [_names(descent.fd)]
         parts: list[bytes] = []
-        while True:
-            if not pending[-1]:
-                pending.pop()
-                if not pending:
-                    break
-                descent.up()
-                first = _attempt(os.rmdir, parts.pop(), descent.fd, first)
-                continue
-            name = pending[-1].pop()
-            if _is_folder(name, descent.fd):
+        while pending:
+            if pending[-1]:
+                name = pending[-1].pop()
+                if not _is_folder(name, descent.fd):
+                    first = _attempt(os.unlink, name, descent.fd, first)
+                    continue
                 try:
                     descent.down(name)
+                except FileNotFoundError:
+                    continue
                 except OSError as error:
-                    first = first or (None if error.errno == errno.ENOENT else error)
-                else:
-                    parts.append(name)
-                    pending.append(_names(descent.fd))
+                    first = first or error
+                    continue
+                parts.append(name)
+                pending.append(_names(descent.fd))
             else:
-                first = _attempt(os.unlink, name, descent.fd, first)
+                pending.pop()
+                if parts:
+                    descent.up()
+                    first = _attempt(os.rmdir, parts.pop(), descent.fd, first)
     finally:
         descent.close()
-    if first is None:
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(root)
-    else:
+    if first is not None:
         raise first
 
 
 def remove_quietly(root: Path | str) -> None:
-    """Removes as much of a tree as can be removed, and never raises OSError."""
+    """Removes as much of a tree as possible; never raises OSError."""
     with contextlib.suppress(OSError):
         remove(root)
 
@@ -165,7 +162,7 @@ def _is_folder(name: bytes, fd: int) -> bool:
 
 
 def _attempt(remove_one: Callable[..., None], name: bytes, fd: int, first: OSError | None) -> OSError | None:
-    """Removes one thing; returns the first error so far."""
+    """Removes one thing relative to `fd`; returns the first error so far."""
     try:
         remove_one(name, dir_fd=fd)
     except FileNotFoundError:
