@@ -35,43 +35,67 @@ class Entry:
 
 
 class _Descent:
-    """The way from the root of a tree to the folder at hand: at most two descriptors, whatever the depth.
+    """The way from the root of a tree to the folder at hand: at most three descriptors, whatever the depth.
 
     Going up opens "..", and makes sure that this is the folder it came from.
     """
 
     def __init__(self, root: Path | str | bytes) -> None:
         self.fd = os.open(root, _OPEN_FOLDER)
+        self._root = os.dup(self.fd)
         self._above: list[tuple[int, int]] = []
 
-    def down(self, name: bytes) -> None:
-        """Enters a folder. Raises OSError if it is gone, or no folder any more."""
+    def down(self, name: bytes, expected: tuple[int, int] | None = None) -> None:
+        """Enters a folder.
+
+        Raises OSError if it is gone, if it is no folder any more, or if it is not the `expected` one
+        (device and inode).
+        """
         below = os.open(name, _OPEN_FOLDER, dir_fd=self.fd)
-        here = os.fstat(self.fd)
+        if expected is not None and _identity(below) != expected:
+            os.close(below)
+            raise OSError(errno.ESTALE, "a folder was replaced while its tree was read")
+        self._above.append(_identity(self.fd))
         os.close(self.fd)
         self.fd = below
-        self._above.append((here.st_dev, here.st_ino))
 
     def up(self) -> None:
         """Goes back to the parent. Raises OSError (ESTALE) if the folder was moved meanwhile."""
         above = os.open("..", _OPEN_FOLDER, dir_fd=self.fd)
-        found = os.fstat(above)
-        if (found.st_dev, found.st_ino) != self._above.pop():
+        if _identity(above) != self._above[-1]:
             os.close(above)
             raise OSError(errno.ESTALE, "a folder was moved while its tree was read")
+        self._above.pop()
         os.close(self.fd)
         self.fd = above
+
+    def restart(self, parts: list[bytes]) -> int:
+        """Descends from the root again, along `parts`, as long as the folders are those of before.
+
+        To be called when `up` has raised. Returns the depth that it reached.
+        """
+        os.close(self.fd)
+        self.fd = os.dup(self._root)
+        before, self._above = self._above, []
+        for name, expected in zip(parts, before[1:], strict=True):
+            try:
+                self.down(name, expected)
+            except OSError:
+                break
+        return len(self._above)
 
     def close(self) -> None:
         """Closes the folder at hand."""
         os.close(self.fd)
+        os.close(self._root)
 
 
 def walk(root: Path | str, *, enter: Callable[[Entry], bool] = lambda _: True) -> Iterator[Entry]:
     """Yields everything below `root`, folders before their content, in no order otherwise.
 
     Folders for which `enter` is False are yielded and not entered. What disappears meanwhile is left
-    out. Raises OSError if `root` is no folder, or a folder cannot be read.
+    out; so is the rest of a folder that is moved meanwhile. Raises OSError if `root` is no folder, or a
+    folder cannot be read.
     """
     descent = _Descent(root)
     try:
@@ -83,7 +107,11 @@ def walk(root: Path | str, *, enter: Callable[[Entry], bool] = lambda _: True) -
                 if not pending:
                     return
                 parts.pop()
-                descent.up()
+                try:
+                    descent.up()
+                except OSError:
+                    depth = descent.restart(parts)
+                    del parts[depth:], pending[depth + 1 :]
                 continue
             name = pending[-1].pop()
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -151,6 +179,11 @@ def remove_quietly(root: Path | str) -> None:
     """Removes as much of a tree as can be removed, and never raises OSError."""
     with contextlib.suppress(OSError):
         remove(root)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def _names(fd: int) -> list[bytes]:
