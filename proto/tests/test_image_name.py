@@ -66,6 +66,14 @@ def test_the_digest_is_what_a_registry_is_asked_for() -> None:
     assert str(name.with_digest(DIGEST)) == f"example.com:5000/a@{DIGEST}"
 
 
+@pytest.mark.parametrize(
+    ("registry", "host"),
+    [("example.com", "example.com"), ("example.com:5000", "example.com"), ("[::1]:5000", "[::1]"), ("[::1]", "[::1]")],
+)
+def test_the_host_is_the_registry_without_its_port(registry: str, host: str) -> None:
+    assert ImageName.from_familiar(f"{registry}/a").host == host
+
+
 def test_ids_are_hexadecimal_and_have_at_least_three_digits() -> None:
     assert [id_prefix(text) for text in ("abc", DIGEST, "ab", "abg", "sha256:", "abc\n")] == [
         "abc", "a" * 64, None, None, None, None,

@@ -1,8 +1,8 @@
 """Names of images, parsed once: registry/path:tag@sha256:….
 
-People write the familiar form (`busybox`), which leaves out the registry and the tag. Everything that
-is stored, compared or sent has the normal form (`docker.io/library/busybox:latest`). The grammar is
-that of the distribution project's `reference` package.
+People write the familiar form (`busybox`), which leaves out the registry and the tag. Everything
+that is stored, compared or sent has the normal form (`docker.io/library/busybox:latest`). The
+grammar is that of the distribution project's `reference` package.
 """
 
 import re
@@ -15,6 +15,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _PATH = rf"{_COMPONENT}(?:/{_COMPONENT})*"
 _FAMILIAR = re.compile(rf"(?:({_REGISTRY})/)?({_PATH})(?::(\w[\w.-]{{0,127}}))?(?:@(sha256:[0-9a-f]{{64}}))?", re.ASCII)
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{3,64})")
+_PORT = re.compile(r":[0-9]+$")
 _MAX_LENGTH = 512
 
 
@@ -22,8 +23,8 @@ _MAX_LENGTH = 512
 class ImageName:
     """The full name of an image; str() gives its normal form.
 
-    `registry` is the host with its port, `path` the repository there. If there is a digest, the tag is
-    only a comment.
+    `registry` is the host with its port, `path` the repository there. If there is a digest, the tag
+    is only a comment.
     """
 
     registry: str
@@ -35,9 +36,9 @@ class ImageName:
     def from_familiar(cls, text: str, default_registry: str = "docker.io") -> Self:
         """Parses what people write.
 
-        Without a registry the name is one of `default_registry`, without tag and digest it gets the tag
-        `latest`. The first component is a registry if it holds a dot or a colon, or is `localhost`.
-        Raises ValueError.
+        Without a registry the name is one of `default_registry`, without tag and digest it gets the
+        tag `latest`. The first component is a registry if it holds a dot or a colon, or is
+        `localhost`. Raises ValueError.
         """
         match = _FAMILIAR.fullmatch(text)
         if not match or len(text) > _MAX_LENGTH:
@@ -58,6 +59,11 @@ class ImageName:
         registry, _, rest = rest.partition("/")
         path, _, tag = rest.partition(":")
         return cls(registry, path, tag or None, digest or None)
+
+    @property
+    def host(self) -> str:
+        """The registry's host without its port."""
+        return _PORT.sub("", self.registry)
 
     @property
     def repository(self) -> str:
@@ -84,7 +90,7 @@ class ImageName:
 
 
 def id_prefix(text: str) -> str | None:
-    """Returns the hexadecimal part of an image id, or of the beginning of one; None for other text."""
+    """Returns the hexadecimal part of an image id or of its beginning; None for other text."""
     match = _ID.fullmatch(text)
     return match.group(1) if match else None
 

@@ -1,4 +1,7 @@
-"""A writable layer that goes through a checkpoint comes back as it was. Needs root, for device nodes and trusted attributes."""
+"""A writable layer that goes through a checkpoint comes back as it was.
+
+These tests need root, for device nodes and trusted attributes.
+"""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""Trees of files that strangers made: walked and removed without recursion and without following anything.
+"""Walks and removes trees that strangers made, without recursion and without following links.
 
 Python 3.11's shutil.rmtree and os.walk recurse, so that a tree of 1,000 levels ends in a
 RecursionError. Here depth costs a list's memory; each folder is opened relative to its parent's
@@ -20,7 +20,8 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Entry:
     """One thing in a tree: its path relative to the root, and what lstat(2) says of it.
 
-    `name` below the descriptor `folder` reaches it without following anything, until the next entry.
+    `name` below the descriptor `folder` reaches it without following anything, until the next
+    entry.
     """
 
     path: bytes
@@ -35,9 +36,10 @@ class Entry:
 
 
 class _Descent:
-    """The way from the root of a tree to the folder at hand: at most three descriptors, whatever the depth.
+    """The way from the root of a tree to the folder at hand.
 
-    Going up opens "..", and makes sure that this is the folder it came from.
+    It holds at most three descriptors, whatever the depth. Going up opens "..", and makes sure that
+    this is the folder it came from.
     """
 
     def __init__(self, root: Path | str | bytes) -> None:
@@ -48,8 +50,8 @@ class _Descent:
     def down(self, name: bytes, expected: tuple[int, int] | None = None) -> None:
         """Enters a folder.
 
-        Raises OSError if it is gone, if it is no folder any more, or if it is not the `expected` one
-        (device and inode).
+        Raises OSError if it is gone, if it is no folder any more, or if it is not the `expected`
+        one (device and inode).
         """
         below = os.open(name, _OPEN_FOLDER, dir_fd=self.fd)
         if expected is not None and _identity(below) != expected:
@@ -93,9 +95,9 @@ class _Descent:
 def walk(root: Path | str, *, enter: Callable[[Entry], bool] = lambda _: True) -> Iterator[Entry]:
     """Yields everything below `root`, folders before their content, in no order otherwise.
 
-    Folders for which `enter` is False are yielded and not entered. What disappears meanwhile is left
-    out; so is the rest of a folder that is moved meanwhile. Raises OSError if `root` is no folder, or a
-    folder cannot be read.
+    Folders for which `enter` is False are yielded and not entered. What disappears meanwhile is
+    left out; so is the rest of a folder that is moved meanwhile. Raises OSError if `root` is no
+    folder, or a folder cannot be read.
     """
     descent = _Descent(root)
     try:
