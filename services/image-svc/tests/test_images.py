@@ -121,7 +121,7 @@ def test_credentials_of_the_most_specific_entry(tmp_path: Path) -> None:
 
 
 class Blob:
-    """A source with one blob."""
+    """A source with a single blob."""
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
@@ -254,7 +254,7 @@ def test_the_time_of_a_folder_that_a_link_replaces_is_set_nowhere(tmp_path: Path
 
 
 @root_only
-def test_what_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
+def test_a_layer_with_a_wrong_size_or_digest_is_refused(tmp_path: Path) -> None:
     tar = tar_of(("x", {}, b"x"))
     packed, garbage = gzip.compress(tar), b"garbage" * 500
     good = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", digest(packed), len(packed))
@@ -275,7 +275,7 @@ def test_what_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
             fetch_and_unpack(Blob(raw), Layer(descriptor, diff_id), target)
 
 
-def test_a_layer_that_the_registry_does_not_have_is_named(tmp_path: Path) -> None:
+def test_a_non_distributable_layer_is_refused(tmp_path: Path) -> None:
     foreign = Descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", DIGEST, 1)
     with pytest.raises(Unimplemented, match="non-distributable"):
         fetch_and_unpack(Blob(b""), Layer(foreign, DIGEST), tmp_path)
