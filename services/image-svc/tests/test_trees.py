@@ -1,4 +1,4 @@
-"""Trees that image-svc keeps, counts and removes, whatever is in them. Needs root, for overlayfs' attributes."""
+"""Trees of any depth are counted, saved and removed."""
 
 import os
 import tarfile
@@ -16,7 +16,7 @@ DEPTH = 3000
 
 
 def make_deep(root: Path) -> None:
-    """Makes a tree deeper than Python's recursion limit and than the longest path of a system call."""
+    """Makes a tree deeper than Python's recursion limit and the kernel's longest path."""
     root.mkdir(parents=True)
     fd = os.open(root, os.O_RDONLY)
     for _ in range(DEPTH):

@@ -48,10 +48,9 @@ async def opened(settings: Settings[ImageSettings]) -> AsyncIterator[Frontend]:
 def _label(state: Path) -> None:
     """Labels the layers so that containers may read them, if the kernel has SELinux.
 
-    What is made below `state` later inherits the label.
-
-    overlayfs shows everything with the container's own label. But a file that is mapped into
-    memory, as every program is, is checked with the label that it has in its layer.
+    Files made below `state` later inherit the label. overlayfs shows everything with the
+    container's own label. But a file that is mapped into memory, as every program is, is checked
+    with the label that it has in its layer.
     """
     label = selinux.container_labels()["ro_file"]
     if selinux.enabled() and selinux.knows(label) and selinux.label_of(state) != label:
