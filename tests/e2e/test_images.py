@@ -11,6 +11,7 @@ from pathlib import Path
 
 import bcrypt
 import grpc
+import httpx
 import pytest
 from expect import error_of
 from traces import client_of, get
@@ -22,6 +23,9 @@ from crisplab.cri import Cri, container_config, pod_config
 from crisplab.images import Image
 from crisplab.node import Node
 from crisplab.registry import free_port
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 
 
 def small(text: str) -> Image:
@@ -69,6 +73,26 @@ def test_pull_status_list_and_remove(cri_client: Cri, world: World, names: list[
     assert image_of(cri_client, two) is not None
     cri_client.remove_image(image.id)
     assert image_of(cri_client, two) is None
+
+
+def test_an_image_is_removed_by_the_digest_that_it_was_pulled_by(cri_client: Cri, world: World) -> None:
+    """An index gives the image two digests in the same repository, of a registry with a port."""
+    image = small("index")
+    image.push(world.registry, "test/index")
+    entry = {"mediaType": MANIFEST_TYPE, "digest": image.digest, "size": len(image.manifest)}
+    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}).encode()
+    digest = f"sha256:{hashlib.sha256(index).hexdigest()}"
+    httpx.put(
+        f"http://{world.registry}/v2/test/index/manifests/{digest}", content=index, headers={"content-type": INDEX_TYPE}
+    ).raise_for_status()
+    name = f"{world.registry}/test/index@{digest}"
+    assert cri_client.pull(name) == image.id
+    found = image_of(cri_client, name)
+    assert found is not None
+    assert sorted(found.repo_digests) == sorted([name, f"{world.registry}/test/index@{image.digest}"])
+    cri_client.remove_image(name)
+    assert image_of(cri_client, image.id) is None
+    assert image.id not in {entry.id for entry in cri_client.images()}
 
 
 def test_a_tag_that_moved_leaves_the_old_image_without_it(cri_client: Cri, world: World, names: list[str]) -> None:

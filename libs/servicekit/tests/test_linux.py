@@ -62,6 +62,21 @@ def test_folders_can_be_left_out_of_a_walk(tmp_path: Path) -> None:
     assert found == {b"a", b"c", b"c/d"}
 
 
+@pytest.mark.parametrize("moved", ["a", "a/b", "a/b/c"])
+def test_a_folder_that_is_moved_meanwhile_does_not_end_a_walk(tmp_path: Path, moved: str) -> None:
+    root = tmp_path / "tree"
+    (root / "a/b/c/d").mkdir(parents=True)
+    for number in range(20):
+        (root / f"{number}").touch()
+    found = set()
+    for entry in trees.walk(root):
+        found.add(os.fsdecode(entry.path))
+        if entry.path == b"a/b/c/d":
+            (root / moved).rename(tmp_path / "elsewhere")
+            (root / moved).mkdir()
+    assert found == {"a", "a/b", "a/b/c", "a/b/c/d", *(str(number) for number in range(20))}
+
+
 def test_removing_accepts_a_path_that_does_not_exist_and_a_file(tmp_path: Path) -> None:
     trees.remove(tmp_path / "none")
     (tmp_path / "file").touch()

@@ -7,7 +7,10 @@ from crisp_proto.contract import Contract
 
 
 class PullRequest(Contract):
-    """What to fetch. Pulling what is there already asks the registry for the digest and downloads nothing."""
+    """The image to fetch, and the credentials for its registry.
+
+    If the image is here already, the registry is asked for the digest, and nothing is downloaded.
+    """
 
     reference: str
     username: str = ""
@@ -18,14 +21,14 @@ class PullRequest(Contract):
 
 
 class LoadRequest(Contract):
-    """An OCI image layout: a folder, or a tar of one, on the host."""
+    """The OCI image layout to load: a folder, or a tar of one, on the host."""
 
     path: str
     reference: str = Field("", description="Name for an image whose layout gives it none")
 
 
 class ImageConfig(Contract):
-    """What a container takes over from its image (OCI image spec, config.md)."""
+    """The settings that a container takes over from its image (OCI image spec, config.md)."""
 
     user: str = ""
     env: list[str] = []
@@ -38,7 +41,10 @@ class ImageConfig(Contract):
 
 
 class Image(Contract):
-    """An image; id is the digest of its config, size the bytes of its layers as fetched and of its config."""
+    """An image.
+
+    `id` is the digest of its config, `size` the bytes of its layers as fetched and of its config.
+    """
 
     id: str
     repo_tags: list[str] = []
@@ -55,7 +61,7 @@ class ImageList(Contract):
 
 
 class UserNamespaceOwner(Contract):
-    """The user namespace whose ids own what is mounted: where it is pinned, and its mappings."""
+    """The user namespace whose ids own the mounted files: its pinned path and its mappings."""
 
     path: str
     uids: list[IDMapping]
@@ -63,14 +69,17 @@ class UserNamespaceOwner(Contract):
 
 
 class ImageVolume(Contract):
-    """An image whose content a container sees read-only; sub_path is a folder in it."""
+    """An image that a container sees read-only; `sub_path` is a path in it."""
 
     image: str = Field(description="Reference, id or unique id prefix")
     sub_path: str = ""
 
 
 class RootfsRequest(Contract):
-    """Mount a container's root filesystem, and with it its image volumes by a number that the caller chose."""
+    """The root filesystem to mount for a container, and its image volumes.
+
+    The keys of `volumes` are numbers that the caller chooses.
+    """
 
     image: str = Field(description="Reference, id or unique id prefix; or the path of a checkpoint")
     user_namespace: UserNamespaceOwner | None = None
@@ -89,19 +98,19 @@ class Rootfs(Contract):
 
 
 class ChangesRequest(Contract):
-    """Write a container's changes to its image, as an OCI layer, to a path on the host."""
+    """The path on the host to write a container's changes to, as an OCI layer."""
 
     path: str
 
 
 class RootfsIds(Contract):
-    """All root filesystems that exist, and how old they are in seconds."""
+    """The ids of all root filesystems, with their ages in seconds."""
 
     ages: dict[str, float]
 
 
 class DiskUse(Contract):
-    """bytes and inodes under mountpoint, at timestamp (ns since the epoch)."""
+    """Bytes and inodes below `mountpoint` at `timestamp` (ns since the epoch)."""
 
     timestamp: int
     mountpoint: str
@@ -110,14 +119,17 @@ class DiskUse(Contract):
 
 
 class FilesystemInfo(Contract):
-    """What images and what containers' writable layers take."""
+    """The disk use of all images, and that of all writable layers."""
 
     images: DiskUse
     containers: DiskUse
 
 
 class FileSystem(Contract):
-    """The file system that writable layers are on, as statvfs(3) has it; device as in /proc/self/mountinfo."""
+    """The file system of the writable layers, as statvfs(3) reports it.
+
+    `device` is the source in /proc/self/mountinfo; `size` is in bytes.
+    """
 
     device: str
     size: int
@@ -126,7 +138,7 @@ class FileSystem(Contract):
 
 
 class WritableLayers(Contract):
-    """Disk use of each container's writable layer, by container id, and the file system they are on."""
+    """The disk use of each writable layer by container id, and their file system."""
 
     layers: dict[str, DiskUse]
     on: FileSystem

@@ -1,4 +1,7 @@
-"""A writable layer that goes through a checkpoint comes back as it was. Needs root, for device nodes and trusted attributes."""
+"""A writable layer that goes through a checkpoint comes back as it was.
+
+These tests need root, for device nodes and trusted attributes.
+"""
 
 import gzip
 import os
@@ -15,11 +18,15 @@ from servicekit.errors import FailedPrecondition, InvalidArgument
 
 
 def entries(root: Path) -> dict[str, tuple[object, ...]]:
-    """What makes two trees the same."""
-    found = {}
+    """Returns what has to be equal in two equal trees."""
+    found: dict[str, tuple[object, ...]] = {}
     for path in sorted(root.rglob("*")):
         status = os.lstat(path)
-        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else os.readlink(path) if path.is_symlink() else b""
+        content: str | bytes = b""
+        if stat.S_ISREG(status.st_mode):
+            content = path.read_bytes()
+        elif stat.S_ISLNK(status.st_mode):
+            content = os.readlink(path)
         attributes = {
             name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
         }
@@ -68,7 +75,7 @@ def test_every_kind_of_change_comes_back(tmp_path: Path) -> None:
     assert changes.image_of(archive) == "sha256:abc"
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"image\.image = '/none': can't be read as a checkpoint"):
         changes.image_of(Path("/none"))
     (tmp_path / "text").write_text("no tar at all")

@@ -1,4 +1,4 @@
-"""References, registries.conf and layers, without a registry."""
+"""registries.conf and layers, without a registry."""
 
 import gzip
 import hashlib
@@ -12,50 +12,18 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
-from hypothesis import strategies as st
 
-from image_svc import references
-from image_svc.layers import fetch_and_unpack
+from crisp_proto.image_name import ImageName
 from image_svc.manifests import Descriptor, Layer
 from image_svc.registries_conf import RegistriesConf
+from image_svc.unpacking import fetch_and_unpack
 from servicekit.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented
 
 DIGEST = "sha256:" + "a" * 64
 
 
-@pytest.mark.parametrize(
-    ("text", "full"),
-    [
-        ("busybox", "docker.io/library/busybox:latest"),
-        ("library/busybox", "docker.io/library/busybox:latest"),
-        ("user/app:1", "docker.io/user/app:1"),
-        ("localhost/app", "localhost/app:latest"),
-        ("registry.example:5000/a/b/c:v1.2_3-x", "registry.example:5000/a/b/c:v1.2_3-x"),
-        (f"example.com/a@{DIGEST}", f"example.com/a@{DIGEST}"),
-        (f"example.com/a:1@{DIGEST}", f"example.com/a:1@{DIGEST}"),
-        ("[::1]:5000/x", "[::1]:5000/x:latest"),
-    ],
-)
-def test_references_are_completed(text: str, full: str) -> None:
-    assert str(references.parse(text)) == full
-
-
-@pytest.mark.parametrize(
-    "text", ["", "UPPER", "a//b", "a:", "a@sha256:123", "a b", "/a", "http://x/y", "a:tag:tag", "x" * 600]
-)
-def test_what_is_no_reference_is_said(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="no image reference"):
-        references.parse(text)
-
-
-@given(st.text(max_size=60))
-def test_no_text_makes_the_parser_stumble(text: str) -> None:
-    try:
-        parsed = references.parse(text)
-    except InvalidArgument:
-        return
-    assert references.parse(str(parsed)) == parsed
+def full(familiar: str) -> ImageName:
+    return ImageName.from_familiar(familiar)
 
 
 def conf(tmp_path: Path, text: str) -> RegistriesConf:
@@ -81,27 +49,65 @@ location = "blocked.example"
 blocked = true
 """,
     )
-    endpoints = found.endpoints(references.parse("example.com/team/app:1"))
+    endpoints = found.endpoints(full("example.com/team/app:1"))
     assert [(entry.host, entry.repository, entry.insecure) for entry in endpoints] == [
         ("mirror.example", "team/app", False),
         ("example.com", "team/app", True),
     ]
-    (endpoint,) = found.endpoints(references.parse("example.com/app:1"))
+    (endpoint,) = found.endpoints(full("example.com/app:1"))
     assert (endpoint.host, endpoint.repository) == ("other.example", "base/app")
-    (local,) = found.endpoints(references.parse("127.0.0.1:5000/app"))
+    (local,) = found.endpoints(full("127.0.0.1:5000/app"))
     assert local.insecure
     with pytest.raises(PermissionDenied, match=r"blocked\.example"):
-        found.endpoints(references.parse("blocked.example/x"))
+        found.endpoints(full("blocked.example/x"))
     assert found.default_registry() == "quay.example"
+
+
+def test_a_wildcard_prefix_covers_hosts_with_any_port(tmp_path: Path) -> None:
+    found = conf(
+        tmp_path,
+        """[[registry]]
+prefix = "*.example.com"
+[[registry.mirror]]
+location = "mirror.example/copies"
+""",
+    )
+    endpoints = found.endpoints(full("eu.example.com:5000/team/app:1"))
+    assert [(entry.host, entry.repository) for entry in endpoints] == [
+        ("mirror.example", "copies/team/app"),
+        ("eu.example.com:5000", "team/app"),
+    ]
+    (endpoint,) = found.endpoints(full("example.com/app:1"))
+    assert endpoint.host == "example.com"
+
+
+def test_a_mirror_without_a_location_is_named(tmp_path: Path) -> None:
+    found = conf(tmp_path, '[[registry]]\nprefix = "example.com"\n[[registry.mirror]]\ninsecure = true\n')
+    with pytest.raises(InvalidArgument, match=r"a mirror of 'example\.com' lacks 'location'"):
+        found.endpoints(full("example.com/app"))
+
+
+def test_docker_hub_is_asked_at_the_host_of_its_api(tmp_path: Path) -> None:
+    (hub,) = conf(tmp_path, "").endpoints(full("busybox"))
+    assert (hub.host, hub.api_host, hub.repository) == ("docker.io", "registry-1.docker.io", "library/busybox")
+    (other,) = conf(tmp_path, "").endpoints(full("example.com:5000/app"))
+    assert other.api_host == "example.com:5000"
+
+
+def test_names_are_completed_with_the_first_search_registry(tmp_path: Path) -> None:
+    found = conf(tmp_path, 'unqualified-search-registries = ["quay.example:5000"]')
+    assert str(found.full_name("busybox")) == "quay.example:5000/busybox:latest"
+    with pytest.raises(InvalidArgument, match="'UPPER' is no image reference; write it as registry/repository:tag"):
+        found.full_name("UPPER")
 
 
 def test_a_missing_file_means_the_defaults_and_a_broken_one_is_named(tmp_path: Path) -> None:
     missing = RegistriesConf(tmp_path / "none.conf", tmp_path / "none.json")
-    (endpoint,) = missing.endpoints(references.parse("busybox"))
+    (endpoint,) = missing.endpoints(full("busybox"))
     assert endpoint.repository == "library/busybox"
     assert missing.credentials("example.com/x") is None
     with pytest.raises(InvalidArgument, match=r"registries\.conf"):
-        conf(tmp_path, "[[registry").endpoints(references.parse("busybox"))
+        conf(tmp_path, "[[registry").endpoints(full("busybox"))
 
 
 def test_credentials_of_the_most_specific_entry(tmp_path: Path) -> None:
@@ -115,7 +121,7 @@ def test_credentials_of_the_most_specific_entry(tmp_path: Path) -> None:
 
 
 class Blob:
-    """A source with one blob."""
+    """A source with a single blob."""
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
@@ -222,7 +228,33 @@ def test_a_hard_link_out_of_the_layer_is_refused(tmp_path: Path) -> None:
 
 
 @root_only
-def test_what_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
+def test_a_file_replaces_a_tree_of_any_depth(tmp_path: Path) -> None:
+    deep = [("/".join(["d"] * depth), {"type": tarfile.DIRTYPE, "mode": 0o755}, b"") for depth in range(1, 1500)]
+    unpack(tar_of(*deep, ("d", {}, b"file")), tmp_path)
+    assert (tmp_path / "d").read_bytes() == b"file"
+
+
+@root_only
+def test_the_time_of_a_folder_that_a_link_replaces_is_set_nowhere(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.touch()
+    before = outside.stat().st_mtime_ns
+    layer = tmp_path / "layer"
+    layer.mkdir()
+    unpack(
+        tar_of(
+            ("a", {"type": tarfile.DIRTYPE, "mode": 0o755, "mtime": 1000}, b""),
+            ("a/b", {"type": tarfile.DIRTYPE, "mode": 0o755, "mtime": 1000}, b""),
+            ("a", {"type": tarfile.SYMTYPE, "linkname": str(outside)}, b""),
+        ),
+        layer,
+    )
+    assert (layer / "a").is_symlink()
+    assert outside.stat().st_mtime_ns == before
+
+
+@root_only
+def test_a_layer_with_a_wrong_size_or_digest_is_refused(tmp_path: Path) -> None:
     tar = tar_of(("x", {}, b"x"))
     packed, garbage = gzip.compress(tar), b"garbage" * 500
     good = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", digest(packed), len(packed))
@@ -243,7 +275,7 @@ def test_what_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
             fetch_and_unpack(Blob(raw), Layer(descriptor, diff_id), target)
 
 
-def test_a_layer_that_the_registry_does_not_have_is_named(tmp_path: Path) -> None:
+def test_a_non_distributable_layer_is_refused(tmp_path: Path) -> None:
     foreign = Descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", DIGEST, 1)
     with pytest.raises(Unimplemented, match="non-distributable"):
         fetch_and_unpack(Blob(b""), Layer(foreign, DIGEST), tmp_path)

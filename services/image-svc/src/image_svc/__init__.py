@@ -1,1 +1,1 @@
-"""image-svc: registries, blobs, layers and the root filesystems mounted from them."""
+"""image-svc: registries, images, layers, and the root filesystems mounted from them."""

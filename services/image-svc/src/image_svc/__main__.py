@@ -2,7 +2,8 @@
 
 import gc
 
-gc.disable()  # until the service is ready (servicekit.server): looking through what is being loaded was a seventh of a start
+# Off until the service is ready (servicekit.server): collections took a seventh of a start.
+gc.disable()
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from image_svc.api import routes
 from image_svc.images import Images
+from image_svc.layers import Layers
 from image_svc.registries_conf import RegistriesConf
 from image_svc.rootfs import RootfsMounts
 from image_svc.settings import ImageSettings
@@ -22,14 +24,16 @@ from servicekit.settings import Settings
 
 @asynccontextmanager
 async def opened(settings: Settings[ImageSettings]) -> AsyncIterator[Frontend]:
-    """The service with its database and folders."""
+    """Opens the database and the folders, and yields the service's routes."""
     state, run = settings.node.state_dir / "image-svc", settings.node.run_dir / "image-svc"
     state.mkdir(parents=True, exist_ok=True)
     _label(state)
     store = Store(state / "image.db")
-    images = Images(store, RegistriesConf(settings.own.registries_conf, settings.own.auth_file), settings.own, state)
-    mounts = RootfsMounts(store, images, state, run)
-    await images.sweep()
+    layers = Layers(store, state, settings.own.parallel_layers)
+    conf = RegistriesConf(settings.own.registries_conf, settings.own.auth_file)
+    images = Images(store, conf, settings.own, layers)
+    mounts = RootfsMounts(store, images, layers, state, run)
+    await layers.sweep()
 
     async def ready() -> None:
         images.all()
@@ -37,14 +41,16 @@ async def opened(settings: Settings[ImageSettings]) -> AsyncIterator[Frontend]:
     try:
         yield Frontend([routes(images, mounts)], ready)
     finally:
-        images.close()
+        layers.close()
         store.close()
 
 
 def _label(state: Path) -> None:
-    """Where the kernel has SELinux, containers must be let at the layers; what comes into the folder later has its label by itself.
+    """Labels the layers so that containers may read them, if the kernel has SELinux.
 
-    overlayfs shows everything with the container's own label, but a file that is mapped into memory, as each program is, is the layer's.
+    Files made below `state` later inherit the label. overlayfs shows everything with the
+    container's own label. But a file that is mapped into memory, as every program is, is checked
+    with the label that it has in its layer.
     """
     label = selinux.container_labels()["ro_file"]
     if selinux.enabled() and selinux.knows(label) and selinux.label_of(state) != label:
@@ -55,7 +61,7 @@ SERVICE = Service("image-svc", "image", ImageSettings, opened)
 
 
 def main() -> None:
-    """The command crisp-image-svc."""
+    """Runs the command crisp-image-svc."""
     server.main(SERVICE)
 
 

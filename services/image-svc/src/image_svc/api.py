@@ -19,47 +19,47 @@ from image_svc.rootfs import RootfsMounts
 
 
 def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
-    """Everything under /v1."""
+    """Returns the routes under /v1."""
     router = APIRouter(prefix="/v1")
 
     @router.get("/images")
     async def list_images() -> ImageList:
-        """All images."""
+        """Returns all images."""
         return ImageList(images=images.all())
 
     @router.get("/images/{name:path}")
     async def get_image(name: str) -> Image:
-        """The image with this reference, id or unique beginning of one."""
+        """Returns the image with this name, id or unique beginning of an id."""
         return images.get(name)
 
     @router.delete("/images/{name:path}", status_code=204)
     async def remove_image(name: str) -> None:
-        """Takes a name away, and the image with its last one; by id the image and all its names."""
+        """Removes a name, and the image with its last one; by id, the image with all its names."""
         await images.remove(name)
 
     @router.post("/pulls")
     async def pull(request: PullRequest) -> Image:
-        """Fetches an image from its registry; nothing is downloaded that is here already."""
+        """Fetches an image from its registry; layers that are here already are not downloaded."""
         return await images.pull(request)
 
     @router.post("/loads")
     async def load(request: LoadRequest) -> ImageList:
-        """Takes the images of an OCI layout, or of a tar of one, from this host's disk."""
+        """Loads the images of an OCI layout, or of a tar of one, from this host's disk."""
         return ImageList(images=await images.load(request))
 
     @router.get("/rootfs")
     async def list_rootfs() -> RootfsIds:
-        """Which root filesystems exist."""
+        """Returns the ids and ages of all root filesystems."""
         return RootfsIds(ages=mounts.ages())
 
     @router.put("/rootfs/{id}")
     async def mount_rootfs(id: str, request: RootfsRequest) -> Rootfs:
-        """Mounts a container's root filesystem; the same again answers what is mounted."""
+        """Mounts a container's root filesystem. Idempotent."""
         return await mounts.mount(id, request)
 
     @router.get("/rootfs/{id}")
     async def get_rootfs(id: str) -> Rootfs:
-        """A root filesystem."""
+        """Returns a root filesystem."""
         return mounts.get(id)
 
     @router.post("/rootfs/{id}/changes", status_code=204)
@@ -74,12 +74,12 @@ def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
 
     @router.get("/filesystem")
     async def filesystem() -> FilesystemInfo:
-        """Disk use of images and of containers."""
+        """Returns the disk use of images and of containers."""
         return await mounts.filesystem_info()
 
     @router.get("/writable-layers")
     async def writable_layers() -> WritableLayers:
-        """Disk use of each container's writable layer."""
+        """Returns the disk use of each container's writable layer."""
         return await mounts.writable_layers()
 
     return router

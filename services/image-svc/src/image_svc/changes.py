@@ -1,4 +1,4 @@
-"""A container's changes to its image: its writable layer as an OCI image layer (layer.md), written into and read from checkpoints."""
+"""A container's changes to its image, as a checkpoint holds them: an OCI image layer (layer.md)."""
 
 import os
 import stat
@@ -11,16 +11,21 @@ from pydantic import ValidationError
 
 from crisp_proto import checkpoint
 from crisp_proto.checkpoint import ArchiveConfig
-from image_svc import layers
+from image_svc import unpacking
 from servicekit.archives import UNREADABLE
 from servicekit.errors import FailedPrecondition, InvalidArgument
+from servicekit.linux import files, trees
+from servicekit.linux.trees import Entry
 
 _FIELD = "image.image"
 _OVERLAY = "trusted.overlay."
 
 
 def image_of(archive: Path) -> str:
-    """The image that the container of a checkpoint was made from. Raises InvalidArgument for what is no checkpoint."""
+    """Returns the image that a checkpointed container was made from.
+
+    Raises InvalidArgument if `archive` is no checkpoint.
+    """
     with _opened(archive) as file:
         try:
             found = file.extractfile(checkpoint.CONFIG)
@@ -33,7 +38,10 @@ def image_of(archive: Path) -> str:
 
 
 def unpack(archive: Path, upper: Path) -> None:
-    """Puts the changes of a checkpoint into a writable layer that nobody has mounted; the same again does no harm."""
+    """Writes the changes in a checkpoint into a writable layer that is not mounted. Idempotent.
+
+    Raises InvalidArgument if `archive` cannot be read.
+    """
     with _opened(archive) as file:
         try:
             found = file.extractfile(checkpoint.CHANGES)
@@ -41,7 +49,20 @@ def unpack(archive: Path, upper: Path) -> None:
             return
         if found is not None:
             with tarfile.open(fileobj=found, mode="r:") as changes:
-                layers.unpack(changes, upper)
+                unpacking.unpack(changes, upper)
+
+
+def write(upper: Path, path: Path) -> None:
+    """Writes a writable layer as a tar, with whiteouts for deleted files.
+
+    Links, devices and extended attributes are kept. Raises FailedPrecondition if a tar cannot carry
+    it, OSError.
+    """
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        if _is_opaque(os.fspath(upper)):
+            archive.addfile(tarfile.TarInfo(unpacking.OPAQUE))
+        for entry in trees.walk(upper):
+            _add(archive, entry)
 
 
 @contextmanager
@@ -55,48 +76,48 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
         ) from error
 
 
-def write(upper: Path, path: Path) -> None:
-    """Writes a writable layer as a tar: whiteouts for what is deleted, links, devices and attributes. Raises FailedPrecondition."""
-    root = os.fspath(upper)
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        for here, folders, files in os.walk(root):
-            folders.sort()
-            if here != root:
-                _add(archive, here, root)
-            if _attribute(here, f"{_OVERLAY}opaque") == b"y":
-                archive.addfile(_empty(os.path.join(os.path.relpath(here, root), layers.OPAQUE)))
-            for name in sorted([*files, *(folder for folder in folders if os.path.islink(os.path.join(here, folder)))]):
-                _add(archive, os.path.join(here, name), root)
-
-
-def _add(archive: tarfile.TarFile, path: str, root: str) -> None:
-    name = os.path.relpath(path, root)
-    status = os.lstat(path)
-    if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
-        folder, _, base = name.rpartition("/")
-        archive.addfile(_empty(os.path.join(folder, layers.WHITEOUT + base)))
+def _add(archive: tarfile.TarFile, entry: Entry) -> None:
+    """Adds one entry of a writable layer, and the opaque whiteout of a folder that has one."""
+    name = os.fsdecode(entry.path)
+    folder, _, base = name.rpartition("/")
+    if stat.S_ISCHR(entry.stat.st_mode) and entry.stat.st_rdev == 0:  # overlayfs' whiteout
+        archive.addfile(tarfile.TarInfo(os.path.join(folder, unpacking.WHITEOUT + base)))
         return
-    for attribute in ("redirect", "metacopy"):
-        if _attribute(path, _OVERLAY + attribute) is not None:
-            raise FailedPrecondition(
-                f"/{name} was changed under overlayfs' {attribute} feature, which a checkpoint can't carry; switch it off (/sys/module/overlay/parameters)"
-            )
+    path = f"/proc/self/fd/{entry.folder}/{base}"  # the whole path may be longer than the kernel takes
+    _refuse_overlay_features(path, name)
     member = archive.gettarinfo(path, arcname=name)
-    if member is None:  # a socket: it ends with the process that listens
+    if member is None:  # a socket, which ends with the process that listens on it
         return
-    for key in os.listxattr(path, follow_symlinks=False):
-        if not key.startswith(_OVERLAY):
-            value = os.getxattr(path, key, follow_symlinks=False)
-            member.pax_headers = {**member.pax_headers, f"SCHILY.xattr.{key}": value.decode("utf-8", "surrogateescape")}
+    member.pax_headers = {**member.pax_headers, **_attributes(path)}
     if member.isreg():
-        with open(path, "rb") as file:
+        with os.fdopen(files.open_regular(base, follow=False, dir_fd=entry.folder), "rb") as file:
             archive.addfile(member, file)
     else:
         archive.addfile(member)
+    if entry.is_folder and _is_opaque(path):
+        archive.addfile(tarfile.TarInfo(f"{name}/{unpacking.OPAQUE}"))
 
 
-def _empty(name: str) -> tarfile.TarInfo:
-    return tarfile.TarInfo(os.path.normpath(name))
+def _refuse_overlay_features(path: str, name: str) -> None:
+    for feature in ("redirect", "metacopy"):
+        if _attribute(path, _OVERLAY + feature) is not None:
+            raise FailedPrecondition(
+                f"/{name} was changed under overlayfs' {feature} feature, which a checkpoint can't carry",
+                hint="switch it off (/sys/module/overlay/parameters)",
+            )
+
+
+def _attributes(path: str) -> dict[str, str]:
+    """Returns the extended attributes as PAX headers, except those of overlayfs."""
+    return {
+        unpacking.XATTR + key: os.getxattr(path, key, follow_symlinks=False).decode("utf-8", "surrogateescape")
+        for key in os.listxattr(path, follow_symlinks=False)
+        if not key.startswith(_OVERLAY)
+    }
+
+
+def _is_opaque(path: str) -> bool:
+    return _attribute(path, f"{_OVERLAY}opaque") == b"y"
 
 
 def _attribute(path: str, name: str) -> bytes | None:

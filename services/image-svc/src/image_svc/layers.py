@@ -1,244 +1,89 @@
-"""Unpacks a layer: inflates it, checks both digests, and writes its tree as overlayfs wants it (OCI image spec, layer.md).
+"""The unpacked layers of this node, each in a folder of its own.
 
-A layer's paths never lead outside its folder: parents that are links are resolved inside it, `..` stops at its root, and
-nothing is ever opened through a link. Whiteouts become overlayfs' own: a character device 0/0, trusted.overlay.opaque.
+    <state>/layers/<number>/     a layer's tree, in the form that overlayfs wants
+    <state>/layers/0/            an empty folder
+    <state>/scratch/             layers that are being unpacked or removed (image_svc.scratch)
+
+overlayfs needs a lower layer, and an image may have none: layer 0 stands in for it. A layer is
+unpacked below scratch/ and renamed into layers/ once its digests are right.
 """
 
-import hashlib
-import io
+import asyncio
+import contextlib
 import os
-import shutil
-import stat
-import tarfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-import zstandard
-from isal import igzip
+from image_svc.manifests import Layer, Manifest, Source
+from image_svc.scratch import Scratch
+from image_svc.store import Store
+from image_svc.unpacking import Unpacked, fetch_and_unpack
+from servicekit.tasks import SingleFlight, gather_or_cancel
 
-from image_svc.manifests import Layer, Source
-from servicekit.errors import FailedPrecondition, Unimplemented
-from servicekit.linux.root_paths import resolve_in_root
+T = TypeVar("T")
 
-_COPY = 1 << 18
-WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
-
-
-@dataclass(frozen=True, slots=True)
-class Unpacked:
-    """Bytes and inodes that a layer takes on disk."""
-
-    size: int
-    inodes: int
+EMPTY = 0
+"""The number of the empty layer, which has no row."""
 
 
-class _HashingReader(io.RawIOBase):
-    """Pieces as a file that counts and hashes what is read from it."""
+class Layers:
+    """Fetches layers, each at most once at a time, and removes those that nothing uses."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-        self.sha256 = hashlib.sha256()
-        self.count = 0
+    def __init__(self, store: Store, state: Path, parallel: int) -> None:
+        self._store = store
+        self._parallel = parallel
+        self.folder = state / "layers"
+        (self.folder / str(EMPTY)).mkdir(parents=True, exist_ok=True)
+        self.scratch = Scratch(state / "scratch")
+        self._threads = ThreadPoolExecutor(max_workers=4 * parallel, thread_name_prefix="pull")
+        self._fetches = SingleFlight[int]()
 
-    def readable(self) -> bool:
-        return True
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
-        if not self._rest:
-            piece = next(self._pieces, b"")
-            self.sha256.update(piece)
-            self.count += len(piece)
-            self._rest = memoryview(piece)
-        size = min(len(self._rest), len(buffer))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Runs blocking work in a thread of those that serve pulls."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
+    async def fetch_all(self, source: Source, manifest: Manifest) -> list[int]:
+        """Fetches the missing layers of an image; returns the numbers of all, the lowest first."""
+        limit = asyncio.Semaphore(self._parallel)
+        numbers: list[int] = await gather_or_cancel(*(self._ensure(source, layer, limit) for layer in manifest.layers))
+        return numbers
 
-def fetch_and_unpack(source: Source, layer: Layer, target: Path) -> Unpacked:
-    """Streams a layer from its source into the empty folder `target`.
+    async def _ensure(self, source: Source, layer: Layer, limit: asyncio.Semaphore) -> int:
+        number, ready = self._store.reserve_layer(layer.diff_id)
+        if ready:
+            return number
+        async with limit:
+            return await self._fetches.run(layer.diff_id, lambda: self._fetch(source, layer, number))
 
-    Raises FailedPrecondition if size or a digest is not what the manifest and config say; what was written is the caller's
-    to remove.
-    """
-    descriptor = layer.descriptor
-    if "nondistributable" in descriptor.media_type or "foreign" in descriptor.media_type:
-        raise Unimplemented(
-            f"layer {descriptor.digest} is non-distributable ({descriptor.media_type}): the registry does not have it"
-        )
-    with source.blob(descriptor) as pieces:
-        fetched = _HashingReader(pieces)
-        inflated = fault = None
-        try:
-            inflated = _HashingReader(_chunks(_inflate(io.BufferedReader(fetched, _COPY))))
-            with tarfile.open(fileobj=io.BufferedReader(inflated, _COPY), mode="r|", bufsize=_COPY) as archive:
-                unpacked = unpack(archive, target)
-            while inflated.read(_COPY):  # what follows the end of the archive counts for the digest
-                pass
-        except (tarfile.TarError, zlib.error, EOFError, zstandard.ZstdError, igzip.BadGzipFile) as error:
-            fault = error
-        while fetched.read(_COPY):
-            pass
-    digest = f"sha256:{fetched.sha256.hexdigest()}"
-    if digest != descriptor.digest or fetched.count != descriptor.size:
-        raise FailedPrecondition(
-            f"layer {descriptor.digest} ({descriptor.size} bytes) came as {digest} ({fetched.count} bytes): it was changed on the way or in the registry; nothing of it was kept"
-        ) from fault
-    if fault is not None or inflated is None:
-        raise FailedPrecondition(f"layer {descriptor.digest} is not a tar (gzip, zstd or plain): {fault}") from fault
-    diff_id = f"sha256:{inflated.sha256.hexdigest()}"
-    if diff_id != layer.diff_id:
-        raise FailedPrecondition(
-            f"layer {descriptor.digest} inflates to {diff_id}, the image's config says {layer.diff_id}: the image is damaged"
-        )
-    return unpacked
+    async def _fetch(self, source: Source, layer: Layer, number: int) -> int:
+        unpacked = await self.in_thread(lambda: self._unpack(source, layer, self.folder / str(number)))
+        self._store.set_layer_ready(number, unpacked)
+        return number
 
+    def _unpack(self, source: Source, layer: Layer, target: Path) -> Unpacked:
+        with self.scratch.folder() as folder:
+            tree = folder / "tree"
+            tree.mkdir(mode=0o755)
+            unpacked = fetch_and_unpack(source, layer, tree)
+            if not target.exists():  # another replica may have been first
+                tree.rename(target)
+            return unpacked
 
-def unpack(archive: tarfile.TarFile, target: Path) -> Unpacked:
-    """Writes a layer's tar into `target`, over what is there."""
-    return _Tree(target).write(archive)
+    async def sweep(self) -> None:
+        """Removes layers that nothing uses, and what killed processes left in scratch/."""
+        self._store.drop_unused_layers()
+        folders = os.listdir(self.folder)  # before the rows are read: a layer's row is older than its folder
+        unwanted = set(folders) - {str(number) for number in (EMPTY, *self._store.layer_numbers())}
+        await self.in_thread(lambda: self._sweep_folders(unwanted))
 
-
-def _inflate(raw: io.BufferedReader) -> io.BufferedIOBase:
-    """By content, not by media type: docker's and OCI's types are often wrong about the compression."""
-    magic = raw.peek(4)[:4]
-    if magic[:2] == b"\x1f\x8b":
-        inflating: io.BufferedIOBase = igzip.IGzipFile(fileobj=raw, mode="rb")
-        return inflating
-    if magic == b"\x28\xb5\x2f\xfd":
-        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)  # type: ignore[return-value]
-    return raw
-
-
-def _chunks(file: io.BufferedIOBase) -> Iterator[bytes]:
-    while piece := file.read(_COPY):
-        yield piece
-
-
-class _Tree:
-    """A layer's folder while it is being written."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = os.fspath(root)
-        self._real_dirs = {self._root}  # nobody else writes here, so what was a folder once stays one
-        self._dir_times: dict[str, float] = {}
-        self._size = 0
-        self._inodes = 0
-
-    def write(self, archive: tarfile.TarFile) -> Unpacked:
-        for member in archive:
-            self._write_member(archive, member)
-        for path, mtime in reversed(self._dir_times.items()):
-            os.utime(path, (mtime, mtime))
-        return Unpacked(self._size, self._inodes)
-
-    def _write_member(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        name = os.path.normpath("/" + member.name).lstrip("/")
-        if not name:
-            if member.isdir():
-                self._set_attributes(self._root, member)
-            return
-        parent, _, base = name.rpartition("/")
-        folder = self._folder(parent)
-        self._inodes += 1
-        if base == OPAQUE:
-            os.setxattr(folder, "trusted.overlay.opaque", b"y")
-            return
-        if base.startswith(WHITEOUT):
-            path = f"{folder}/{base[len(WHITEOUT) :]}"
-            self._clear(path)
-            os.mknod(path, stat.S_IFCHR | 0o600, 0)
-            return
-        path = f"{folder}/{base}"
-        if member.isdir():
-            self._make_dir(path)
-            self._dir_times[path] = member.mtime
-            self._set_attributes(path, member)
-            return
-        self._clear(path)
-        if member.isreg():
-            self._write_file(archive, member, path)
-        elif member.issym():
-            os.symlink(member.linkname, path)
-        elif member.islnk():
-            target = os.path.normpath("/" + member.linkname).lstrip("/")
-            holder, _, last = target.rpartition("/")
-            os.link(f"{self._folder(holder)}/{last}", path, follow_symlinks=False)
-            return  # it shares its inode's attributes
-        elif member.ischr() or member.isblk():
-            kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
-            os.mknod(path, kind | 0o600, os.makedev(member.devmajor, member.devminor))
-        elif member.isfifo():
-            os.mkfifo(path)
-        else:
-            raise FailedPrecondition(f"{member.name!r} in a layer is of a kind that is unknown: {member.type!r}")
-        self._set_attributes(path, member)
-
-    def _write_file(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
-        content = archive.extractfile(member)
-        assert content is not None
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            if member.sparse is not None:
-                with os.fdopen(os.dup(fd), "wb") as file:
-                    shutil.copyfileobj(content, file, _COPY)
-                    file.truncate(member.size)
-            else:
-                while piece := content.read(_COPY):
-                    while piece:
-                        piece = piece[os.write(fd, piece) :]
-        finally:
-            os.close(fd)
-        self._size += member.size
-
-    def _set_attributes(self, path: str, member: tarfile.TarInfo) -> None:
-        os.lchown(path, member.uid, member.gid)
-        if not member.issym():
-            os.chmod(path, member.mode & 0o7777)  # after chown, which takes setuid away
-        for key, value in member.pax_headers.items():
-            if key.startswith("SCHILY.xattr."):
-                name = key[len("SCHILY.xattr.") :]
-                if not name.startswith("trusted.overlay."):  # those are ours to set
-                    os.setxattr(path, name, value.encode("utf-8", "surrogateescape"), follow_symlinks=False)
-        if not member.isdir():
-            os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
-
-    def _folder(self, name: str) -> str:
-        """The real folder for a parent's name; makes what is missing, resolves links inside the layer."""
-        path = f"{self._root}/{name}" if name else self._root
-        if path in self._real_dirs:
-            return path
-        path = os.fspath(resolve_in_root(self._root, name))
-        missing = []
-        here = path
-        while here not in self._real_dirs and not os.path.isdir(here):
-            missing.append(here)
-            here = os.path.dirname(here)
-        for folder in reversed(missing):
-            self._make_dir(folder)
-        self._real_dirs.add(path)
-        return path
-
-    def _make_dir(self, path: str) -> None:
-        if path not in self._real_dirs:
-            try:
-                mode = os.lstat(path).st_mode
-            except FileNotFoundError:
-                os.mkdir(path, 0o755)
-            else:
-                if not stat.S_ISDIR(mode):
-                    os.unlink(path)
-                    os.mkdir(path, 0o755)
-            self._real_dirs.add(path)
-
-    def _clear(self, path: str) -> None:
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        except IsADirectoryError:
-            shutil.rmtree(path)
-            self._real_dirs = {known for known in self._real_dirs if known != path and not known.startswith(path + "/")}
+    def _sweep_folders(self, unwanted: set[str]) -> None:
+        for name in unwanted:
+            with contextlib.suppress(OSError):
+                self.scratch.take(self.folder / name)
+        self.scratch.sweep()

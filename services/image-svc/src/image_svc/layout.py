@@ -5,18 +5,18 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from image_svc.manifests import Descriptor
+from image_svc.scratch import Scratch
 from servicekit.archives import UNREADABLE
 from servicekit.errors import InvalidArgument, NotFound
 
 _PIECE = 1 << 18
-_LAYOUT_FILE = re.compile(r"^(index\.json|oci-layout|blobs/[a-z0-9]+/[0-9a-f]+)$")
-_REF_NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+_LAYOUT_FILE = re.compile(r"index\.json|oci-layout|blobs/[a-z0-9]+/[0-9a-f]+")
+_NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
 class Layout:
@@ -28,25 +28,22 @@ class Layout:
             self._index = json.loads((folder / "index.json").read_text())["manifests"]
         except (OSError, ValueError, KeyError) as error:
             raise InvalidArgument(
-                f"{folder} is no OCI image layout: {error}; make one with `skopeo copy … oci:FOLDER`", field="path"
+                f"{folder} is no OCI image layout: {error}",
+                hint="make one with `skopeo copy … oci:FOLDER`",
+                field="path",
             ) from error
 
-    def names(self) -> dict[str, str]:
-        """Digest of each image in the layout, with the name that the layout gives it, if any."""
-        return {
-            entry["digest"]: next(
-                (name for key in _REF_NAMES if (name := (entry.get("annotations") or {}).get(key))), ""
-            )
-            for entry in self._index
-        }
+    def names(self) -> dict[str, str | None]:
+        """Returns the digests of the images in the layout, each with its name there, if any."""
+        return {entry["digest"]: _name_of(entry.get("annotations") or {}) for entry in self._index}
 
-    def manifest(self, wanted: str) -> bytes:
-        """The manifest with this digest."""
-        return self._blob_path(wanted).read_bytes()
+    def manifest(self, reference: str) -> bytes:
+        """Returns the manifest with this digest. Raises NotFound."""
+        return self._blob_path(reference).read_bytes()
 
     @contextmanager
     def blob(self, descriptor: Descriptor) -> Iterator[Iterator[bytes]]:
-        """The bytes of a blob."""
+        """Yields the bytes of a blob, piece by piece. Raises NotFound."""
         with open(self._blob_path(descriptor.digest), "rb") as file:
             yield iter(lambda: file.read(_PIECE), b"")
 
@@ -58,25 +55,33 @@ class Layout:
 
 
 @contextmanager
-def open_layout(path: Path, scratch: Path) -> Iterator[Layout]:
-    """A layout from a folder or an archive; an archive is unpacked below `scratch` for as long as the block runs."""
+def open_layout(path: Path, scratch: Scratch) -> Iterator[Layout]:
+    """Yields the layout in a folder or an archive.
+
+    An archive is unpacked below `scratch` for as long as the block runs. Raises InvalidArgument if
+    `path` is neither.
+    """
     if path.is_dir():
         yield Layout(path)
         return
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="load-") as folder:
+    with scratch.folder() as folder:
         try:
             with tarfile.open(path) as archive:
-                _extract(archive, Path(folder))
+                _extract(archive, folder)
         except UNREADABLE as error:
             raise InvalidArgument(f"{path} is neither a folder nor a tar: {error}", field="path") from error
-        yield Layout(Path(folder))
+        yield Layout(folder)
+
+
+def _name_of(annotations: dict[str, str]) -> str | None:
+    return next((name for key in _NAME_ANNOTATIONS if (name := annotations.get(key))), None)
 
 
 def _extract(archive: tarfile.TarFile, folder: Path) -> None:
-    """Takes out what a layout consists of and nothing else, so that no name or link can lead elsewhere."""
+    """Extracts only what a layout consists of, so that no name or link leads elsewhere."""
     for member in archive:
         name = os.path.normpath(member.name)
-        content = archive.extractfile(member) if member.isreg() and _LAYOUT_FILE.match(name) else None
+        content = archive.extractfile(member) if member.isreg() and _LAYOUT_FILE.fullmatch(name) else None
         if content is not None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with open(folder / name, "wb") as file:

@@ -1,4 +1,7 @@
-"""overlayfs: mounts a stack of layers, with a writable one on top or without (kernel's Documentation/filesystems/overlayfs.rst)."""
+"""overlayfs: mounts a stack of layers, with or without a writable one on top.
+
+Options as in the kernel's Documentation/filesystems/overlayfs.rst.
+"""
 
 import contextlib
 import os
@@ -17,35 +20,42 @@ class Stack:
     layers: Sequence[int]
 
     def lowerdir(self) -> str:
-        """The option, the uppermost first. Short relative names: mount(2) takes one page of options, and 127 absolute paths don't fit."""
+        """Returns the mount option, the uppermost layer first.
+
+        The names are relative: mount(2) takes one page of options, and 127 absolute paths do not
+        fit.
+        """
         return f"lowerdir={':'.join(str(number) for number in reversed(self.layers))}"
 
 
 async def mount(stack: Stack, upper: Path, work: Path, target: Path, label: str) -> None:
-    """Mounts the layers with `upper` on top; with a label, that is SELinux's for all that is in it (mount(8), context=). Raises OSError."""
+    """Mounts the layers with `upper` on top.
+
+    `label` is the SELinux label of everything in it (mount(8), context=); "" for none. Raises
+    OSError.
+    """
     options = [
         stack.lowerdir(),
         f"upperdir={upper}",
         f"workdir={work}",
-        # A container does not outlive the boot, so its writable layer needs no sync at unmount (which costs whole seconds on a
-        # busy disk, for everybody). Linux 5.10.
+        # Skips the sync at unmount, which takes whole seconds on a busy disk, for everybody. A
+        # container does not outlive the boot, so its writable layer need not either. Linux 5.10.
         "volatile",
     ]
     await _mount(stack.folder, target, 0, options, label)
 
 
 async def mount_readonly(stack: Stack, target: Path, label: str) -> None:
-    """Mounts the layers alone, two at least. Raises OSError."""
-    await _mount(
-        stack.folder, target, syscalls.MS_RDONLY | syscalls.MS_NODEV | syscalls.MS_NOSUID, [stack.lowerdir()], label
-    )
+    """Mounts the layers alone, at least two. Raises OSError."""
+    flags = syscalls.MS_RDONLY | syscalls.MS_NODEV | syscalls.MS_NOSUID
+    await _mount(stack.folder, target, flags, [stack.lowerdir()], label)
 
 
 async def _mount(folder: Path, target: Path, flags: int, options: Sequence[str], label: str) -> None:
-    context = [f'context="{label}"'] if label else []  # in quotes, for it has commas
+    context = [f'context="{label}"'] if label else []  # quoted, since a label may hold commas
 
     def in_folder() -> None:
-        syscalls.unshare(syscalls.CLONE_FS)  # a working directory of this thread's own
+        syscalls.unshare(syscalls.CLONE_FS)  # gives this thread a working directory of its own
         os.chdir(folder)
         syscalls.mount("overlay", target, "overlay", flags, ",".join([*options, *context]))
 
@@ -54,7 +64,10 @@ async def _mount(folder: Path, target: Path, flags: int, options: Sequence[str],
 
 @contextlib.contextmanager
 def idmapped(stack: Stack, user_namespace: Path, scratch: Path) -> Iterator[Stack]:
-    """The same layers as a user namespace's own, for as long as the block runs: an overlay made of them keeps them. Linux 5.19."""
+    """Yields the same layers, mounted below `scratch` with the ids of a user namespace.
+
+    They are unmounted when the block ends; an overlay that was made of them keeps them. Linux 5.19.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     fd = os.open(user_namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -67,17 +80,17 @@ def idmapped(stack: Stack, user_namespace: Path, scratch: Path) -> Iterator[Stac
         discard(scratch)
 
 
-def discard(scratch: Path) -> None:
-    """Takes away what `idmapped` made, also what a killed predecessor left; fine if there is nothing."""
-    if scratch.exists():
-        for entry in scratch.iterdir():
+def discard(mounts: Path) -> None:
+    """Unmounts and removes the folders in `mounts`, then `mounts` itself; fine if there is none."""
+    if mounts.exists():
+        for entry in mounts.iterdir():
             unmount(entry)
             entry.rmdir()
-        scratch.rmdir()
+        mounts.rmdir()
 
 
 def is_mounted(target: Path) -> bool:
-    """Whether something is mounted on `target`."""
+    """Tells whether something is mounted on `target`."""
     try:
         return os.stat(target).st_dev != os.stat(target.parent).st_dev
     except FileNotFoundError:
@@ -85,6 +98,6 @@ def is_mounted(target: Path) -> bool:
 
 
 def unmount(target: Path) -> None:
-    """Unmounts `target`; fine if nothing is mounted there."""
+    """Unmounts everything that is mounted on `target`; fine if nothing is."""
     while syscalls.unmount(target):
         pass

@@ -1,4 +1,7 @@
-"""Which hosts to ask for an image: containers-registries.conf(5), version 2, and containers-auth.json(5)."""
+"""The hosts to ask for an image, and their credentials.
+
+See containers-registries.conf(5), version 2, and containers-auth.json(5).
+"""
 
 import base64
 import binascii
@@ -8,17 +11,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from image_svc.references import Reference
+from crisp_proto.image_name import ImageName
 from servicekit.errors import InvalidArgument, PermissionDenied
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A host to ask and the repository's name there. `insecure` allows plain http and unknown certificates."""
+    """A host to ask, with its port, and the repository's name there.
+
+    `insecure` allows plain http and unknown certificates.
+    """
 
     host: str
     repository: str
     insecure: bool
+
+    @property
+    def api_host(self) -> str:
+        """The host that serves the distribution API, which Docker Hub has under another name."""
+        return "registry-1.docker.io" if self.host == "docker.io" else self.host
+
+
+@dataclass(frozen=True, slots=True)
+class _Registry:
+    """One [[registry]] table. `mirrors` are locations, each with its `insecure`."""
+
+    prefix: str
+    location: str
+    insecure: bool
+    blocked: bool
+    mirrors: tuple[tuple[str, bool], ...]
+
+    def endpoint(self, location: str, insecure: bool, name: ImageName) -> Endpoint:
+        """Returns where `location`, which stands for the prefix, has the repository."""
+        rest = f"/{name.path}" if self.prefix.startswith("*.") else name.repository.removeprefix(self.prefix)
+        return _endpoint(f"{location}{rest}", insecure)
 
 
 class RegistriesConf:
@@ -29,38 +58,47 @@ class RegistriesConf:
         self._auth_file = auth_file
 
     def default_registry(self) -> str:
-        """The first of unqualified-search-registries, else docker.io."""
+        """Returns the first of unqualified-search-registries, else docker.io.
+
+        Raises InvalidArgument if the configuration is wrong.
+        """
         search = self._load().get("unqualified-search-registries", [])
         return str(search[0]) if search else "docker.io"
 
-    def endpoints(self, reference: Reference) -> list[Endpoint]:
-        """Mirrors first, then the registry itself. Raises PermissionDenied where it is blocked."""
-        best: dict[str, Any] = {}
-        for table in self._load().get("registry", []):
-            prefix = str(table.get("prefix") or table.get("location", ""))
-            if _covers(prefix, reference.name) and len(prefix) >= len(
-                str(best.get("prefix") or best.get("location", ""))
-            ):
-                best = table
-        prefix = str(best.get("prefix") or best.get("location", ""))
-        if best.get("blocked"):
-            raise PermissionDenied(f"{reference.name} is blocked by prefix {prefix!r} in {self._path}", field="image")
-        rest = reference.name[len(prefix) :] if best and not prefix.startswith("*.") else None
-        location = str(best.get("location") or "")
-        own = f"{location}{rest}" if location and rest is not None else reference.name
-        return [
-            *(
-                _endpoint(
-                    f"{mirror['location']}{f'/{reference.repository}' if rest is None else rest}",
-                    bool(mirror.get("insecure")),
-                )
-                for mirror in best.get("mirror", [])
-            ),
-            _endpoint(own, bool(best.get("insecure"))),
-        ]
+    def full_name(self, familiar: str) -> ImageName:
+        """Parses a name as people write it. Raises InvalidArgument."""
+        try:
+            return ImageName.from_familiar(familiar, self.default_registry())
+        except ValueError as error:
+            raise InvalidArgument(
+                str(error),
+                hint="write it as registry/repository:tag or registry/repository@sha256:…",
+                field="image",
+            ) from error
 
-    def credentials(self, name: str) -> tuple[str, str] | None:
-        """User and password for registry/repository from auth.json: the most specific entry counts."""
+    def endpoints(self, name: ImageName) -> list[Endpoint]:
+        """Returns the mirrors, then the registry itself.
+
+        Raises PermissionDenied if the name is blocked, InvalidArgument if the configuration is
+        wrong.
+        """
+        registry = self._registry_of(name)
+        if registry is None:
+            return [_endpoint(name.repository, insecure=False)]
+        if registry.blocked:
+            raise PermissionDenied(
+                f"{name.repository} is blocked by prefix {registry.prefix!r} in {self._path}", field="image"
+            )
+        mirrors = [registry.endpoint(location, insecure, name) for location, insecure in registry.mirrors]
+        if registry.location and not registry.prefix.startswith("*."):
+            return [*mirrors, registry.endpoint(registry.location, registry.insecure, name)]
+        return [*mirrors, _endpoint(name.repository, registry.insecure)]
+
+    def credentials(self, repository: str) -> tuple[str, str] | None:
+        """Returns user and password for a repository from auth.json.
+
+        The most specific entry counts. Raises InvalidArgument if the file is damaged.
+        """
         try:
             auths = json.loads(self._auth_file.read_text()).get("auths", {})
         except FileNotFoundError:
@@ -69,14 +107,32 @@ class RegistriesConf:
             raise InvalidArgument(
                 f"{self._auth_file} is not readable as containers-auth.json: {error}", field="auth_file"
             ) from error
-        key = name
+        key = repository
         while key:
             if key in auths and auths[key].get("auth"):
                 return decode_basic(str(auths[key]["auth"]), str(self._auth_file))
             key = key.rpartition("/")[0]
         return None
 
+    def _registry_of(self, name: ImageName) -> _Registry | None:
+        """Returns the table with the longest prefix of `name`; of equal ones, the last."""
+        tables = [table for table in self._load()["registry"] if _covers(_prefix(table), name)]
+        if not tables:
+            return None
+        table = max(reversed(tables), key=lambda table: len(_prefix(table)))
+        try:
+            mirrors = tuple((str(entry["location"]), bool(entry.get("insecure"))) for entry in table.get("mirror", []))
+        except KeyError as error:
+            raise InvalidArgument(
+                f"{self._path}: a mirror of {_prefix(table)!r} lacks {error}",
+                hint="see containers-registries.conf(5)",
+                field=str(self._path),
+            ) from error
+        location = str(table.get("location") or "")
+        return _Registry(_prefix(table), location, bool(table.get("insecure")), bool(table.get("blocked")), mirrors)
+
     def _load(self) -> dict[str, Any]:
+        """Merges the files: a later one wins, except that all [[registry]] tables are kept."""
         merged: dict[str, Any] = {"registry": []}
         for file in [self._path, *sorted(Path(f"{self._path}.d").glob("*.conf"))]:
             try:
@@ -84,14 +140,19 @@ class RegistriesConf:
             except FileNotFoundError:
                 continue
             except (OSError, tomllib.TOMLDecodeError) as error:
-                raise InvalidArgument(f"{file}: {error}; see containers-registries.conf(5)", field=str(file)) from error
+                raise InvalidArgument(
+                    f"{file}: {error}", hint="see containers-registries.conf(5)", field=str(file)
+                ) from error
             merged["registry"].extend(table.pop("registry", []))
             merged.update(table)
         return merged
 
 
 def decode_basic(auth: str, where: str) -> tuple[str, str]:
-    """User and password out of base64(user:password)."""
+    """Decodes base64(user:password).
+
+    `where` says in messages where it comes from. Raises InvalidArgument.
+    """
     try:
         user, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError) as error:
@@ -101,12 +162,17 @@ def decode_basic(auth: str, where: str) -> tuple[str, str]:
     return user, password.rstrip("\0")
 
 
-def _covers(prefix: str, name: str) -> bool:
+def _prefix(table: dict[str, Any]) -> str:
+    return str(table.get("prefix") or table.get("location", ""))
+
+
+def _covers(prefix: str, name: ImageName) -> bool:
     if prefix.startswith("*."):
-        return name.partition("/")[0].partition(":")[0].endswith(prefix[1:])
-    return bool(prefix) and (name == prefix or name.startswith(prefix + "/"))
+        return name.host.endswith(prefix[1:])
+    return bool(prefix) and (name.repository == prefix or name.repository.startswith(prefix + "/"))
 
 
-def _endpoint(name: str, insecure: bool) -> Endpoint:
-    host, _, repository = name.partition("/")
-    return Endpoint(host, repository, insecure or host.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]"))
+def _endpoint(location: str, insecure: bool) -> Endpoint:
+    """Splits host/repository; a registry on a port of the loopback interface is always insecure."""
+    host, _, repository = location.partition("/")
+    return Endpoint(host, repository, insecure or host.rpartition(":")[0] in _LOOPBACK)

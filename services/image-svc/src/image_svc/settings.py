@@ -1,4 +1,4 @@
-"""The [image] section."""
+"""The [image] section of the settings."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""Walks and removes trees that are not trusted, without recursion and without following links.
+"""Walks and removes trees that strangers made, without recursion and without following links.
 
-shutil.rmtree and os.walk of Python 3.11 recurse and raise RecursionError on a tree of 1,000 levels.
-Here depth costs only the memory of a list. Each folder is opened relative to the descriptor of its
-parent, so that long paths work, and links that appear meanwhile lead nowhere.
+Python 3.11's shutil.rmtree and os.walk recurse, so that a tree of 1,000 levels ends in a
+RecursionError. Here depth costs a list's memory; each folder is opened relative to its parent's
+descriptor, so that neither long paths nor links that appear meanwhile lead elsewhere.
 """
 
 import contextlib
@@ -18,9 +18,10 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file, folder or link in a tree: its path relative to the root, and its lstat(2).
+    """One thing in a tree: its path relative to the root, and what lstat(2) says of it.
 
-    Until the walk goes on to the next entry, `name` relative to the descriptor `folder` names it.
+    `name` below the descriptor `folder` reaches it without following anything, until the next
+    entry.
     """
 
     path: bytes
@@ -30,49 +31,73 @@ class Entry:
 
     @property
     def is_folder(self) -> bool:
-        """True for a folder, not for a link to one."""
+        """Tells whether it is a folder, and no link to one."""
         return stat.S_ISDIR(self.stat.st_mode)
 
 
 class _Descent:
-    """The current folder of a walk, and the folders above it.
+    """The way from the root of a tree to the folder at hand.
 
-    Uses at most two descriptors, whatever the depth: `up` opens "..", and checks that this is the
-    folder that the walk came from.
+    It holds at most three descriptors, whatever the depth. Going up opens "..", and makes sure that
+    this is the folder it came from.
     """
 
     def __init__(self, root: Path | str | bytes) -> None:
         self.fd = os.open(root, _OPEN_FOLDER)
+        self._root = os.dup(self.fd)
         self._above: list[tuple[int, int]] = []
 
-    def down(self, name: bytes) -> None:
-        """Enters a folder. Raises OSError if it is gone, or is not a folder any more."""
+    def down(self, name: bytes, expected: tuple[int, int] | None = None) -> None:
+        """Enters a folder.
+
+        Raises OSError if it is gone, if it is no folder any more, or if it is not the `expected`
+        one (device and inode).
+        """
         below = os.open(name, _OPEN_FOLDER, dir_fd=self.fd)
-        here = os.fstat(self.fd)
+        if expected is not None and _identity(below) != expected:
+            os.close(below)
+            raise OSError(errno.ESTALE, "a folder was replaced while its tree was read")
+        self._above.append(_identity(self.fd))
         os.close(self.fd)
         self.fd = below
-        self._above.append((here.st_dev, here.st_ino))
 
     def up(self) -> None:
         """Goes back to the parent. Raises OSError (ESTALE) if the folder was moved meanwhile."""
         above = os.open("..", _OPEN_FOLDER, dir_fd=self.fd)
-        found = os.fstat(above)
-        if (found.st_dev, found.st_ino) != self._above.pop():
+        if _identity(above) != self._above[-1]:
             os.close(above)
             raise OSError(errno.ESTALE, "a folder was moved while its tree was read")
+        self._above.pop()
         os.close(self.fd)
         self.fd = above
 
-    def close(self) -> None:
-        """Closes the current folder."""
+    def restart(self, parts: list[bytes]) -> int:
+        """Descends from the root again, along `parts`, as long as the folders are those of before.
+
+        To be called when `up` has raised. Returns the depth that it reached.
+        """
         os.close(self.fd)
+        self.fd = os.dup(self._root)
+        before, self._above = self._above, []
+        for name, expected in zip(parts, before[1:], strict=True):
+            try:
+                self.down(name, expected)
+            except OSError:
+                break
+        return len(self._above)
+
+    def close(self) -> None:
+        """Closes the folder at hand."""
+        os.close(self.fd)
+        os.close(self._root)
 
 
 def walk(root: Path | str, *, enter: Callable[[Entry], bool] = lambda _: True) -> Iterator[Entry]:
-    """Yields everything below `root`, each folder before its content, otherwise in no order.
+    """Yields everything below `root`, folders before their content, in no order otherwise.
 
-    Yields folders for which `enter` returns False, but does not enter them. Leaves out what
-    disappears meanwhile. Raises OSError if `root` is not a folder, or a folder cannot be read.
+    Folders for which `enter` is False are yielded and not entered. What disappears meanwhile is
+    left out; so is the rest of a folder that is moved meanwhile. Raises OSError if `root` is no
+    folder, or a folder cannot be read.
     """
     descent = _Descent(root)
     try:
@@ -84,7 +109,11 @@ def walk(root: Path | str, *, enter: Callable[[Entry], bool] = lambda _: True) -
                 if not pending:
                     return
                 parts.pop()
-                descent.up()
+                try:
+                    descent.up()
+                except OSError:
+                    depth = descent.restart(parts)
+                    del parts[depth:], pending[depth + 1 :]
                 continue
             name = pending[-1].pop()
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -100,54 +129,63 @@ def walk(root: Path | str, *, enter: Callable[[Entry], bool] = lambda _: True) -
 
 
 def remove(root: Path | str) -> None:
-    """Removes a file, a link or a whole tree; does nothing if it does not exist.
+    """Removes a file, a link or a whole tree; fine if there is none.
 
-    Goes on if something cannot be removed, and raises the first OSError at the end.
+    Goes on past what cannot be removed, then raises the first OSError.
     """
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISDIR(os.lstat(root).st_mode):
-            os.unlink(root)
-            return
-        _remove_content(root)
-        os.rmdir(root)
-
-
-def _remove_content(root: Path | str) -> None:
-    descent = _Descent(root)
+    try:
+        os.unlink(root)
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        pass
+    else:
+        return
     first: OSError | None = None
+    try:
+        descent = _Descent(root)
+    except FileNotFoundError:
+        return
     try:
         pending = [_names(descent.fd)]
         parts: list[bytes] = []
-        while pending:
-            if pending[-1]:
-                name = pending[-1].pop()
-                if not _is_folder(name, descent.fd):
-                    first = _attempt(os.unlink, name, descent.fd, first)
-                    continue
+        while True:
+            if not pending[-1]:
+                pending.pop()
+                if not pending:
+                    break
+                descent.up()
+                first = _attempt(os.rmdir, parts.pop(), descent.fd, first)
+                continue
+            name = pending[-1].pop()
+            if _is_folder(name, descent.fd):
                 try:
                     descent.down(name)
-                except FileNotFoundError:
-                    continue
                 except OSError as error:
-                    first = first or error
-                    continue
-                parts.append(name)
-                pending.append(_names(descent.fd))
+                    first = first or (None if error.errno == errno.ENOENT else error)
+                else:
+                    parts.append(name)
+                    pending.append(_names(descent.fd))
             else:
-                pending.pop()
-                if parts:
-                    descent.up()
-                    first = _attempt(os.rmdir, parts.pop(), descent.fd, first)
+                first = _attempt(os.unlink, name, descent.fd, first)
     finally:
         descent.close()
-    if first is not None:
+    if first is None:
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(root)
+    else:
         raise first
 
 
 def remove_quietly(root: Path | str) -> None:
-    """Removes as much of a tree as possible; never raises OSError."""
+    """Removes as much of a tree as can be removed, and never raises OSError."""
     with contextlib.suppress(OSError):
         remove(root)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def _names(fd: int) -> list[bytes]:
@@ -162,7 +200,7 @@ def _is_folder(name: bytes, fd: int) -> bool:
 
 
 def _attempt(remove_one: Callable[..., None], name: bytes, fd: int, first: OSError | None) -> OSError | None:
-    """Removes one thing relative to `fd`; returns the first error so far."""
+    """Removes one thing; returns the first error so far."""
     try:
         remove_one(name, dir_fd=fd)
     except FileNotFoundError:
