@@ -1,4 +1,4 @@
-"""The parts of the gateway that need no service: ids, filters, conversion, undo, the table of RPCs, its user."""
+"""The parts of the gateway that need no service: ids, filters, conversion, undo, RPCs, its user."""
 
 import asyncio
 import grp

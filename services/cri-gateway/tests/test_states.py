@@ -1,8 +1,8 @@
-"""Records of runtime-svc joined with processes of monitor-svc, although the two answers differ in time."""
+"""Records of runtime-svc joined with processes of monitor-svc, from answers at different times."""
 
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,6 +15,7 @@ from crisp_proto.monitor import Process, ProcessState
 from crisp_proto.runtime import Container, ContainerUser, Launch
 from servicekit.errors import NotFound
 
+T = TypeVar("T")
 NOW = time.time_ns()
 LONG_AGO = NOW - 3600 * 10**9
 
@@ -38,7 +39,7 @@ def _process(state: ProcessState) -> Process:
 
 
 class _Answers:
-    """Both services. They answer one look after the other with these pairs, and repeat the last one."""
+    """Both services. Each look gets the next of these pairs, and the last one from then on."""
 
     def __init__(self, *looks: tuple[Container | None, Process | None]) -> None:
         self._looks = list(looks)
@@ -61,14 +62,14 @@ class _Answers:
         return (self._looks.pop(0) if len(self._looks) > 1 else self._looks[0])[1]
 
 
-def _found(thing: Any) -> Any:
+def _found(thing: T | None) -> T:
     if thing is None:
         raise NotFound("no")
     return thing
 
 
 async def _seen(*looks: tuple[Container | None, Process | None]) -> list[int]:
-    """Returns the states in the list, after checking that the container's status has the same one."""
+    """Returns the states in the list, after comparing them with the container's status."""
     listed = await _listed(*looks)
     try:
         assert listed == [to_status(await states.container(_Answers(*looks), "c")).state]  # type: ignore[arg-type]

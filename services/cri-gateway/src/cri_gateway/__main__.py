@@ -2,7 +2,8 @@
 
 import gc
 
-# Off until the service is ready (servicekit.server): collections during the imports were a seventh of a start.
+# Off until the service is ready (servicekit.server): collections during the imports took a seventh
+# of the time of a start.
 gc.disable()
 
 import asyncio

@@ -1,6 +1,6 @@
 """Flows of checkpoints: of a container, of a pod, and a pod restored from one.
 
-A single container is restored by CreateContainer, with the archive as its image, and StartContainer.
+CreateContainer, with the archive as its image, and StartContainer restore a single container.
 """
 
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,10 @@ class Checkpoints:
         await gather_to_the_end(*(self._save(*pair) for pair in zip(chosen, archives, strict=True)))
 
     async def _choose(self, pod_id: str, container_ids: Sequence[str]) -> list[str]:
-        """Returns the ids of the containers to save. Raises InvalidArgument for one of another pod."""
+        """Returns the ids of the containers to save.
+
+        Raises InvalidArgument for a container of another pod.
+        """
         runtime = self._services.runtime
         members = [container.id for container in await runtime.containers(pod_id)]
         if not container_ids:
@@ -108,7 +111,7 @@ class Checkpoints:
         return chosen
 
     async def restore_pod(self, wanted: PodRestore) -> RestoredPod:
-        """Creates a pod and the checkpoint's containers in it; StartContainer lets each continue."""
+        """Creates a pod with the checkpoint's containers, which continue at StartContainer."""
         saved = await self._services.runtime.pod_checkpoint(wanted.folder)
         _refuse_unknown(wanted, saved)
         request = PodRequest(config=wanted.config or saved.pod.config, handler=wanted.handler or saved.pod.handler)
@@ -131,7 +134,10 @@ def _archive(folder: str, name: str) -> str:
 
 
 def _from_archive(config: ContainerConfig, archive: str) -> ContainerConfig:
-    """Returns the configuration with the archive as its image; clients still see the image's own name."""
+    """Returns the configuration with the archive as its image.
+
+    Clients still see the image's own name.
+    """
     shown = config.image.user_specified_image or config.image.image
     image = config.image.model_copy(update={"image": archive, "user_specified_image": shown})
     return config.model_copy(update={"image": image})
@@ -141,6 +147,7 @@ def _refuse_unknown(wanted: PodRestore, saved: PodCheckpoint) -> None:
     unknown = sorted(wanted.containers.keys() - saved.containers.keys())
     if unknown:
         raise InvalidArgument(
-            f"container_configs: {', '.join(unknown)}: the checkpoint has no such container, it has {', '.join(saved.containers)}",
+            f"container_configs: {', '.join(unknown)}: the checkpoint has no such container, "
+            f"it has {', '.join(saved.containers)}",
             field="container_configs",
         )

@@ -26,8 +26,8 @@ from servicekit.tasks import KeyedQueue, gather_or_cancel, gather_to_the_end
 class NewContainer:
     """A container to create.
 
-    Where `in_user_namespace` is False, nobody asks for a user namespace, and runtime-svc need not be
-    asked for the pod's.
+    `in_user_namespace` tells whether the request asks for a user namespace. If not, there is no
+    need to ask runtime-svc for the pod's.
     """
 
     pod_id: str
@@ -36,7 +36,7 @@ class NewContainer:
 
     @property
     def image(self) -> str:
-        """The image's reference or id, or a checkpoint's path. Raises InvalidArgument if it is absent."""
+        """The image's reference or id, or a checkpoint's path. Raises InvalidArgument if absent."""
         image = self.config.image.image or self.config.image.image_ref
         if not image:
             raise InvalidArgument("image.image is empty; it names the image to run", field="image.image")
@@ -129,13 +129,19 @@ class Containers:
         return await self._services.image.mount(container_id, request)
 
     async def _user_namespace(self, pod_id: str) -> UserNamespaceOwner | None:
-        """Returns the pod's user namespace, whose ids own the mounted files; None for the node's."""
+        """Returns the pod's user namespace, whose ids own the mounted files.
+
+        None for the node's.
+        """
         pod = await self._services.runtime.pod(pod_id)
         own = pod.config.own_user_namespace
         return None if own is None else UserNamespaceOwner(path=pod.user_namespace, uids=own.uids, gids=own.gids)
 
     async def _unmount_unless_owned(self, container_id: str) -> None:
-        """Unmounts the root filesystem, unless the request repeated one whose container still uses it."""
+        """Unmounts the root filesystem, unless a container uses it.
+
+        There is one if the request repeated an earlier one that succeeded.
+        """
         try:
             await self._services.runtime.container(container_id)
         except NotFound:

@@ -1,8 +1,8 @@
 """Flow of GetContainerEvents: monitor-svc's journal, followed from the moment of the call.
 
-monitor-svc records by itself what it sees (containers created, stopped, deleted). The flows here add
-what only they know (a start, a pod's creation and end; see journal.py). Each subscriber reads at its
-own pace, and gets an error once the journal has dropped events that it has not read.
+monitor-svc records by itself what it sees (containers created, stopped, deleted). The gateway's
+flows add what only they know (a start, a pod's creation and end; see journal.py). Each subscriber
+reads at its own pace, and gets an error once the journal has dropped events that it has not read.
 """
 
 import asyncio
@@ -23,7 +23,10 @@ _OF_CRI = frozenset({EventKind.CREATED, EventKind.STARTED, EventKind.STOPPED, Ev
 
 @dataclass(frozen=True, slots=True)
 class ObservedEvent:
-    """An event, with its pod and the pod's containers as they are now; without them if the pod is gone."""
+    """An event, with its pod and the pod's containers as they are now.
+
+    Without them if the pod is gone.
+    """
 
     event: Event
     pod: ObservedPod | None = None
@@ -62,7 +65,10 @@ class Events:
         raise Unavailable("the gateway is ending", hint="subscribe again")
 
     async def _next(self, cursor: int) -> list[Event]:
-        """Waits for events after the cursor; returns none after a while without any, and when the gateway ends."""
+        """Waits for events after the cursor.
+
+        Returns none after a while without any, and when the gateway ends.
+        """
         found: list[Event] = []
 
         async def ask() -> None:
@@ -72,7 +78,10 @@ class Events:
         return found
 
     async def _has_dropped_after(self, cursor: int) -> bool:
-        """Tells whether the journal has dropped events after this one; a gap between cursors alone is no loss."""
+        """Tells whether the journal has dropped events after this cursor.
+
+        A gap between two cursors alone is no loss.
+        """
         return (await self._services.monitor.events(after=cursor)).first > cursor + 1
 
     async def _observe(self, event: Event) -> ObservedEvent:

@@ -1,4 +1,4 @@
-"""Writes the events that only the gateway's flows know to monitor-svc's journal, in the background."""
+"""Writes events that only the gateway's flows know to monitor-svc's journal."""
 
 import asyncio
 

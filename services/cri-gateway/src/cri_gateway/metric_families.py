@@ -61,7 +61,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A metric: its name, help and kind, the names of its own labels, and how its samples are read."""
+    """A metric: name, help, kind, the names of its own labels, and how its samples are read."""
 
     name: str
     help: str

@@ -27,7 +27,7 @@ class Node:
         self._services = services
 
     async def status(self) -> NodeStatus:
-        """Asks image-, runtime- and monitor-svc whether they are ready, and net-svc for the network."""
+        """Asks image-, runtime- and monitor-svc for their faults, and net-svc for the network."""
         services = self._services
         needed = [service.client for service in (services.image, services.runtime, services.monitor)]
         answers = await asyncio.gather(*(client.fault() for client in needed))

@@ -1,4 +1,4 @@
-"""Flow of ListPodSandboxMetrics: runtime-, image- and net-svc's counters, joined by pod and container."""
+"""Flow of ListPodSandboxMetrics: joins the counters of runtime-, image- and net-svc by id."""
 
 import asyncio
 from collections.abc import Sequence

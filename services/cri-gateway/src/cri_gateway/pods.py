@@ -1,4 +1,4 @@
-"""Flows of pods: the steps of each change in order, with their undo, and what lists and statuses are joined from."""
+"""Flows of pods: the steps of each change in order, with their undo, and what clients see."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -83,8 +83,8 @@ class Pods:
     async def _undo_run(self, pod_id: str, creation: Pod | BaseException | None) -> None:
         """Removes the part that was created, after the other part failed.
 
-        Each service has undone its own failed part. A pod that has containers keeps runtime-svc's
-        part, which refuses to remove it. If runtime-svc is away, it may have created the pod, so the
+        Each service has undone its own failed part. runtime-svc refuses to remove a pod that has
+        containers, so such a pod stays. If runtime-svc is away, it may have created the pod, so the
         network stays.
         """
         if not isinstance(creation, BaseException):
@@ -166,8 +166,8 @@ class Pods:
     async def list(self, wanted: Filter) -> list[Pod]:
         """Returns the pods that the filter accepts, except those that are being created.
 
-        kubelet looks at a pod only when the list changes. It would replace a pod that it sees without
-        its network.
+        kubelet looks at a pod only when the list changes. It would replace a pod that it saw before
+        the pod had its network.
         """
         pods = await self._services.runtime.pods()
         if any(self._may_be_in_creation(pod) for pod in pods):

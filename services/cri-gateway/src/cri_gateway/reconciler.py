@@ -1,7 +1,7 @@
 """Removes what a killed gateway left behind in net-, image- and monitor-svc.
 
-Leftovers are attachments, root filesystems and processes whose pod or container runtime-svc does not
-know.
+Leftovers are attachments, root filesystems and processes whose pod or container is unknown to
+runtime-svc.
 """
 
 import asyncio
@@ -16,7 +16,10 @@ _log = logs.get()
 
 
 class Reconciler:
-    """Looks for leftovers at start and then every `interval` seconds; removes those older than `grace` seconds."""
+    """Looks for leftovers at start and then every `interval` seconds.
+
+    Removes those older than `grace` seconds.
+    """
 
     def __init__(self, services: Services, interval: float, grace: float) -> None:
         self._services = services

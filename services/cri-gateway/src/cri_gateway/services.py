@@ -129,7 +129,7 @@ class RuntimeService:
     async def containers(self, pod_id: str | None = None) -> list[Container]:
         """Returns a pod's containers, or all.
 
-        The client keeps the list of all for reuse while its ETag holds, since kubelet asks each second.
+        The client keeps the list of all while its ETag holds, since kubelet asks each second.
         """
         if pod_id is not None:
             return (await self.client.call("GET", f"/v1/containers?pod_id={pod_id}", ContainerList)).containers
@@ -254,7 +254,10 @@ class MonitorService:
         await self.client.call("POST", "/v1/events", None, Note(kind=kind, container_id=container_id, pod_id=pod_id))
 
     async def events(self, *, after: int | None, wait: float = 0) -> EventList:
-        """Returns the events after a cursor, waiting up to `wait` seconds for one; for None only the journal's bounds."""
+        """Returns the events after a cursor, or only the journal's bounds for None.
+
+        Waits up to `wait` seconds for an event.
+        """
         query = "limit=0" if after is None else f"after={after}&wait={wait:g}"
         return await self.client.call("GET", f"/v1/events?{query}", EventList, deadline=wait + _LONG)
 

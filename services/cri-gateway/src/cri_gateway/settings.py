@@ -14,7 +14,7 @@ class GatewaySettings(Section):
     socket: Path | None = Field(None, description="CRI socket; default RUN_DIR/cri.sock")
     user: str = Field(
         "",
-        description="user:group (names or numbers) to run as once the sockets are bound; empty keeps the user it was started as",
+        description="user:group (names or numbers) to run as once the sockets are bound; empty keeps the current one",
     )
     patience: float = Field(
         PATIENCE,

@@ -1,9 +1,9 @@
-"""Containers as their two owners see them: runtime-svc's records joined with monitor-svc's processes.
+"""Containers as their owners see them: runtime-svc's records and monitor-svc's processes.
 
 Both services are asked at the same time, so a container may be known to one of them and not yet, or
-no longer, to the other. CRI has no state for that: UNKNOWN means that something is wrong, and kubelet
-counts it as a restart. So containers that are being created are hidden, and a lone UNKNOWN is asked
-about once more.
+no longer, to the other. CRI has no state for that: UNKNOWN means that something is wrong, and
+kubelet counts it as a restart. So containers that are being created are hidden, and after an
+UNKNOWN both services are asked once more.
 """
 
 import asyncio

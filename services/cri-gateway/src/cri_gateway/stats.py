@@ -1,4 +1,4 @@
-"""Flows of statistics: runtime-svc's cgroup readings, image-svc's disk use, net-svc's counters, joined by id."""
+"""Flows of statistics: cgroup readings, disk use and network counters, joined by id."""
 
 import asyncio
 from collections.abc import Sequence

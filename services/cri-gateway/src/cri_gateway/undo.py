@@ -1,4 +1,4 @@
-"""Undo written next to do: a flow pushes one undo step per step, and a failure runs them in reverse."""
+"""Undo written next to do: a flow pushes each step's undo, and a failure runs them in reverse."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,9 +13,9 @@ _log = logs.get()
 async def undone_on_failure() -> AsyncIterator[AsyncExitStack]:
     """Yields a stack for callbacks that undo a flow's steps, and runs them if the block fails.
 
-    Unavailable and DeadlineExceeded undo nothing: the request may have repeated an earlier one whose
-    container already runs. The next repetition continues from there. If none comes, the reconciler
-    removes what is left.
+    Unavailable and DeadlineExceeded undo nothing: the request may have repeated an earlier one
+    whose container already runs. The next repetition continues from there. If none comes, the
+    reconciler removes what is left.
     """
     async with AsyncExitStack() as stack:
         try:

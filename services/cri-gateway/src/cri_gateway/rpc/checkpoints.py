@@ -17,7 +17,10 @@ class CheckpointMethods:
         self._checkpoints = checkpoints
 
     async def save_container(self, request: api_pb2.CheckpointContainerRequest) -> api_pb2.CheckpointContainerResponse:
-        """CheckpointContainer, to an archive at `location`. `timeout` is in seconds, 0 for the default."""
+        """CheckpointContainer, to an archive at `location`.
+
+        `timeout` is in seconds; 0 stands for runtime.checkpoint_timeout.
+        """
         if request.timeout < 0:
             raise InvalidArgument(f"timeout = {request.timeout}: seconds, 0 or more", field="timeout")
         archive = CheckpointRequest(location=request.location, timeout=float(request.timeout))

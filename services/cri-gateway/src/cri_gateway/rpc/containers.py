@@ -27,7 +27,7 @@ class ContainerMethods:
         self._containers = containers
 
     async def create(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
-        """CreateContainer. A repeated request gets the id of the container that the first one created."""
+        """CreateContainer. A repeated request gets the id of the first one's container."""
         new = NewContainer(
             pod_id=request.pod_sandbox_id,
             config=convert.to_model(request.config, ContainerConfig),
@@ -42,7 +42,7 @@ class ContainerMethods:
         return api_pb2.StartContainerResponse()
 
     async def stop(self, request: api_pb2.StopContainerRequest) -> api_pb2.StopContainerResponse:
-        """StopContainer. `timeout` is the seconds until SIGKILL. An unknown container is no error."""
+        """StopContainer, with SIGKILL after `timeout` seconds. An unknown container is no error."""
         if request.timeout < 0:
             raise InvalidArgument(f"timeout = {request.timeout}: seconds, 0 or more", field="timeout")
         await self._containers.stop(request.container_id, float(request.timeout))

@@ -5,7 +5,7 @@ Both use the same field names, and the JSON encoding of protobuf carries one int
 
 from typing import Any, TypeVar
 
-from google.protobuf import descriptor_pb2  # noqa: F401 — else json_format imports it at the first call (servicekit.client)
+from google.protobuf import descriptor_pb2  # noqa: F401 — else json_format loads it at the first call
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from pydantic import ValidationError

@@ -29,8 +29,8 @@ def runtime_service(
 ) -> dict[str, Method]:
     """Returns RuntimeService's methods by RPC.
 
-    `stream_url` is the base of the streaming server's URLs. `closing` ends the calls that last until
-    somebody ends them.
+    `stream_url` is the base of the streaming server's URLs. `closing` ends the calls that would
+    never end by themselves.
     """
     containers = Containers(services, journal)
     pods = Pods(services, containers, journal)

@@ -18,13 +18,17 @@ class NodeMethods:
         self._node = node
 
     async def version(self, _request: api_pb2.VersionRequest) -> api_pb2.VersionResponse:
-        """Version. Its first field is the version of the message itself, which CRI fixes at 0.1.0."""
+        """Version. The first field is the version of the message, which CRI fixes at 0.1.0."""
         return api_pb2.VersionResponse(
             version="0.1.0", runtime_name="crisp", runtime_version=_VERSION, runtime_api_version="v1"
         )
 
     async def status(self, request: api_pb2.StatusRequest) -> api_pb2.StatusResponse:
-        """Status. RuntimeReady while image-, runtime- and monitor-svc are ready; NetworkReady as net-svc says."""
+        """Status.
+
+        RuntimeReady is true while image-, runtime- and monitor-svc are ready. net-svc decides about
+        NetworkReady.
+        """
         status = await self._node.status()
         runtime = status.runtime
         return api_pb2.StatusResponse(

@@ -23,7 +23,8 @@ _MAX_MESSAGE = 16 << 20
 _OPTIONS = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
     ("grpc.max_send_message_length", _MAX_MESSAGE),
-    # By default gRPC cancels calls that a busy server has not begun after 30 s. The client's deadline decides instead.
+    # By default gRPC cancels calls that a busy server has not begun after 30 s. Here the client's
+    # deadline decides.
     ("grpc.server_max_unrequested_time_in_server", 3600),
 ]
 _STEPS = 24
@@ -38,8 +39,7 @@ _Handler = Callable[[Any, _Rpc], Awaitable[Any]]
 async def serving(path: Path, gid: int | None, services: Mapping[str, Mapping[str, Method]]) -> AsyncIterator[None]:
     """Serves CRI on the unix socket `path`, mode 0660, while the block runs.
 
-    `services` are the methods by gRPC service and RPC. A server that has the path already loses it to
-    this one.
+    `services` are the methods by gRPC service and RPC. An older server loses the path to this one.
     """
     server = grpc.aio.server(options=_OPTIONS)
     for name, methods in services.items():
@@ -122,7 +122,10 @@ def _unimplemented(name: str) -> _Handler:
 
 
 def _trailers(steps: list[client.Step]) -> tuple[tuple[str, str], ...]:
-    """Returns the first steps and the number of those left out: clients refuse more than 8 KiB of metadata."""
+    """Returns the first steps, and the number of those left out.
+
+    Clients refuse more than 8 KiB of metadata.
+    """
     shown = [
         ("crisp-step", f"{step.service} {step.method} {step.path} {step.milliseconds:.2f}") for step in steps[:_STEPS]
     ]

@@ -1,4 +1,4 @@
-"""RuntimeService's methods Exec, Attach and PortForward: each returns a URL of the streaming server."""
+"""RuntimeService's methods Exec, Attach and PortForward, which return a URL for a stream."""
 
 from cri_gateway.streaming.sessions import Sessions
 from crisp_proto.cri import api_pb2

@@ -1,4 +1,7 @@
-"""Flows of Exec, Attach and PortForward: check the request, and return a URL that works once, for a minute."""
+"""Flows of Exec, Attach and PortForward: check the request, and return a URL for one use.
+
+The URL is good for a minute.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,7 +22,10 @@ class Sessions:
         self._base = base
 
     async def open_exec(self, session: Session) -> str:
-        """Returns the URL for a command. `session.id` may be a unique prefix of a container's id."""
+        """Returns the URL for a command in a container.
+
+        `session.id` may be a unique prefix of the container's id.
+        """
         if not session.command:
             raise InvalidArgument("cmd is empty", hint="give the command to run", field="cmd")
         _check_streams(session)
@@ -27,7 +33,10 @@ class Sessions:
         return await self._url(session.model_copy(update={"id": container.id}))
 
     async def open_attach(self, session: Session) -> str:
-        """Returns the URL for a container's output. `session.id` may be a unique prefix of its id."""
+        """Returns the URL for a container's own input and output.
+
+        `session.id` may be a unique prefix of the container's id.
+        """
         _check_streams(session)
         container = await self._running_container(session.id)
         tty = container.config.tty
