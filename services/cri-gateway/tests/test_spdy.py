@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -156,6 +157,25 @@ async def test_a_full_stream_holds_the_client_back_until_it_is_read() -> None:
         await _settle()
         assert wire.incoming.qsize() < waiting
         assert any(isinstance(frame, spdy_frames.WindowUpdate) for frame in wire.sent)
+
+
+@pytest.mark.parametrize("end", [spdy.Connection.reset, spdy.Connection.forget])
+async def test_a_full_stream_that_nobody_reads_any_more_holds_no_other_back(end: Callable[..., Any]) -> None:
+    streams: list[spdy.Stream] = []
+    async with served(streams.append) as (wire, _):
+        encoder = Encoder()
+        wire.incoming.put_nowait(encoder.syn_stream(1, {}))
+        for _ in range(20):
+            wire.incoming.put_nowait(spdy_frames.data(1, b"x" * 65536))
+        wire.incoming.put_nowait(encoder.syn_stream(3, {}))
+        await _settle()
+        assert [stream.id for stream in streams] == [1]
+        ending = end(streams[0]._connection, streams[0])
+        if ending is not None:
+            await ending
+        for _ in range(4):
+            await _settle()
+        assert [stream.id for stream in streams] == [1, 3]
 
 
 async def test_writing_waits_only_for_a_peer_that_has_shown_windows() -> None:

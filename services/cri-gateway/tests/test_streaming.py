@@ -73,7 +73,13 @@ async def test_wrong_base64_and_channels_below_0_end_the_stream(data: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    ("data", "sizes"), [(b'{"Width":1} {"Width":2}\n', [b'{"Width":1}', b'{"Width":2}']), (b"{", []), (b"", [])]
+    ("data", "sizes"),
+    [
+        (b'{"Width":1} {"Width":2}\n', [b'{"Width":1}', b'{"Width":2}']),
+        (b"{", []),
+        (b"", []),
+        (b"[" * 100_000, []),
+    ],
 )
 def test_a_piece_of_a_resize_stream_may_hold_several_sizes(data: bytes, sizes: list[bytes]) -> None:
     assert window_sizes(data) == sizes

@@ -110,7 +110,7 @@ def window_sizes(data: bytes) -> list[bytes]:
     while text:
         try:
             _, end = decoder.raw_decode(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for JSON that is nested too deeply
             break
         found.append(text[:end].encode())
         text = text[end:].strip()

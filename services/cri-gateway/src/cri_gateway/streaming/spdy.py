@@ -111,10 +111,11 @@ class Stream:
         self._widened.set()
 
     def abandon(self) -> None:
-        """Ends both directions, and wakes those that wait."""
+        """Ends both directions, and wakes those that wait; the connection may wait for room here."""
         self.reset = self._ended = True
         self._changed.set()
         self._widened.set()
+        self._connection.room.set()
 
     @property
     def full(self) -> bool:
@@ -163,14 +164,14 @@ class Connection:
     async def reset(self, stream: Stream) -> None:
         """Ends a stream at once, in both directions."""
         self.forget(stream)
-        stream.abandon()
         with contextlib.suppress(OSError):
             await self.send(spdy_frames.reset(stream.id, spdy_frames.ResetStatus.CANCEL))
 
     def forget(self, *streams: Stream) -> None:
-        """Drops streams that have ended, so that they no longer count against the limit."""
+        """Drops streams that nobody reads any more; they no longer count against the limit."""
         for stream in streams:
             self._streams.pop(stream.id, None)
+            stream.abandon()
 
     async def close(self) -> None:
         """Closes all streams, sends GOAWAY, and ends the connection once all is sent."""
