@@ -45,7 +45,7 @@ class NewContainer:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What the other services provide for a new container's bundle.
+    """The parts of a new container's bundle that the other services provide.
 
     `attachment` is None on the node's network. `target_pid` is the process whose PID namespace the
     container shares, if it shares one.
@@ -188,7 +188,7 @@ class Containers:
     async def _start(self, container_id: str) -> None:
         try:
             result = await self._services.runtime.start_container(container_id, secrets.token_hex(8))
-        except Unknown:  # the OCI runtime failed: kill what `create` left, so that it does not stay half alive
+        except Unknown:  # the OCI runtime failed, and the process that `create` made may still be there
             await asyncio.gather(self._services.monitor.stop(container_id, 0), return_exceptions=True)
             raise
         if result.restore:

@@ -10,8 +10,8 @@ from servicekit.errors import InvalidArgument, NotFound
 async def pod_id(runtime: RuntimeService, text: str) -> str:
     """Returns the id of the pod that `text` names.
 
-    A whole id is returned unchecked. Raises InvalidArgument for an ambiguous or empty prefix, and
-    NotFound for a prefix of no id.
+    Does not check whether a whole id exists. Raises InvalidArgument for an empty or ambiguous
+    prefix, and NotFound if no id begins with it.
     """
     if ids.is_full(text):
         return text

@@ -42,7 +42,7 @@ class ObservedPod:
 class Pods:
     """Creates, stops, removes, resizes and shows pods.
 
-    A `pod_id` may be a unique prefix of an id, except where it says otherwise.
+    A `pod_id` may be a unique prefix of an id, except in private methods.
     """
 
     def __init__(self, services: Services, containers: Containers, journal: JournalWriter) -> None:

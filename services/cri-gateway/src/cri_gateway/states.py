@@ -60,10 +60,10 @@ class ObservedContainer:
 
     @property
     def started_at(self) -> int | None:
-        """When the container started, in ns since the epoch; None if it has not.
+        """The time of the container's start, in ns since the epoch; None if it has not started.
 
-        The end of a short-lived container can be known before the end of its start. Then this is
-        when the start began.
+        A short-lived container can end before its start is recorded. Then this is the time at which
+        the start began.
         """
         record = self.record
         if record.started_at:

@@ -15,7 +15,7 @@ from servicekit.errors import NotFound
 
 @dataclass(frozen=True, slots=True)
 class ContainerStats:
-    """What a container uses; `layer` is None if image-svc has not measured its writable layer."""
+    """The resource usage of a container. `layer` is None if its writable layer was not measured."""
 
     container: Container
     use: CgroupUse
@@ -24,7 +24,7 @@ class ContainerStats:
 
 @dataclass(frozen=True, slots=True)
 class PodStats:
-    """What a pod and its containers use; `network` is None on the node's network."""
+    """The resource usage of a pod and its containers. `network` is None on the node's network."""
 
     pod: Pod
     use: CgroupUse

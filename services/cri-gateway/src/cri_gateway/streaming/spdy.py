@@ -111,7 +111,7 @@ class Stream:
         self._widened.set()
 
     def abandon(self) -> None:
-        """Ends both directions, and wakes those that wait; the connection may wait for room here."""
+        """Ends both directions, and wakes those that wait for the stream."""
         self.reset = self._ended = True
         self._changed.set()
         self._widened.set()
