@@ -1,4 +1,4 @@
-"""What the gateway does without its services: names, filters, conversion, undo."""
+"""The parts of the gateway that need no service: ids, filters, conversion, undo, RPCs, its user."""
 
 import asyncio
 import grp
@@ -7,40 +7,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cri_gateway import convert, ids, privileges
-from cri_gateway.filters import matches
-from cri_gateway.notes import Notes
-from cri_gateway.server import image_answers, runtime_answers
+from cri_gateway import ids, privileges
+from cri_gateway.filters import Filter
+from cri_gateway.journal import JournalWriter
+from cri_gateway.rpc import convert, methods
 from cri_gateway.undo import undone_on_failure
-from crisp_proto.config import ContainerConfig, Mount, PodSandboxConfig
+from crisp_proto.config import ContainerConfig, ContainerMetadata, Mount, PodSandboxConfig, PodSandboxMetadata
 from crisp_proto.cri import api_pb2
 from servicekit.errors import InvalidArgument, NotFound, Unavailable
 
-NAME = api_pb2.PodSandboxMetadata(name="n", namespace="ns", uid="u", attempt=1)
+NAME = PodSandboxMetadata(name="n", namespace="ns", uid="u", attempt=1)
 
 
-def test_the_same_name_gives_the_same_id_and_another_one_another() -> None:
+def test_equal_names_give_equal_ids_and_different_names_different_ids() -> None:
     pod = ids.pod_id(NAME)
     assert ids.is_full(pod)
+    assert not ids.is_full(pod[:-1])
+    assert not ids.is_full(pod + "\n")
     assert pod == ids.pod_id(NAME)
     others = [
-        api_pb2.PodSandboxMetadata(name="n", namespace="ns", uid="u", attempt=2),
-        api_pb2.PodSandboxMetadata(name="nn", namespace="s", uid="u", attempt=1),
+        PodSandboxMetadata(name="n", namespace="ns", uid="u", attempt=2),
+        PodSandboxMetadata(name="nn", namespace="s", uid="u", attempt=1),
     ]
     assert pod not in {ids.pod_id(other) for other in others}
-    assert ids.container_id(pod, api_pb2.ContainerMetadata(name="c")) != ids.container_id(
-        pod, api_pb2.ContainerMetadata(name="c", attempt=1)
+    assert ids.container_id(pod, ContainerMetadata(name="c")) != ids.container_id(
+        pod, ContainerMetadata(name="c", attempt=1)
     )
 
 
-def test_filters_take_the_beginning_of_an_id_and_all_labels() -> None:
-    assert matches("", {}, "abc", {})
-    assert matches("ab", {"a": "1"}, "abc", {"a": "1", "b": "2"})
-    assert not matches("bc", {}, "abc", {})
-    assert not matches("", {"a": "2"}, "abc", {"a": "1"})
+def test_a_filter_takes_the_beginning_of_an_id_and_all_its_labels() -> None:
+    assert Filter().matches("abc", {})
+    assert Filter("ab", {"a": "1"}).matches("abc", {"a": "1", "b": "2"})
+    assert not Filter("bc").matches("abc", {})
+    assert not Filter(labels={"a": "2"}).matches("abc", {"a": "1"})
 
 
-def test_a_configuration_goes_over_and_comes_back() -> None:
+def test_a_configuration_survives_the_conversion_to_a_model_and_back() -> None:
     message = api_pb2.ContainerConfig(
         metadata=api_pb2.ContainerMetadata(name="c", attempt=3),
         envs=[api_pb2.KeyValue(key="K", value=b"\xff\x00binary")],
@@ -57,7 +59,7 @@ def test_a_configuration_goes_over_and_comes_back() -> None:
     assert convert.to_message(Mount(), api_pb2.Mount()) == api_pb2.Mount()
 
 
-def test_a_number_that_no_enum_has_is_named() -> None:
+def test_the_error_for_an_unknown_enum_number_names_the_field() -> None:
     message = api_pb2.PodSandboxConfig(port_mappings=[api_pb2.PortMapping(container_port=1)])
     message.port_mappings[0].protocol = 77  # type: ignore[assignment]
     with pytest.raises(InvalidArgument, match="protocol"):
@@ -65,7 +67,7 @@ def test_a_number_that_no_enum_has_is_named() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_make_the_conversion_stumble(raw: bytes) -> None:
+def test_the_conversion_of_any_message_succeeds_or_names_the_field_at_fault(raw: bytes) -> None:
     message = api_pb2.PodSandboxConfig()
     try:
         message.ParseFromString(raw)
@@ -77,7 +79,7 @@ def test_no_bytes_make_the_conversion_stumble(raw: bytes) -> None:
         assert error.field
 
 
-async def test_a_failed_flow_is_taken_back_in_reverse() -> None:
+async def test_the_steps_of_a_failed_flow_are_undone_in_reverse() -> None:
     done: list[str] = []
 
     async def undo(name: str) -> None:
@@ -91,7 +93,7 @@ async def test_a_failed_flow_is_taken_back_in_reverse() -> None:
     assert done == ["second", "first"]
 
 
-async def test_what_may_still_be_going_on_is_not_taken_back() -> None:
+async def test_nothing_is_undone_after_unavailable_or_success() -> None:
     done: list[str] = []
 
     async def undo() -> None:
@@ -106,15 +108,17 @@ async def test_what_may_still_be_going_on_is_not_taken_back() -> None:
     assert done == []
 
 
-def test_every_answer_is_for_an_rpc_that_exists() -> None:
+def test_every_rpc_has_a_method_and_every_method_an_rpc() -> None:
     services = api_pb2.DESCRIPTOR.services_by_name
     placeholder = type("Anything", (), {"__getattr__": lambda self, name: name})()
-    answers = runtime_answers(placeholder, Notes(placeholder.monitor), "http://127.0.0.1:1", asyncio.Event())
-    assert set(answers) == set(services["RuntimeService"].methods_by_name)
-    assert set(image_answers(placeholder)) <= set(services["ImageService"].methods_by_name)
+    runtime = methods.runtime_service(
+        placeholder, JournalWriter(placeholder.monitor), "http://127.0.0.1:1", asyncio.Event()
+    )
+    assert set(runtime) == set(services["RuntimeService"].methods_by_name)
+    assert set(methods.image_service(placeholder)) <= set(services["ImageService"].methods_by_name)
 
 
-def test_the_gateways_user_is_found_by_name_or_number() -> None:
+def test_the_user_to_run_as_is_found_by_name_or_number() -> None:
     assert privileges.resolve("64001:64002") == (64001, 64002)
     assert privileges.resolve("root:daemon") == (0, grp.getgrnam("daemon").gr_gid)
     for wrong, said in (("nobody-here:root", "nobody-here"), ("root", "user:group"), (":", "user:group")):

@@ -1,4 +1,4 @@
-"""SPDY/3.1 without a network: frames as they are, frames as an enemy sends them, and a connection's streams."""
+"""SPDY/3.1 without a network: valid frames, hostile frames, and a connection's streams."""
 
 import asyncio
 import itertools
@@ -6,6 +6,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -31,8 +32,9 @@ IDS = st.integers(1, 2**31 - 1)
 
 
 def _frames(data: bytes, cuts: list[int]) -> list[Frame]:
-    """Decodes `data` that comes in pieces, cut at these places; pieces of data frames are put together."""
-    decoder, found = Decoder(), []
+    """Decodes `data` that comes cut at these places; joins the pieces of data frames."""
+    decoder = Decoder()
+    found: list[Frame] = []
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     for start, end in itertools.pairwise(places):
         for frame in decoder.feed(data[start:end]):
@@ -53,7 +55,7 @@ def _frames(data: bytes, cuts: list[int]) -> list[Frame]:
     st.lists(st.tuples(IDS, HEADERS, st.binary(max_size=300)), max_size=6),
     st.lists(st.integers(0, 10_000), max_size=10),
 )
-def test_what_is_encoded_is_decoded_however_it_is_cut(
+def test_encoded_frames_are_decoded_however_the_bytes_are_cut(
     streams: list[tuple[int, dict[str, str], bytes]], cuts: list[int]
 ) -> None:
     encoder, data = Encoder(), b""
@@ -72,7 +74,7 @@ def test_what_is_encoded_is_decoded_however_it_is_cut(
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20))
-def test_nonsense_is_a_protocol_error_or_waits_for_more(pieces: list[bytes]) -> None:
+def test_random_bytes_are_a_protocol_error_or_wait_for_more(pieces: list[bytes]) -> None:
     decoder = Decoder()
     try:
         for piece in pieces:
@@ -82,7 +84,7 @@ def test_nonsense_is_a_protocol_error_or_waits_for_more(pieces: list[bytes]) -> 
 
 
 @given(st.sampled_from(range(12)), st.binary(max_size=120))
-def test_a_control_frame_with_any_body_is_understood_or_refused(kind: int, body: bytes) -> None:
+def test_a_control_frame_with_any_body_is_decoded_or_refused(kind: int, body: bytes) -> None:
     frame = struct.pack(">II", 1 << 31 | 3 << 16 | kind, len(body)) + body
     try:
         assert len(list(Decoder().feed(frame))) <= 1
@@ -99,7 +101,7 @@ def test_a_control_frame_with_any_body_is_understood_or_refused(kind: int, body:
         (Encoder().syn_stream(1, {str(number): "" for number in range(200)}), "200 headers"),
     ],
 )
-def test_limits(data: bytes, words: str) -> None:
+def test_frames_beyond_the_limits_are_protocol_errors(data: bytes, words: str) -> None:
     with pytest.raises(ProtocolError, match=words):
         list(Decoder().feed(data))
 
@@ -157,7 +159,26 @@ async def test_a_full_stream_holds_the_client_back_until_it_is_read() -> None:
         assert any(isinstance(frame, spdy_frames.WindowUpdate) for frame in wire.sent)
 
 
-async def test_only_a_peer_that_knows_windows_is_waited_for() -> None:
+@pytest.mark.parametrize("end", [spdy.Connection.reset, spdy.Connection.forget])
+async def test_a_full_stream_that_nobody_reads_any_more_holds_no_other_back(end: Callable[..., Any]) -> None:
+    streams: list[spdy.Stream] = []
+    async with served(streams.append) as (wire, _):
+        encoder = Encoder()
+        wire.incoming.put_nowait(encoder.syn_stream(1, {}))
+        for _ in range(20):
+            wire.incoming.put_nowait(spdy_frames.data(1, b"x" * 65536))
+        wire.incoming.put_nowait(encoder.syn_stream(3, {}))
+        await _settle()
+        assert [stream.id for stream in streams] == [1]
+        ending = end(streams[0]._connection, streams[0])
+        if ending is not None:
+            await ending
+        for _ in range(4):
+            await _settle()
+        assert [stream.id for stream in streams] == [1, 3]
+
+
+async def test_writing_waits_only_for_a_peer_that_has_shown_windows() -> None:
     streams: list[spdy.Stream] = []
     async with served(streams.append) as (wire, _):
         encoder = Encoder()
@@ -197,7 +218,7 @@ async def test_too_many_streams_are_refused_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("numbers", [(2,), (3, 1), (1, 1)])
-async def test_wrong_numbers_of_streams_end_the_connection(numbers: tuple[int, ...]) -> None:
+async def test_stream_numbers_that_are_even_or_do_not_grow_end_the_connection(numbers: tuple[int, ...]) -> None:
     async with served(lambda _: None) as (wire, serving):
         encoder = Encoder()
         for number in numbers:

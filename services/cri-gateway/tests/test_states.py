@@ -1,19 +1,21 @@
-"""runtime-svc's records and monitor-svc's processes, joined: two answers that are not of the same moment."""
+"""Records of runtime-svc joined with processes of monitor-svc, from answers at different times."""
 
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from cri_gateway import states
-from cri_gateway.containers import to_status
+from cri_gateway.rpc.containers import to_item, to_status
+from cri_gateway.states import ObservedContainer
 from crisp_proto.config import ContainerConfig
 from crisp_proto.cri import api_pb2
 from crisp_proto.monitor import Process, ProcessState
 from crisp_proto.runtime import Container, ContainerUser, Launch
 from servicekit.errors import NotFound
 
+T = TypeVar("T")
 NOW = time.time_ns()
 LONG_AGO = NOW - 3600 * 10**9
 
@@ -37,7 +39,7 @@ def _process(state: ProcessState) -> Process:
 
 
 class _Answers:
-    """The two services, which answer each look by the next of these pairs (the last one for ever)."""
+    """Both services. Each look gets the next of these pairs, and the last one from then on."""
 
     def __init__(self, *looks: tuple[Container | None, Process | None]) -> None:
         self._looks = list(looks)
@@ -60,20 +62,24 @@ class _Answers:
         return (self._looks.pop(0) if len(self._looks) > 1 else self._looks[0])[1]
 
 
-def _found(thing: Any) -> Any:
+def _found(thing: T | None) -> T:
     if thing is None:
         raise NotFound("no")
     return thing
 
 
 async def _seen(*looks: tuple[Container | None, Process | None]) -> list[int]:
-    """States in the list; the status of the one container says the same."""
-    listed = [states.state_of(*pair) for pair in await states.containers(_Answers(*looks))]  # type: ignore[arg-type]
+    """Returns the states in the list, after comparing them with the container's status."""
+    listed = await _listed(*looks)
     try:
-        assert listed == [states.state_of(*await states.container(_Answers(*looks), "c"))]  # type: ignore[arg-type]
+        assert listed == [to_status(await states.container(_Answers(*looks), "c")).state]  # type: ignore[arg-type]
     except NotFound:
         assert listed == []
     return listed
+
+
+async def _listed(*looks: tuple[Container | None, Process | None]) -> list[int]:
+    return [to_item(found).state for found in await states.containers(_Answers(*looks))]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +92,7 @@ async def _seen(*looks: tuple[Container | None, Process | None]) -> list[int]:
         (ProcessState.ALIVE, 0, api_pb2.CONTAINER_CREATED),
     ],
 )
-async def test_state_is_joined_from_both_owners(process: ProcessState | None, started: int, state: int) -> None:
+async def test_the_state_is_joined_from_both_owners(process: ProcessState | None, started: int, state: int) -> None:
     assert await _seen((_container(started), _process(process) if process else None)) == [state]
 
 
@@ -95,17 +101,18 @@ async def test_state_is_joined_from_both_owners(process: ProcessState | None, st
     [
         ({}, ProcessState.EXITED, 0),
         ({"starting_at": 5}, ProcessState.ALIVE, 0),
-        ({"starting_at": 5}, ProcessState.EXITED, 5),  # its end is known before its start
+        ({"starting_at": 5}, ProcessState.EXITED, 5),  # the end is known before the start has been recorded
         ({"starting_at": 5, "started_at": 5}, ProcessState.EXITED, 5),
         ({"starting_at": 5, "start_error": "no such file"}, ProcessState.EXITED, 0),
     ],
 )
-def test_what_has_run_has_a_start(start: dict[str, Any], process: ProcessState, shown: int) -> None:
-    assert to_status(_container().model_copy(update=start), _process(process)).started_at == shown
+def test_a_container_that_has_run_has_a_start(start: dict[str, Any], process: ProcessState, shown: int) -> None:
+    container = ObservedContainer(_container().model_copy(update=start), _process(process))
+    assert to_status(container).started_at == shown
 
 
 @pytest.mark.parametrize("process", [None, _process(ProcessState.CREATING)])
-async def test_what_is_being_created_is_not_there_yet_and_what_was_left_half_made_is_unknown(
+async def test_a_container_that_is_being_created_is_hidden_and_one_that_was_left_half_made_is_unknown(
     process: Process | None,
 ) -> None:
     assert await _seen((_container(), process)) == []
@@ -113,12 +120,11 @@ async def test_what_is_being_created_is_not_there_yet_and_what_was_left_half_mad
 
 
 @pytest.mark.parametrize("process", [None, _process(ProcessState.CREATING)])
-async def test_what_is_to_be_restored_is_created(process: Process | None) -> None:
+async def test_a_container_that_is_to_be_restored_is_created(process: Process | None) -> None:
     assert await _seen((_container(restore="/checkpoint"), process)) == [api_pb2.CONTAINER_CREATED]
 
 
-async def test_what_comes_or_goes_between_the_two_answers_is_not_unknown() -> None:
+async def test_a_container_that_comes_or_goes_between_the_two_answers_is_not_unknown() -> None:
     alive = _process(ProcessState.ALIVE)
     assert await _seen((_container(1, LONG_AGO), None), (None, None)) == []
-    found = await states.containers(_Answers((_container(1), None), (_container(1), alive)))  # type: ignore[arg-type]
-    assert [states.state_of(*pair) for pair in found] == [api_pb2.CONTAINER_RUNNING]
+    assert await _listed((_container(1), None), (_container(1), alive)) == [api_pb2.CONTAINER_RUNNING]

@@ -1,1 +1,1 @@
-"""cri-gateway: CRI v1 over gRPC on one side, the four services over REST on the other."""
+"""cri-gateway: serves CRI v1 over gRPC and calls the four services over REST."""

@@ -2,16 +2,20 @@
 
 import gc
 
-gc.disable()  # until the service is ready (servicekit.server): looking through what is being loaded was a seventh of a start
+# Off until the service is ready (servicekit.server): collections during the imports took a seventh
+# of the time of a start.
+gc.disable()
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from cri_gateway import privileges
-from cri_gateway.notes import Notes
+from cri_gateway.journal import JournalWriter
 from cri_gateway.reconciler import Reconciler
-from cri_gateway.server import image_answers, runtime_answers, serving
+from cri_gateway.rpc import methods
+from cri_gateway.rpc import server as rpc_server
 from cri_gateway.services import Services
 from cri_gateway.settings import GatewaySettings
 from cri_gateway.streaming import server as streaming
@@ -23,38 +27,37 @@ from servicekit.settings import Settings
 
 @asynccontextmanager
 async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Frontend]:
-    """The gateway with its CRI socket; from there on without privileges, if the settings name a user."""
-    run = settings.node.run_dir
-    user = privileges.resolve(settings.own.user) if settings.own.user else None
-    services = Services.at(run, settings.own.patience)
-
-    async def ready() -> None:
-        missing = [client.service for client in services.clients if not client.replicas()]
-        if missing:
-            raise Unavailable(f"no replica of {', '.join(missing)} listens in {run}")
-
+    """Serves CRI while the block runs; gives up root first, if the settings name a user."""
+    run, own = settings.node.run_dir, settings.own
+    user = privileges.resolve(own.user) if own.user else None
+    services = Services.at(run, own.patience)
     async with AsyncExitStack() as stack:
-        stream_url = await stack.enter_async_context(streaming.serving(services, settings.own))
-        notes, closing = Notes(services.monitor), asyncio.Event()
-        stack.push_async_callback(notes.settle)
+        stream_url = await stack.enter_async_context(streaming.serving(services, own))
+        journal, closing = JournalWriter(services.monitor), asyncio.Event()
+        stack.push_async_callback(journal.flush)
         answers = {
-            "RuntimeService": runtime_answers(services, notes, stream_url, closing),
-            "ImageService": image_answers(services),
+            "RuntimeService": methods.runtime_service(services, journal, stream_url, closing),
+            "ImageService": methods.image_service(services),
         }
-        await stack.enter_async_context(
-            serving(settings.own.socket or run / "cri.sock", server.group_id(settings.node.group), answers)
-        )
+        socket = own.socket or run / "cri.sock"
+        await stack.enter_async_context(rpc_server.serving(socket, server.group_id(settings.node.group), answers))
         stack.callback(closing.set)
         if user is not None:
             privileges.become(*user, run / "cri-gateway")
-        reconciling = asyncio.create_task(
-            Reconciler(services, settings.own.reconcile_interval, settings.own.reconcile_grace).run()
-        )
+        reconciler = Reconciler(services, own.reconcile_interval, own.reconcile_grace)
+        reconciling = asyncio.create_task(reconciler.run())
         try:
-            yield Frontend([], ready)
+            yield Frontend([], lambda: _check_replicas(services, run))
         finally:
             reconciling.cancel()
     await services.close()
+
+
+async def _check_replicas(services: Services, run: Path) -> None:
+    """Raises Unavailable if a service has no replica."""
+    missing = [client.service for client in services.clients if not client.replicas()]
+    if missing:
+        raise Unavailable(f"no replica of {', '.join(missing)} listens in {run}")
 
 
 SERVICE = Service("cri-gateway", "gateway", GatewaySettings, opened)

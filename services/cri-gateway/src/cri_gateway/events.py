@@ -1,54 +1,74 @@
-"""GetContainerEvents: monitor-svc's journal, followed from the moment of the call, each event with the statuses of its pod and containers.
+"""Flow of GetContainerEvents: monitor-svc's journal, followed from the moment of the call.
 
-What monitor-svc sees for itself (containers created, stopped, deleted) it writes down itself; what only the flows here know (a start, a pod's
-life) they note in its journal, behind their answers. A subscriber reads at its own pace; one that the journal has overtaken is told.
+monitor-svc records by itself what it sees (containers created, stopped, deleted). The gateway's
+flows add what only they know (a start, a pod's creation and end; see journal.py). Each subscriber
+reads at its own pace, and gets an error once the journal has dropped events that it has not read.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 from cri_gateway import states
-from cri_gateway.containers import to_status
-from cri_gateway.pods import Pods
+from cri_gateway.pods import ObservedPod, Pods
 from cri_gateway.services import Services
-from crisp_proto.cri import api_pb2
+from cri_gateway.states import ObservedContainer
 from crisp_proto.monitor import Event, EventKind
 from servicekit.errors import FailedPrecondition, NotFound, Unavailable
 from servicekit.tasks import race
 
 _WAIT_SECONDS = 20
-_TYPES = {
-    EventKind.CREATED: api_pb2.CONTAINER_CREATED_EVENT,
-    EventKind.STARTED: api_pb2.CONTAINER_STARTED_EVENT,
-    EventKind.STOPPED: api_pb2.CONTAINER_STOPPED_EVENT,
-    EventKind.DELETED: api_pb2.CONTAINER_DELETED_EVENT,
-}
+_OF_CRI = frozenset({EventKind.CREATED, EventKind.STARTED, EventKind.STOPPED, EventKind.DELETED})
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedEvent:
+    """An event, with its pod and the pod's containers as they are now.
+
+    Without them if the pod is gone.
+    """
+
+    event: Event
+    pod: ObservedPod | None = None
+    containers: Sequence[ObservedContainer] = ()
 
 
 class Events:
-    """Subscriptions to the journal; `closing` ends them, so that clients go to the gateway that takes over."""
+    """Subscriptions to the journal.
+
+    `closing` ends them, so that clients connect to the gateway that takes over.
+    """
 
     def __init__(self, services: Services, pods: Pods, closing: asyncio.Event) -> None:
         self._services = services
         self._pods = pods
         self._closing = closing
 
-    async def stream(self, _request: api_pb2.GetEventsRequest) -> AsyncIterator[api_pb2.ContainerEventResponse]:
-        """GetContainerEvents."""
+    async def follow(self) -> AsyncIterator[ObservedEvent]:
+        """Yields CRI's events from now on.
+
+        Raises FailedPrecondition once the journal has dropped events that were not read yet, and
+        Unavailable when the gateway ends.
+        """
         cursor = (await self._services.monitor.events(after=None)).last
         while not self._closing.is_set():
             found = await self._next(cursor)
-            if found and found[0].cursor > cursor + 1 and await self._is_lost(cursor):
+            if found and found[0].cursor > cursor + 1 and await self._has_dropped_after(cursor):
                 raise FailedPrecondition(
-                    "this subscriber is so far behind that the journal has dropped events; list, and subscribe again"
+                    "this subscriber is so far behind that the journal has dropped events",
+                    hint="list, and subscribe again",
                 )
             for event in found:
                 cursor = event.cursor
-                if event.kind in _TYPES:
-                    yield await self._response(event)
-        raise Unavailable("the gateway is going; subscribe again")
+                if event.kind in _OF_CRI:
+                    yield await self._observe(event)
+        raise Unavailable("the gateway is ending", hint="subscribe again")
 
     async def _next(self, cursor: int) -> list[Event]:
+        """Waits for events after the cursor.
+
+        Returns none after a while without any, and when the gateway ends.
+        """
         found: list[Event] = []
 
         async def ask() -> None:
@@ -57,21 +77,18 @@ class Events:
         await race(ask(), self._closing.wait())
         return found
 
-    async def _is_lost(self, cursor: int) -> bool:
+    async def _has_dropped_after(self, cursor: int) -> bool:
+        """Tells whether the journal has dropped events after this cursor.
+
+        A gap between two cursors alone is no loss.
+        """
         return (await self._services.monitor.events(after=cursor)).first > cursor + 1
 
-    async def _response(self, event: Event) -> api_pb2.ContainerEventResponse:
-        """An event with what its pod and containers are like now; the pod's part is missing once it is removed."""
-        response = api_pb2.ContainerEventResponse(
-            container_id=event.container_id, container_event_type=_TYPES[event.kind], created_at=event.at
-        )
+    async def _observe(self, event: Event) -> ObservedEvent:
         try:
-            status, containers = await asyncio.gather(
-                self._pods.status(api_pb2.PodSandboxStatusRequest(pod_sandbox_id=event.pod_id)),
-                states.containers(self._services, event.pod_id),
+            pod, containers = await asyncio.gather(
+                self._pods.observe(event.pod_id), states.containers(self._services, event.pod_id)
             )
         except NotFound:
-            return response
-        response.pod_sandbox_status.CopyFrom(status.status)
-        response.containers_statuses.extend(to_status(container, process) for container, process in containers)
-        return response
+            return ObservedEvent(event)
+        return ObservedEvent(event, pod, containers)

@@ -1,4 +1,8 @@
-"""Finds what a killed gateway left behind: things of net-, image- and monitor-svc whose pod or container runtime-svc does not know."""
+"""Removes what a killed gateway left behind in net-, image- and monitor-svc.
+
+Leftovers are attachments, root filesystems and processes whose pod or container is unknown to
+runtime-svc.
+"""
 
 import asyncio
 import time
@@ -12,7 +16,10 @@ _log = logs.get()
 
 
 class Reconciler:
-    """Looks at start and then every `interval` seconds; removes what is older than `grace` seconds."""
+    """Looks for leftovers at start and then every `interval` seconds.
+
+    Removes those older than `grace` seconds.
+    """
 
     def __init__(self, services: Services, interval: float, grace: float) -> None:
         self._services = services
@@ -20,11 +27,14 @@ class Reconciler:
         self._grace = grace
 
     async def run(self) -> None:
-        """Until cancelled."""
-        await repeat_every("reconcile", self._interval, self.look)
+        """Reconciles until cancelled."""
+        await repeat_every("reconcile", self._interval, self.reconcile)
 
-    async def look(self) -> None:
-        """One look. What others have is listed before what runtime-svc has, so that something just made is never unknown."""
+    async def reconcile(self) -> None:
+        """Looks for leftovers once, and removes them.
+
+        runtime-svc is asked last, so that its answer has every pod and container created meanwhile.
+        """
         services = self._services
         attachments, rootfs, processes = await asyncio.gather(
             services.net.attachments(), services.image.rootfs_ages(), services.monitor.processes()
@@ -32,21 +42,17 @@ class Reconciler:
         pods, containers = await asyncio.gather(services.runtime.pods(), services.runtime.containers())
         known_pods, known_containers = {pod.id for pod in pods}, {container.id for container in containers}
         now = time.time()
-        await self._remove(
-            "monitor",
-            {process.id: now - process.begun for process in processes},
-            known_containers,
-            services.monitor.remove,
-        )
+        process_ages = {process.id: now - process.begun for process in processes}
+        await self._remove("monitor", process_ages, known_containers, services.monitor.remove)
         await self._remove("rootfs", rootfs, known_containers, services.image.unmount)
         await self._remove("attachment", attachments.ages, known_pods, services.net.detach)
 
     async def _remove(
         self, kind: str, ages: Mapping[str, float], known: set[str], remove: Callable[[str], Awaitable[None]]
     ) -> None:
-        async def take_away(leftover: str) -> None:
+        async def remove_one(leftover: str) -> None:
             await remove(leftover)
             _log.warning("leftover-removed", kind=kind, id=leftover, age_seconds=round(ages[leftover]))
 
         leftovers = [leftover for leftover, age in ages.items() if leftover not in known and age > self._grace]
-        await for_each("reconcile", leftovers, take_away)
+        await for_each("reconcile", leftovers, remove_one)

@@ -1,4 +1,4 @@
-"""The four services as the gateway calls them: one method for each route it uses, and nothing else."""
+"""The four services as the gateway calls them: one method for each REST route that it uses."""
 
 import asyncio
 from dataclasses import dataclass
@@ -52,13 +52,16 @@ from servicekit.channels import ServiceChannels
 from servicekit.client import ServiceClient
 
 _LONG = 4 * 3600.0
-"""Seconds for calls whose length the workload decides (pulls, execs, stops); the CRI client's own deadline comes first."""
+"""Seconds for calls whose length the workload decides (pulls, execs, stops).
+
+The CRI client's own deadline comes first.
+"""
 CREATE_SECONDS = 240.0
-"""Seconds after which a step of a creation, or a start or detachment, is given up."""
+"""Seconds after which a step of a creation, a start, or a detachment is given up."""
 
 
 class ImageService:
-    """image-svc."""
+    """Calls to image-svc."""
 
     def __init__(self, client: ServiceClient) -> None:
         self.client = client
@@ -97,7 +100,7 @@ class ImageService:
 
 
 class RuntimeService:
-    """runtime-svc."""
+    """Calls to runtime-svc."""
 
     def __init__(self, client: ServiceClient) -> None:
         self.client = client
@@ -123,9 +126,12 @@ class RuntimeService:
     async def remove_pod(self, pod_id: str) -> None:
         await self.client.call("DELETE", f"/v1/pods/{pod_id}")
 
-    async def containers(self, pod_id: str = "") -> list[Container]:
-        """A pod's, or all: these are kept, since kubelet lists them each second."""
-        if pod_id:
+    async def containers(self, pod_id: str | None = None) -> list[Container]:
+        """Returns a pod's containers, or all.
+
+        The client keeps the list of all while its ETag holds, since kubelet asks each second.
+        """
+        if pod_id is not None:
             return (await self.client.call("GET", f"/v1/containers?pod_id={pod_id}", ContainerList)).containers
         return (await self.client.call("GET", "/v1/containers", ContainerList, keep=True)).containers
 
@@ -183,7 +189,7 @@ class RuntimeService:
 
 
 class NetService:
-    """net-svc."""
+    """Calls to net-svc."""
 
     def __init__(self, client: ServiceClient) -> None:
         self.client = client
@@ -214,7 +220,7 @@ class NetService:
 
 
 class MonitorService:
-    """monitor-svc."""
+    """Calls to monitor-svc."""
 
     def __init__(self, client: ServiceClient) -> None:
         self.client = client
@@ -248,7 +254,10 @@ class MonitorService:
         await self.client.call("POST", "/v1/events", None, Note(kind=kind, container_id=container_id, pod_id=pod_id))
 
     async def events(self, *, after: int | None, wait: float = 0) -> EventList:
-        """Events after a cursor; with None only the journal's bounds."""
+        """Returns the events after a cursor, or only the journal's bounds for None.
+
+        Waits up to `wait` seconds for an event.
+        """
         query = "limit=0" if after is None else f"after={after}&wait={wait:g}"
         return await self.client.call("GET", f"/v1/events?{query}", EventList, deadline=wait + _LONG)
 
@@ -267,7 +276,7 @@ class MonitorService:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All four."""
+    """The four services."""
 
     image: ImageService
     runtime: RuntimeService
@@ -276,7 +285,10 @@ class Services:
 
     @staticmethod
     def at(run_dir: Path, patience: float) -> "Services":
-        """The services whose sockets are below run_dir. A call waits `patience` seconds for one that is away."""
+        """Returns the services whose sockets are below run_dir.
+
+        A call waits up to `patience` seconds for a service that is away.
+        """
         image, runtime, net, monitor = (
             ServiceClient(f"{name}-svc", run_dir, patience=patience) for name in ("image", "runtime", "net", "monitor")
         )
@@ -284,7 +296,7 @@ class Services:
 
     @property
     def clients(self) -> list[ServiceClient]:
-        """The client of each."""
+        """The client of each service."""
         return [service.client for service in (self.image, self.runtime, self.net, self.monitor)]
 
     async def close(self) -> None:

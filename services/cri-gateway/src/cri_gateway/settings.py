@@ -1,4 +1,4 @@
-"""The [gateway] section."""
+"""The settings in section [gateway]."""
 
 from pathlib import Path
 
@@ -13,30 +13,33 @@ class GatewaySettings(Section):
 
     socket: Path | None = Field(None, description="CRI socket; default RUN_DIR/cri.sock")
     user: str = Field(
-        "", description="user:group (names or numbers) to run as once the sockets are bound; empty stays as started"
+        "",
+        description="user:group (names or numbers) to run as once the sockets are bound; empty keeps the current one",
     )
     patience: float = Field(
-        PATIENCE, gt=0, description="Seconds that a call waits for a service that is away, as while it restarts"
+        PATIENCE,
+        gt=0,
+        description="Seconds that a call waits for a service that is away, for instance while it restarts",
     )
-    reconcile_interval: float = Field(30, gt=0, description="Seconds between two looks for leftovers")
+    reconcile_interval: float = Field(30, gt=0, description="Seconds between two searches for leftovers")
     reconcile_grace: float = Field(
         300,
         gt=0,
-        description="Seconds that something unknown to runtime-svc may be young before it counts as a leftover",
+        description="Age in seconds from which something that runtime-svc does not know counts as a leftover",
     )
     stream_address: str = Field(
-        "127.0.0.1", description="Address of the streaming server, which exec, attach and port-forward go through"
+        "127.0.0.1", description="Address of the streaming server, which serves exec, attach and port-forward"
     )
     stream_port: int = Field(
-        0, ge=0, le=65535, description="Port of the streaming server; 0 takes a free one at each start"
+        0, ge=0, le=65535, description="Port of the streaming server; 0 chooses a free one at each start"
     )
     stream_tls_certificate: Path | None = Field(
-        None, description="PEM file with the streaming server's certificates; empty is plain HTTP"
+        None, description="PEM file with the streaming server's certificates; without one it serves plain HTTP"
     )
     stream_tls_key: Path | None = Field(
-        None, description="PEM file with the key to it; both are read anew when they change"
+        None, description="PEM file with the key of stream_tls_certificate; both files are read again when they change"
     )
     stream_idle_timeout: float = Field(
-        4 * 3600, ge=0, description="Seconds without a byte after which a stream is closed; 0 never"
+        4 * 3600, ge=0, description="Seconds without a byte after which a stream is closed; 0 closes none"
     )
-    stream_creation_timeout: float = Field(30, gt=0, description="Seconds that a client has to open its streams")
+    stream_creation_timeout: float = Field(30, gt=0, description="Seconds within which a client must open its streams")

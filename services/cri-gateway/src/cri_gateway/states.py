@@ -1,53 +1,112 @@
-"""What containers are like: runtime-svc's records joined with monitor-svc's processes.
+"""Containers as their owners see them: runtime-svc's records and monitor-svc's processes.
 
-The two are asked at the same time, so a container may be known to one and not yet, or no longer, to the other. CRI has no state for that:
-UNKNOWN says that something is wrong, and kubelet counts it as a restart.
+Both services are asked at the same time, so a container may be known to one of them and not yet, or
+no longer, to the other. CRI has no state for that: UNKNOWN means that something is wrong, and
+kubelet counts it as a restart. So containers that are being created are hidden, and after an
+UNKNOWN both services are asked once more.
 """
 
 import asyncio
 import time
+from dataclasses import dataclass
+from enum import StrEnum
 
 from cri_gateway.services import CREATE_SECONDS, Services
-from crisp_proto.cri import api_pb2
 from crisp_proto.monitor import Process, ProcessState
 from crisp_proto.runtime import Container, Pod
 from servicekit.errors import NotFound
 
 
-def state_of(record: Container, process: Process | None) -> "api_pb2.ContainerState.ValueType":
-    """CREATED, RUNNING, EXITED; UNKNOWN where monitor-svc has no process, but for one that is still to be restored."""
-    if process is None or process.state is ProcessState.CREATING:
-        if record.launch.restore and not record.started_at:
-            return api_pb2.CONTAINER_EXITED if record.start_error else api_pb2.CONTAINER_CREATED
-        return api_pb2.CONTAINER_UNKNOWN
-    if process.state is ProcessState.EXITED:
-        return api_pb2.CONTAINER_EXITED
-    return api_pb2.CONTAINER_RUNNING if record.started_at else api_pb2.CONTAINER_CREATED
+class ContainerState(StrEnum):
+    """CRI's ContainerState."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+    UNKNOWN = "unknown"
 
 
-async def containers(services: Services, pod_id: str = "") -> list[tuple[Container, Process | None]]:
-    """All containers, or a pod's, with their processes. One that is still being created is not among them."""
-    found = await _look(services, pod_id)
-    if any(state_of(*pair) == api_pb2.CONTAINER_UNKNOWN for pair in found):  # it came or went between the two answers?
-        found = await _look(services, pod_id)
+@dataclass(frozen=True, slots=True)
+class ObservedContainer:
+    """A container: runtime-svc's record, and monitor-svc's process if it has one."""
+
+    record: Container
+    process: Process | None
+
+    @property
+    def state(self) -> ContainerState:
+        """The state that CRI clients see.
+
+        UNKNOWN if monitor-svc has no process, unless the container is still to be restored.
+        """
+        record, process = self.record, self.process
+        if process is None or process.state is ProcessState.CREATING:
+            if record.launch.restore and not record.started_at:
+                return ContainerState.EXITED if record.start_error else ContainerState.CREATED
+            return ContainerState.UNKNOWN
+        if process.state is ProcessState.EXITED:
+            return ContainerState.EXITED
+        return ContainerState.RUNNING if record.started_at else ContainerState.CREATED
+
+    @property
+    def exited_process(self) -> Process | None:
+        """The process, if it has ended."""
+        return self.process if self.process is not None and self.process.state is ProcessState.EXITED else None
+
+    @property
+    def failed_to_start(self) -> bool:
+        """Tells whether the OCI runtime could not start or restore the container."""
+        return bool(self.record.start_error) and not self.record.started_at
+
+    @property
+    def started_at(self) -> int | None:
+        """The time of the container's start, in ns since the epoch; None if it has not started.
+
+        A short-lived container can end before its start is recorded. Then this is the time at which
+        the start began.
+        """
+        record = self.record
+        if record.started_at:
+            return record.started_at
+        if self.exited_process is not None and not record.start_error:
+            return record.starting_at or None
+        return None
+
+    @property
+    def being_created(self) -> bool:
+        """Tells whether CreateContainer may still be under way.
+
+        A container that is too old for that was left behind by a killed gateway. It is shown as
+        UNKNOWN until it is removed.
+        """
+        return not self.record.started_at and self.state is ContainerState.UNKNOWN and is_young(self.record)
+
+
+async def containers(services: Services, pod_id: str | None = None) -> list[ObservedContainer]:
+    """Returns all containers, or those of one pod, except those that are being created."""
+    found = await _observe(services, pod_id)
+    if any(container.state is ContainerState.UNKNOWN for container in found):
+        # It may have been created or removed between the two answers.
+        found = await _observe(services, pod_id)
     return found
 
 
-async def _look(services: Services, pod_id: str) -> list[tuple[Container, Process | None]]:
+async def _observe(services: Services, pod_id: str | None) -> list[ObservedContainer]:
     records, processes = await asyncio.gather(services.runtime.containers(pod_id), services.monitor.processes())
     by_id = {process.id: process for process in processes}
-    pairs = [(record, by_id.get(record.id)) for record in records]
-    return [pair for pair in pairs if not _being_created(*pair)]
+    found = [ObservedContainer(record, by_id.get(record.id)) for record in records]
+    return [container for container in found if not container.being_created]
 
 
-async def container(services: Services, container_id: str) -> tuple[Container, Process | None]:
-    """A container and its process. Raises NotFound, also while it is being created."""
+async def container(services: Services, container_id: str) -> ObservedContainer:
+    """Returns one container. Raises NotFound, also while the container is being created."""
     record, process = await asyncio.gather(services.runtime.container(container_id), _process(services, container_id))
-    if _being_created(record, process):
+    observed = ObservedContainer(record, process)
+    if observed.being_created:
         raise NotFound(f"container {container_id} is still being created", field="container_id")
-    if process is None:  # it went between the two answers?
-        record = await services.runtime.container(container_id)
-    return record, process
+    if process is None:  # It may have been removed between the two answers.
+        return ObservedContainer(await services.runtime.container(container_id), None)
+    return observed
 
 
 async def _process(services: Services, container_id: str) -> Process | None:
@@ -57,13 +116,6 @@ async def _process(services: Services, container_id: str) -> Process | None:
         return None
 
 
-def _being_created(record: Container, process: Process | None) -> bool:
-    """One that is too old for it was left behind by a gateway that was killed, and is shown as UNKNOWN until it is removed."""
-    if record.started_at or state_of(record, process) != api_pb2.CONTAINER_UNKNOWN:
-        return False
-    return is_young(record)
-
-
 def is_young(record: Container | Pod) -> bool:
-    """Whether the call that makes it may still be under way."""
+    """Tells whether the call that creates this pod or container may still be under way."""
     return time.time() - record.created_at / 1e9 < CREATE_SECONDS

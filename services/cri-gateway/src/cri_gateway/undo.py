@@ -1,4 +1,4 @@
-"""Undo written next to do: steps pushed while a flow goes forward, taken back in reverse when it fails."""
+"""Undo written next to do: a flow pushes each step's undo, and a failure runs them in reverse."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,10 +11,11 @@ _log = logs.get()
 
 @asynccontextmanager
 async def undone_on_failure() -> AsyncIterator[AsyncExitStack]:
-    """A stack for the callbacks that take a flow's steps back.
+    """Yields a stack for callbacks that undo a flow's steps, and runs them if the block fails.
 
-    Where a service was away or silent nothing is taken back: the flow may have been a repetition for something that already
-    runs. The next repetition goes on from there, and what nobody asks for again is the reconciler's.
+    Unavailable and DeadlineExceeded undo nothing: the request may have repeated an earlier one
+    whose container already runs. The next repetition continues from there. If none comes, the
+    reconciler removes what is left.
     """
     async with AsyncExitStack() as stack:
         try:
@@ -23,7 +24,7 @@ async def undone_on_failure() -> AsyncIterator[AsyncExitStack]:
             stack.pop_all()
             raise
         except CrispError as error:
-            _log.warning("taking-back", error=error.message)
+            _log.warning("steps-undone", error=error.message)
             raise
         else:
             stack.pop_all()

@@ -1,4 +1,7 @@
-"""A client's streams as channels, whichever way it came: by SPDY one stream each, by WebSocket the first byte of each message."""
+"""A client's streams as channels.
+
+Over SPDY each channel is a stream. Over a WebSocket the first byte of a message is its channel.
+"""
 
 import asyncio
 import base64
@@ -14,7 +17,7 @@ _QUEUED = 8
 
 
 class WebSocketChannels:
-    """v4.channel.k8s.io and v5; v4.base64.channel.k8s.io for those that can only take text."""
+    """v4.channel.k8s.io and v5; v4.base64.channel.k8s.io for clients that can only handle text."""
 
     def __init__(self, socket: WebSocket, *, base64: bool) -> None:
         self._socket = socket
@@ -22,13 +25,15 @@ class WebSocketChannels:
         self._channel = 0
 
     async def receive(self) -> Message | None:
-        """The next message; None once the client is gone."""
+        """Returns the next message; None once the client is gone or violated the protocol."""
         piece = await self._socket.receive()
         if piece is None:
             return None
         data = piece.data
         if piece.first and data:
             self._channel, data = data[0] - (ord("0") if self._base64 else 0), data[1:]
+        if self._channel < 0:
+            return None
         if self._base64:
             try:
                 data = base64.b64decode(data, validate=True)
@@ -37,7 +42,7 @@ class WebSocketChannels:
         return self._channel, data
 
     async def send(self, channel: int, data: bytes) -> None:
-        """Sends a message; these protocols have no CLOSE in this direction."""
+        """Sends a message, except CLOSE: these protocols have none in this direction."""
         if channel == Channel.CLOSE:
             return
         if self._base64:
@@ -51,7 +56,10 @@ class WebSocketChannels:
 
 
 class SpdyChannels:
-    """channel.k8s.io, v2, v3 and v4: a stream for each channel, named by its header streamtype."""
+    """channel.k8s.io, v2, v3 and v4: a stream per channel; its header streamtype names the channel.
+
+    Up to v3, errors are plain text (`plain_errors`).
+    """
 
     def __init__(self, connection: spdy.Connection, streams: dict[Channel, spdy.Stream], *, plain_errors: bool) -> None:
         self._connection = connection
@@ -71,11 +79,14 @@ class SpdyChannels:
         await self._queue.put((Channel.CLOSE, bytes([channel])))
 
     async def receive(self) -> Message | None:
-        """The next message. That the client is gone, its connection says."""
+        """Returns the next message.
+
+        Waits for ever once the client is gone: `spdy.Connection.serve` ends then.
+        """
         return await self._queue.get()
 
     async def send(self, channel: int, data: bytes) -> None:
-        """Sends on the channel's stream, if the client opened one; up to v3 an error is plain text."""
+        """Sends on the channel's stream; drops the message if the client opened none."""
         stream = self._streams.get(Channel(data[0] if channel == Channel.CLOSE else channel))
         if stream is None:
             return
@@ -94,12 +105,12 @@ class SpdyChannels:
 
 
 def window_sizes(data: bytes) -> list[bytes]:
-    """The JSON documents in a piece of a resize stream, which may hold several of them, one after the other."""
+    """Returns the JSON documents in a piece of a resize stream, which may hold several in a row."""
     decoder, text, found = json.JSONDecoder(), data.decode("utf-8", "replace").strip(), []
     while text:
         try:
             _, end = decoder.raw_decode(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for JSON that is nested too deeply
             break
         found.append(text[:end].encode())
         text = text[end:].strip()

@@ -1,4 +1,7 @@
-"""Exec and Attach: a client's channels and monitor-svc's, joined (Kubernetes' channel protocols v1 to v5)."""
+"""Exec and Attach: joins a client's channels with monitor-svc's.
+
+The protocols are Kubernetes' channel protocols v1 to v5.
+"""
 
 import asyncio
 import contextlib
@@ -10,13 +13,13 @@ from cri_gateway.streaming.channels import SpdyChannels, WebSocketChannels
 from cri_gateway.streaming.websocket import WebSocket
 from crisp_proto.streams import AttachRequest, Channel, ExecStreamRequest, Session, SessionKind, failed
 from servicekit import logs
-from servicekit.channels import Channels
+from servicekit.channels import Channels, ServiceChannels
 from servicekit.errors import CrispError
 from servicekit.tasks import race
 
 _BASE64 = "v4.base64.channel.k8s.io"
 WEBSOCKET_PROTOCOLS = ["v5.channel.k8s.io", "v4.channel.k8s.io", _BASE64]
-# Best first. The first two know no resize stream; all but v4 have plain text on the error stream.
+# Best first. The two oldest have no resize stream; all but v4 have plain text on the error stream.
 SPDY_PROTOCOLS = ["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"]
 _WITHOUT_RESIZE = SPDY_PROTOCOLS[2:]
 SPDY_STREAMS = 5
@@ -24,63 +27,71 @@ _log = logs.get()
 
 
 async def over_websocket(monitor: MonitorService, session: Session, socket: WebSocket, protocol: str) -> None:
-    """The session, to its end, with a client that has a WebSocket."""
+    """Runs a session to its end, for a client with a WebSocket."""
     channels = WebSocketChannels(socket, base64=protocol == _BASE64)
-    await _joined(monitor, session, channels)
+    await _relay(monitor, session, channels)
     await channels.close()
 
 
 async def over_spdy(
     monitor: MonitorService, session: Session, connection: spdy.Connection, protocol: str, create_timeout: float
 ) -> None:
-    """The session, to its end, with a client that has `create_timeout` seconds to open its SPDY streams."""
-    missing = _expected(session, protocol)
-    streams: dict[Channel, spdy.Stream] = {}
-    complete = asyncio.Event()
+    """Runs a session to its end, for a client with SPDY.
 
-    def opened(stream: spdy.Stream) -> None:
-        channel = _channel(stream.headers)
-        if channel not in missing:
-            raise spdy.Refused(
-                f"stream type {stream.headers.get('streamtype', '')!r} was not asked for, or was opened before"
-            )
-        missing.remove(channel)
-        streams[channel] = stream
-        if not missing:
-            complete.set()
+    The client must open its streams within `create_timeout` seconds.
+    """
+    streams = _Streams(_expected(session, protocol))
 
-    async def command() -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(create_timeout):
-                await complete.wait()
-        channels = SpdyChannels(connection, streams, plain_errors=protocol != SPDY_PROTOCOLS[0])
-        if missing:
-            names = ", ".join(sorted(channel.name.lower() for channel in missing))
+    async def run() -> None:
+        await streams.wait(create_timeout)
+        channels = SpdyChannels(connection, streams.opened, plain_errors=protocol != SPDY_PROTOCOLS[0])
+        if streams.missing:
+            names = ", ".join(sorted(channel.name.lower() for channel in streams.missing))
             _log.warning("stream-missing", missing=names)
-            await _tell(
-                channels,
-                failed(
-                    f"the client did not open its streams {names} within {create_timeout:g} s (gateway.stream_creation_timeout)"
-                ),
-            )
+            limit = f"{create_timeout:g} s (gateway.stream_creation_timeout)"
+            await _send_status(channels, failed(f"the client did not open its streams {names} within {limit}"))
         else:
-            await _joined(monitor, session, channels)
+            await _relay(monitor, session, channels)
         await channels.close()
 
-    await race(command(), connection.serve(opened))
+    await race(run(), connection.serve(streams.accept))
+
+
+class _Streams:
+    """The SPDY streams that a client opened for a session, and the channels that still lack one."""
+
+    def __init__(self, expected: set[Channel]) -> None:
+        self.missing = expected
+        self.opened: dict[Channel, spdy.Stream] = {}
+        self._complete = asyncio.Event()
+
+    def accept(self, stream: spdy.Stream) -> None:
+        """Takes a new stream. Raises Refused for one that is not missing."""
+        channel = _channel(stream.headers)
+        if channel not in self.missing:
+            kind = stream.headers.get("streamtype", "")
+            raise spdy.Refused(f"stream type {kind!r} was not asked for, or was opened before")
+        self.missing.remove(channel)
+        self.opened[channel] = stream
+        if not self.missing:
+            self._complete.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Waits until no stream is missing, or this time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._complete.wait()
 
 
 def _expected(session: Session, protocol: str) -> set[Channel]:
-    wanted = {Channel.ERROR}
-    if session.stdin:
-        wanted.add(Channel.STDIN)
-    if session.stdout:
-        wanted.add(Channel.STDOUT)
-    if session.stderr:
-        wanted.add(Channel.STDERR)
-    if session.tty and protocol not in _WITHOUT_RESIZE:
-        wanted.add(Channel.RESIZE)
-    return wanted
+    """Returns the channels for which the client must open streams."""
+    optional = {
+        Channel.STDIN: session.stdin,
+        Channel.STDOUT: session.stdout,
+        Channel.STDERR: session.stderr,
+        Channel.RESIZE: session.tty and protocol not in _WITHOUT_RESIZE,
+    }
+    return {Channel.ERROR, *(channel for channel, wanted in optional.items() if wanted)}
 
 
 def _channel(headers: Mapping[str, str]) -> Channel | None:
@@ -88,20 +99,12 @@ def _channel(headers: Mapping[str, str]) -> Channel | None:
     return Channel[name] if name in Channel.__members__ else None
 
 
-async def _joined(monitor: MonitorService, session: Session, client: Channels) -> None:
-    """Passes messages on until the service has said its last, or the client is gone."""
+async def _relay(monitor: MonitorService, session: Session, client: Channels) -> None:
+    """Passes messages on until the service has sent its last one, or the client is gone."""
     try:
-        service = await (
-            monitor.exec_stream(
-                session.id, ExecStreamRequest(command=session.command, tty=session.tty, stdin=session.stdin)
-            )
-            if session.kind is SessionKind.EXEC
-            else monitor.attach(
-                session.id, AttachRequest(stdin=session.stdin, stdout=session.stdout, stderr=session.stderr)
-            )
-        )
+        service = await _connect(monitor, session)
     except CrispError as error:
-        await _tell(client, failed(error.message))
+        await _send_status(client, failed(error.message))
         return
 
     async def up() -> None:
@@ -114,7 +117,7 @@ async def _joined(monitor: MonitorService, session: Session, client: Channels) -
             last = Channel(message[0])
             await client.send(*message)
         if last is not Channel.ERROR:
-            await _tell(client, failed("monitor-svc went away; whether the command still runs is not known"))
+            await _send_status(client, failed("monitor-svc went away; whether the command still runs is not known"))
 
     try:
         await race(up(), down())
@@ -124,7 +127,18 @@ async def _joined(monitor: MonitorService, session: Session, client: Channels) -
         await service.close()
 
 
-async def _tell(client: Channels, status: bytes) -> None:
+async def _connect(monitor: MonitorService, session: Session) -> ServiceChannels:
+    if session.kind is SessionKind.EXEC:
+        return await monitor.exec_stream(
+            session.id, ExecStreamRequest(command=session.command, tty=session.tty, stdin=session.stdin)
+        )
+    return await monitor.attach(
+        session.id, AttachRequest(stdin=session.stdin, stdout=session.stdout, stderr=session.stderr)
+    )
+
+
+async def _send_status(client: Channels, status: bytes) -> None:
+    """Sends the last message of a session, unless the client is gone."""
     try:
         await client.send(Channel.ERROR, status)
     except OSError:

@@ -1,10 +1,13 @@
-"""Exec, Attach and PortForward as CRI has them: each checks what is asked for and answers a URL that is good once, and for a minute."""
+"""Flows of Exec, Attach and PortForward: check the request, and return a URL for one use.
+
+The URL is good for a minute.
+"""
 
 import asyncio
+from collections.abc import Sequence
 
 from cri_gateway import lookup
 from cri_gateway.services import Services
-from crisp_proto.cri import api_pb2
 from crisp_proto.monitor import ProcessState
 from crisp_proto.runtime import Container, PodState
 from crisp_proto.streams import Session, SessionKind
@@ -12,57 +15,52 @@ from servicekit.errors import FailedPrecondition, InvalidArgument
 
 
 class Sessions:
-    """The three calls. `base` is the streaming server's URL."""
+    """Opens sessions in monitor-svc. `base` is the streaming server's URL."""
 
     def __init__(self, services: Services, base: str) -> None:
         self._services = services
         self._base = base
 
-    async def exec(self, request: api_pb2.ExecRequest) -> api_pb2.ExecResponse:
-        """Exec."""
-        if not request.cmd:
-            raise InvalidArgument("cmd is empty; give the command to run", field="cmd")
-        _check_streams(request)
-        container = await self._running(request.container_id)
-        session = Session(
-            kind=SessionKind.EXEC, id=container.id, command=list(request.cmd), tty=request.tty,
-            stdin=request.stdin, stdout=request.stdout, stderr=request.stderr,
-        )  # fmt: skip
-        return api_pb2.ExecResponse(url=await self._url(session))
+    async def open_exec(self, session: Session) -> str:
+        """Returns the URL for a command in a container.
 
-    async def attach(self, request: api_pb2.AttachRequest) -> api_pb2.AttachResponse:
-        """Attach."""
-        _check_streams(request)
-        container = await self._running(request.container_id)
-        if request.tty != container.config.tty:
+        `session.id` may be a unique prefix of the container's id.
+        """
+        if not session.command:
+            raise InvalidArgument("cmd is empty", hint="give the command to run", field="cmd")
+        _check_streams(session)
+        container = await self._running_container(session.id)
+        return await self._url(session.model_copy(update={"id": container.id}))
+
+    async def open_attach(self, session: Session) -> str:
+        """Returns the URL for a container's own input and output.
+
+        `session.id` may be a unique prefix of the container's id.
+        """
+        _check_streams(session)
+        container = await self._running_container(session.id)
+        tty = container.config.tty
+        if session.tty != tty:
             raise InvalidArgument(
-                f"tty = {request.tty}: the container was created with tty = {container.config.tty}, and this must match",
-                field="tty",
+                f"tty = {session.tty}: the container was created with tty = {tty}, and this must match", field="tty"
             )
-        session = Session(
-            kind=SessionKind.ATTACH,
-            id=container.id,
-            tty=request.tty,
-            stdin=request.stdin,
-            stdout=request.stdout,
-            stderr=request.stderr,
-        )
-        return api_pb2.AttachResponse(url=await self._url(session))
+        return await self._url(session.model_copy(update={"id": container.id}))
 
-    async def port_forward(self, request: api_pb2.PortForwardRequest) -> api_pb2.PortForwardResponse:
-        """PortForward."""
-        for port in request.port:
+    async def open_port_forward(self, pod_id: str, ports: Sequence[int]) -> str:
+        """Returns the URL for ports of a pod. `pod_id` may be a unique prefix of an id."""
+        for port in ports:
             if not 1 <= port <= 65535:
                 raise InvalidArgument(f"port = {port}: a number from 1 to 65535", field="port")
-        pod = await self._services.runtime.pod(await lookup.pod_id(self._services.runtime, request.pod_sandbox_id))
+        pod = await self._services.runtime.pod(await lookup.pod_id(self._services.runtime, pod_id))
         if pod.state is not PodState.READY:
             raise FailedPrecondition(f"pod {pod.id} is not ready: it was stopped", field="pod_sandbox_id")
-        session = Session(
-            kind=SessionKind.PORT_FORWARD, id=pod.id, ports=list(request.port), node_network=pod.config.on_node_network
+        return await self._url(
+            Session(
+                kind=SessionKind.PORT_FORWARD, id=pod.id, ports=list(ports), node_network=pod.config.on_node_network
+            )
         )
-        return api_pb2.PortForwardResponse(url=await self._url(session))
 
-    async def _running(self, text: str) -> Container:
+    async def _running_container(self, text: str) -> Container:
         container_id = await lookup.container_id(self._services.runtime, text)
         container, process = await asyncio.gather(
             self._services.runtime.container(container_id), self._services.monitor.process(container_id)
@@ -76,8 +74,10 @@ class Sessions:
         return f"{self._base}/{session.kind}/{token}"
 
 
-def _check_streams(request: api_pb2.ExecRequest | api_pb2.AttachRequest) -> None:
-    if not (request.stdin or request.stdout or request.stderr):
-        raise InvalidArgument("none of stdin, stdout and stderr is asked for; ask for one at least", field="stdout")
-    if request.tty and request.stderr:
+def _check_streams(session: Session) -> None:
+    if not (session.stdin or session.stdout or session.stderr):
+        raise InvalidArgument(
+            "none of stdin, stdout and stderr is asked for", hint="ask for one at least", field="stdout"
+        )
+    if session.tty and session.stderr:
         raise InvalidArgument("stderr = true with tty = true: a terminal has one output, stdout", field="stderr")

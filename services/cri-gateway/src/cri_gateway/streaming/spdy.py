@@ -1,8 +1,11 @@
-"""A SPDY/3.1 connection as its server, and its streams (SPDY Protocol, draft 3.1, section 2).
+"""The server's side of a SPDY/3.1 connection, and its streams.
 
-Flow control: Kubernetes' clients (moby/spdystream) know no windows. They neither send nor expect WINDOW_UPDATE, so we may not wait for one
-until the peer has shown that it knows them, by SETTINGS or by a first WINDOW_UPDATE; we send ours in any case. What holds such a client back
-is the connection itself: while a stream has its buffer full, nothing more is read.
+Source: SPDY Protocol, draft 3.1, section 2.
+
+Flow control: Kubernetes' clients (moby/spdystream) have no windows. They neither send nor expect
+WINDOW_UPDATE. So we wait for one only after the peer has shown, by SETTINGS or a first
+WINDOW_UPDATE, that it has windows; ours are sent in any case. A client without windows is slowed
+down by the connection: while the buffer of one stream is full, nothing more is read.
 """
 
 import asyncio
@@ -32,11 +35,14 @@ _log = logs.get()
 
 
 class Refused(Exception):
-    """The stream that a client opened is not wanted."""
+    """The server does not accept a stream that the client opened."""
 
 
 class Stream:
-    """One stream: its headers (names in lower case), what comes on it, and what is sent."""
+    """One stream. The names of its headers are in lower case.
+
+    `window` is how many bytes the peer accepts at first; None if it has shown no windows yet.
+    """
 
     def __init__(self, connection: "Connection", opened: SynStream, window: int | None) -> None:
         self.id = opened.stream_id
@@ -54,7 +60,7 @@ class Stream:
         self._closed = False
 
     async def read(self) -> bytes:
-        """A piece of what came; empty once the peer has closed its side, or the stream or the connection is gone."""
+        """Returns received bytes; empty once the peer has closed its side, and after a reset."""
         while not self._received and not self._ended:
             self._changed.clear()
             await self._changed.wait()
@@ -71,7 +77,10 @@ class Stream:
         return piece
 
     async def write(self, data: bytes) -> None:
-        """Sends. Raises OSError if the stream or the connection is gone."""
+        """Sends, and waits while the peer's window is full.
+
+        Raises OSError if the stream or the connection is gone.
+        """
         for start in range(0, len(data), _FRAME):
             piece = data[start : start + _FRAME]
             while self._window is not None and self._sent + len(piece) > self._window and not self.reset:
@@ -83,13 +92,13 @@ class Stream:
             await self._connection.send(spdy_frames.data(self.id, piece))
 
     async def close(self) -> None:
-        """Closes our side; what the peer sends still comes."""
+        """Closes our side; the peer can still send."""
         if not self._closed and not self.reset:
             self._closed = True
             await self._connection.send(spdy_frames.data(self.id, b"", fin=True))
 
     def take(self, payload: bytes, fin: bool) -> None:
-        """What came for this stream."""
+        """Stores what came for this stream; `fin` means that the peer sends no more."""
         if payload and not self._ended:
             self._received.append(payload)
             self._size += len(payload)
@@ -97,24 +106,25 @@ class Stream:
         self._changed.set()
 
     def widen(self, delta: int) -> None:
-        """The peer takes more; from the first time on it is held to be one that knows windows."""
+        """Widens the window, as the peer asked. The first time shows that the peer has windows."""
         self._window = (spdy_frames.INITIAL_WINDOW if self._window is None else self._window) + delta
         self._widened.set()
 
     def abandon(self) -> None:
-        """Nothing comes any more, nothing can be sent."""
+        """Ends both directions, and wakes those that wait for the stream."""
         self.reset = self._ended = True
         self._changed.set()
         self._widened.set()
+        self._connection.room.set()
 
     @property
     def full(self) -> bool:
-        """Whether reading should wait."""
+        """Tells whether the connection should wait before it reads more."""
         return self._size >= _BUFFER
 
 
 class Connection:
-    """The server's side. `limit` streams may be open at the same time."""
+    """A connection. Up to `limit` streams may be open at the same time."""
 
     def __init__(self, transport: ByteStream, limit: int) -> None:
         self._transport = transport
@@ -127,7 +137,10 @@ class Connection:
         self.room = asyncio.Event()
 
     async def serve(self, opened: Callable[[Stream], None]) -> None:
-        """Reads until the peer is gone; hands each new stream to `opened`, which may raise Refused. A peer that breaks the rules is gone too."""
+        """Reads until the peer is gone or violates the protocol.
+
+        Calls `opened` for each new stream; it may raise Refused.
+        """
         decoder = Decoder()
         try:
             while received := await self._transport.read():
@@ -151,17 +164,17 @@ class Connection:
     async def reset(self, stream: Stream) -> None:
         """Ends a stream at once, in both directions."""
         self.forget(stream)
-        stream.abandon()
         with contextlib.suppress(OSError):
             await self.send(spdy_frames.reset(stream.id, spdy_frames.ResetStatus.CANCEL))
 
     def forget(self, *streams: Stream) -> None:
-        """These streams are done with; others may be opened in their place."""
+        """Drops streams that nobody reads any more; they no longer count against the limit."""
         for stream in streams:
             self._streams.pop(stream.id, None)
+            stream.abandon()
 
     async def close(self) -> None:
-        """Says that it is over, and ends the connection once all is sent."""
+        """Closes all streams, sends GOAWAY, and ends the connection once all is sent."""
         with contextlib.suppress(OSError):
             for stream in list(self._streams.values()):
                 await stream.close()
@@ -175,7 +188,7 @@ class Connection:
             case Data(stream_id, payload, fin):
                 stream = self._streams.get(stream_id)
                 if stream is None:
-                    return  # it was done with while this was under way
+                    return  # the stream ended while this was on its way
                 stream.take(payload, fin)
                 while stream.full and not stream.reset:
                     self.room.clear()
@@ -210,5 +223,5 @@ class Connection:
             await self.send(spdy_frames.reset(stream.id, spdy_frames.ResetStatus.REFUSED_STREAM))
             return
         self._streams[stream.id] = stream
-        async with self._sending:  # the compressed headers must leave in the order in which they were compressed
+        async with self._sending:  # headers must be sent in the order in which they were compressed
             await self._transport.write(self._encoder.syn_reply(stream.id))

@@ -1,4 +1,8 @@
-"""A WebSocket connection as its server (RFC 6455), by the websockets library without its own input and output."""
+"""The server's side of a WebSocket (RFC 6455).
+
+The websockets library does the protocol; input and output are ours, since the connection has been
+read from before it becomes a WebSocket.
+"""
 
 import asyncio
 import contextlib
@@ -17,20 +21,21 @@ from cri_gateway.streaming.transport import ByteStream
 
 _MESSAGE_LIMIT = 16 << 20
 _LINGER_SECONDS = 5
-# Kubernetes' name for SPDY in a WebSocket has a slash, which a subprotocol's name may not have (RFC 6455, section 4.1), so the library refuses it.
+# Kubernetes' name for SPDY in a WebSocket has a slash. A subprotocol's name may not have one
+# (RFC 6455, section 4.1), and the library refuses it, so the library sees another name.
 _SLASH, _INSTEAD = "SPDY/3.1+", "SPDY-3.1+"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A message, or a part of one (long messages may come in fragments)."""
+    """A message, or a fragment of one; `first` marks the start of a message."""
 
     data: bytes
     first: bool
 
 
 class WebSocket:
-    """The server's side of a connection whose client has sent `head`, its request."""
+    """A connection whose client has sent `head`, its request."""
 
     def __init__(self, transport: ByteStream, head: bytes, subprotocols: Sequence[str]) -> None:
         self._transport = transport
@@ -40,8 +45,8 @@ class WebSocket:
         self._pieces: deque[Piece] = deque()
         self._sending = asyncio.Lock()
 
-    async def accept(self) -> str:
-        """Answers the request. Answers the chosen subprotocol; empty if the client was refused, which it has been told by then."""
+    async def accept(self) -> str | None:
+        """Answers the request. Returns the chosen subprotocol; None if the client was refused."""
         (request,) = self._protocol.events_received()
         assert isinstance(request, Request)
         response = self._protocol.accept(request)
@@ -51,10 +56,10 @@ class WebSocket:
             response.headers["Sec-WebSocket-Protocol"] = chosen
         self._protocol.send_response(response)
         await self._flush()
-        return chosen if self._protocol.state is State.OPEN else ""
+        return chosen if chosen and self._protocol.state is State.OPEN else None
 
     async def receive(self) -> Piece | None:
-        """The next piece; None once the client has closed, is gone, or broke the rules."""
+        """Returns the next piece; None once the client has closed or violated the protocol."""
         while not self._pieces:
             if self._protocol.state is not State.OPEN:
                 return None
@@ -62,10 +67,9 @@ class WebSocket:
             if received:
                 self._protocol.receive_data(received)
             else:
+                # The client may be idle, not gone, and then learns why its connection ends.
                 with contextlib.suppress(InvalidState):  # we have closed it meanwhile
-                    self._protocol.send_close(
-                        CloseCode.GOING_AWAY
-                    )  # if the client is idle, not gone, it hears that this is the end
+                    self._protocol.send_close(CloseCode.GOING_AWAY)
                 self._protocol.receive_eof()
             with contextlib.suppress(OSError):
                 await self._flush()
@@ -88,7 +92,7 @@ class WebSocket:
         await self._flush()
 
     async def close(self) -> None:
-        """Closes it in the regular way, so that the client gets all that was sent."""
+        """Closes with a closing handshake, so that the client gets all that was sent."""
         with contextlib.suppress(OSError, InvalidState, TimeoutError):
             self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
             await self._flush()

@@ -1,22 +1,22 @@
-"""ImageService."""
+"""ImageService's methods. Each is one call to image-svc, so there is no flow between them."""
 
 import json
 import time
 
-from cri_gateway.services import Services
+from cri_gateway.services import ImageService
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import DiskUse, Image, PullRequest
 from servicekit.errors import InvalidArgument, NotFound
 
 
-class Images:
-    """ImageService's calls."""
+class ImageMethods:
+    """Translates between CRI's messages and image-svc's models."""
 
-    def __init__(self, services: Services) -> None:
-        self._image = services.image
+    def __init__(self, image: ImageService) -> None:
+        self._image = image
 
     async def list(self, request: api_pb2.ListImagesRequest) -> api_pb2.ListImagesResponse:
-        """ListImages; a filter names one image."""
+        """ListImages. A filter names one image."""
         name = request.filter.image.image
         if not name:
             return api_pb2.ListImagesResponse(images=[_to_message(image) for image in await self._image.images()])
@@ -26,17 +26,12 @@ class Images:
             return api_pb2.ListImagesResponse()
 
     async def status(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
-        """ImageStatus; an absent image is an answer without one."""
+        """ImageStatus. For an unknown image the answer has none."""
         try:
             image = await self._image.image(_name(request.image))
         except NotFound:
             return api_pb2.ImageStatusResponse()
-        info = (
-            {"info": json.dumps({"config": image.config.model_dump(mode="json"), "labels": image.config.labels})}
-            if request.verbose
-            else None
-        )
-        return api_pb2.ImageStatusResponse(image=_to_message(image), info=info)
+        return api_pb2.ImageStatusResponse(image=_to_message(image), info=_info(image) if request.verbose else None)
 
     async def pull(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:
         """PullImage."""
@@ -54,7 +49,7 @@ class Images:
         return api_pb2.PullImageResponse(image_ref=pulled.id)
 
     async def remove(self, request: api_pb2.RemoveImageRequest) -> api_pb2.RemoveImageResponse:
-        """RemoveImage; unknown is fine."""
+        """RemoveImage. An unknown image is no error."""
         await self._image.remove(_name(request.image))
         return api_pb2.RemoveImageResponse()
 
@@ -67,7 +62,7 @@ class Images:
 
 
 def disk_use(use: DiskUse | None) -> api_pb2.FilesystemUsage:
-    """CRI's FilesystemUsage."""
+    """Returns CRI's FilesystemUsage; without values if the use is not known."""
     if use is None:
         return api_pb2.FilesystemUsage(timestamp=time.time_ns())
     return api_pb2.FilesystemUsage(
@@ -96,3 +91,9 @@ def _to_message(image: Image) -> api_pb2.Image:
         spec=api_pb2.ImageSpec(image=image.repo_tags[0] if image.repo_tags else image.id),
         pinned=image.pinned,
     )
+
+
+def _info(image: Image) -> dict[str, str]:
+    """Returns the document that a verbose status carries (crictl inspecti)."""
+    document = {"config": image.config.model_dump(mode="json"), "labels": image.config.labels}
+    return {"info": json.dumps(document)}

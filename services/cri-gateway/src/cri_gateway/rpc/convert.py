@@ -1,8 +1,11 @@
-"""Between CRI's protobuf messages and the REST models: the same names on both sides, JSON in the middle."""
+"""Converts between CRI's protobuf messages and the REST models.
+
+Both use the same field names, and the JSON encoding of protobuf carries one into the other.
+"""
 
 from typing import Any, TypeVar
 
-from google.protobuf import descriptor_pb2  # noqa: F401 — json_format would import it at the first call, see servicekit.client
+from google.protobuf import descriptor_pb2  # noqa: F401 — else json_format loads it at the first call
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from pydantic import ValidationError
@@ -15,7 +18,10 @@ M = TypeVar("M", bound=Message)
 
 
 def to_model(message: Message, model: type[C]) -> C:
-    """A request's configuration as a REST model, without what is for Windows. Raises InvalidArgument that names the field."""
+    """Returns a message as a REST model, without the fields for Windows.
+
+    Raises InvalidArgument that names the field at fault.
+    """
     document: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
     document.pop("windows", None)
     try:
@@ -27,7 +33,7 @@ def to_model(message: Message, model: type[C]) -> C:
 
 
 def to_message(model: Contract | None, message: M) -> M:
-    """Fills a protobuf message from a REST model; None leaves it empty."""
+    """Fills a protobuf message from a REST model, and returns it; None leaves it empty."""
     if model is not None:
         ParseDict(model.model_dump(mode="json", exclude_defaults=True), message)
     return message

@@ -1,4 +1,4 @@
-"""Events that only the flows here know of, noted in monitor-svc's journal behind their answers."""
+"""Writes events that only the gateway's flows know to monitor-svc's journal."""
 
 import asyncio
 
@@ -10,15 +10,18 @@ from servicekit.errors import CrispError
 _log = logs.get()
 
 
-class Notes:
-    """What is on its way to the journal."""
+class JournalWriter:
+    """Sends events without delaying the answers of the flows that report them."""
 
     def __init__(self, monitor: MonitorService) -> None:
         self._monitor = monitor
         self._writing: set[asyncio.Task[None]] = set()
 
     def write(self, container_id: str, pod_id: str, *kinds: EventKind) -> None:
-        """Has these events written down, in this order; for a pod's own, container_id is the pod's id (CRI, GetContainerEvents)."""
+        """Starts writing these events, in this order.
+
+        For a pod's own events, container_id is the pod's id (CRI, GetContainerEvents).
+        """
         task = asyncio.create_task(self._write(container_id, pod_id, kinds))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
@@ -28,8 +31,8 @@ class Notes:
             for kind in kinds:
                 await self._monitor.note(kind, container_id, pod_id)
         except CrispError as error:
-            _log.warning("event-not-noted", kinds=kinds, container=container_id, error=error.message)
+            _log.warning("event-not-written", kinds=kinds, container=container_id, error=error.message)
 
-    async def settle(self) -> None:
-        """Waits until all is written down."""
+    async def flush(self) -> None:
+        """Waits until all events have been written, or given up."""
         await asyncio.gather(*self._writing)
