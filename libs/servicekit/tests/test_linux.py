@@ -66,6 +66,19 @@ def test_removing_what_is_not_there_is_fine_and_a_file_is_removed_too(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_removing_only_folders_leaves_files_and_what_holds_them(tmp_path: Path) -> None:
+    (tmp_path / "tree/a/b").mkdir(parents=True)
+    (tmp_path / "tree/c").mkdir()
+    (tmp_path / "tree/c/file").touch()
+    with pytest.raises(OSError, match="not empty"):
+        trees.remove_folders(tmp_path / "tree")
+    assert [path.name for path in (tmp_path / "tree").iterdir()] == ["c"]
+    (tmp_path / "tree/c/file").unlink()
+    trees.remove_folders(tmp_path / "tree")
+    trees.remove_folders(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
+
+
 def test_removing_goes_on_past_what_cannot_be_removed(tmp_path: Path) -> None:
     root = tmp_path / "tree"
     for name in ("a", "busy", "z"):
