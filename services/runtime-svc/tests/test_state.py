@@ -12,9 +12,10 @@ import pytest
 from crisp_proto.config import ContainerConfig, ContainerMetadata, PodSandboxConfig, PodSandboxMetadata
 from crisp_proto.image import ImageConfig
 from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState
-from runtime_svc import cgroups, store
-from runtime_svc.cgroups import CgroupsV2
-from runtime_svc.store import Store
+from runtime_svc import store
+from runtime_svc.cgroups import files
+from runtime_svc.cgroups.v2 import CgroupsV2
+from runtime_svc.store import StartAttempt, Store
 
 
 def a_pod(number: int) -> Pod:
@@ -68,27 +69,27 @@ def test_a_container_starts_when_its_attempt_begins(tmp_path: Path) -> None:
     assert (never.starting_at, never.started_at) == (0, 0)
 
     before = time.time_ns()
-    assert database.begin_start(name, "one") == ("", 0)
+    assert database.begin_start(name, "one") == StartAttempt(None, None)
     begun = database.containers()[0]
     assert (before <= begun.starting_at <= time.time_ns(), begun.started_at) == (True, 0)
 
-    assert database.begin_start(name, "two") == (
-        "one",
-        0,
-    )  # nobody knows how the first one went: it may have begun then
+    # Nobody knows how the first one went: the program may have begun then.
+    assert database.begin_start(name, "two") == StartAttempt("one", None)
     assert database.containers()[0].starting_at == begun.starting_at
 
     database.start_failed(name, "no such file")
     between = time.time_ns()
-    assert database.begin_start(name, "three") == ("two", 0)  # the others failed: it did not begin then
+    # The others failed: the program did not begin then.
+    assert database.begin_start(name, "three") == StartAttempt("two", None)
     started_at = database.started(name)
+    assert started_at is not None
     assert between <= started_at <= time.time_ns()
-    assert database.begin_start(name, "four") == ("three", started_at)
+    assert database.begin_start(name, "four") == StartAttempt("three", started_at)
     now = database.containers()[0]
     assert (now.starting_at, now.started_at, now.start_error) == (started_at, started_at, "")
 
     database.remove_container(name)
-    assert database.started(name) == 0
+    assert database.started(name) is None
 
 
 def test_a_record_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +122,7 @@ def test_a_record_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytes
 
 
 def test_a_cgroup_is_found_by_a_part_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     (tmp_path / "kubepods/burstable/crisp-abc/helpers").mkdir(parents=True)
     (tmp_path / "kubepods/burstable/crisp-abd").mkdir(parents=True)
     CgroupsV2().remove_named("abc")

@@ -1,200 +1,161 @@
-"""What a pod as a whole may use: its own resources and what its sandbox takes on top (CRI LinuxPodSandboxConfig.resources, overhead)."""
+"""Limits as CRI has them: checked, added up for a pod, merged by an update, and written into a cgroup.
+
+Source: CRI LinuxContainerResources, LinuxPodSandboxConfig.resources and overhead. 0 and empty mean
+"not given".
+"""
 
 import errno
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
-from crisp_proto.config import LinuxContainerResources
-from runtime_svc.cgroups import Cgroups
-from runtime_svc.resources import NUMBERS, NUMBERS_RULE, check, check_unified
+from crisp_proto.config import HugepageLimit, LinuxContainerResources
+from runtime_svc.cgroups.files import DEFAULT_PERIOD_US, UNLIMITED, LimitFile
+from runtime_svc.cgroups.v1 import MEMORY_AND_SWAP
+from runtime_svc.cgroups.versions import Cgroups
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
-if TYPE_CHECKING:
-    from servicekit.linux.systemd import Properties
-
-_PERIOD = 100_000
-_INFINITY = (1 << 64) - 1  # as systemd says it over D-Bus
+NUMBERS = re.compile(r"^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$")
+NUMBERS_RULE = "numbers and ranges as in 0,2-3 (cpuset(7), List format)"
+_LEAST_CPU_US, _MOST_CPU_PERIOD_US = 1000, 1_000_000  # kernel's sched-bwc.rst
+_MOST_CPU_SHARES = 1 << 18
+_PAGE_SIZE = re.compile(r"^[1-9]\d*[KMG]B$")
 _NONE = LinuxContainerResources()
-_V1_SWAP = "memory.memsw.limit_in_bytes"
-# Where the kernel does not count them there is nothing to limit; kubelet sends a limit for every page size.
-_WHERE_COUNTED = ("hugetlb.", _V1_SWAP, "memory.swap.max")
-# Files of version 2 that are systemd's to write: what is written past it, it writes over.
-_NUMBER_PROPERTIES = {
-    "cpu.weight": "CPUWeight",
-    "memory.min": "MemoryMin",
-    "memory.low": "MemoryLow",
-    "memory.high": "MemoryHigh",
-    "memory.max": "MemoryMax",
-    "memory.swap.max": "MemorySwapMax",
-    "pids.max": "TasksMax",
-}
-_SET_PROPERTIES = {"cpuset.cpus": "AllowedCPUs", "cpuset.mems": "AllowedMemoryNodes"}
-_SYSTEMDS = {*_NUMBER_PROPERTIES, *_SET_PROPERTIES, "cpu.max"}
-# kubelet sends it for pods too and means containers: the pod's own would have the kernel end all of them for one.
+# A kernel that does not count these has nothing to limit; kubelet sends a limit for every page size.
+_ONLY_IF_COUNTED = ("hugetlb.", MEMORY_AND_SWAP, "memory.swap.max")
+# kubelet sends it for pods too, but means containers: for the pod, the kernel would kill all containers at once.
 _FOR_CONTAINERS = {"memory.oom.group"}
+
+
+def check(resources: LinuxContainerResources, field: str) -> None:
+    """Raises InvalidArgument for numbers that no cgroup takes. `field` is where the limits come from."""
+
+    def refuse(name: str, rule: str) -> NoReturn:
+        raise InvalidArgument(f"{field}.{name} = {getattr(resources, name)}: {rule}", field=f"{field}.{name}")
+
+    if not -1000 <= resources.oom_score_adj <= 1000:
+        refuse("oom_score_adj", "goes from -1000 to 1000")
+    if resources.cpu_shares and not 2 <= resources.cpu_shares <= _MOST_CPU_SHARES:
+        refuse("cpu_shares", f"goes from 2 to {_MOST_CPU_SHARES}; 0 leaves it")
+    if resources.cpu_period and not _LEAST_CPU_US <= resources.cpu_period <= _MOST_CPU_PERIOD_US:
+        refuse("cpu_period", f"goes from {_LEAST_CPU_US} to {_MOST_CPU_PERIOD_US} µs; 0 leaves it")
+    if 0 < resources.cpu_quota < _LEAST_CPU_US:
+        refuse("cpu_quota", f"must be {_LEAST_CPU_US} µs or more; -1 takes the limit away, 0 leaves it")
+    for name in ("cpuset_cpus", "cpuset_mems"):
+        numbers = getattr(resources, name)
+        if numbers and not NUMBERS.match(numbers):
+            refuse(name, NUMBERS_RULE)
+    memory, both = resources.memory_limit_in_bytes, resources.memory_swap_limit_in_bytes
+    if memory < 0:
+        refuse("memory_limit_in_bytes", "must not be negative")
+    if both > 0 and not 0 < memory <= both:
+        refuse(
+            "memory_swap_limit_in_bytes",
+            f"counts memory and swap together: it needs memory_limit_in_bytes ({memory}), and can't be less",
+        )
+    for limit in resources.hugepage_limits:
+        if not _PAGE_SIZE.match(limit.page_size):
+            raise InvalidArgument(
+                f"{field}.hugepage_limits.page_size = {limit.page_size!r}: a number with KB, MB or GB, as 2MB",
+                field=f"{field}.hugepage_limits",
+            )
 
 
 def total(
     resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None
 ) -> LinuxContainerResources:
-    """Both together. What the pod's own resources do not limit stays without a limit. Raises InvalidArgument that names a field."""
+    """Adds what the sandbox takes (overhead) to the pod's own limits.
+
+    What the pod does not limit stays unlimited. Raises InvalidArgument that names a field.
+    """
     check(resources or _NONE, "linux.resources")
     overhead = overhead or _NONE
     check(overhead, "linux.overhead")
     for name in ("cpuset_cpus", "cpuset_mems", "oom_score_adj"):
         if value := getattr(overhead, name):
             raise InvalidArgument(
-                f"linux.overhead.{name} = {value!r}: can't be added to the pod's own; say in linux.resources what both are to have",
+                f"linux.overhead.{name} = {value!r}: can't be added to the pod's own",
+                hint="say in linux.resources what both are to have",
                 field=f"linux.overhead.{name}",
             )
-    if resources is None:
-        return _NONE
-    period = resources.cpu_period or _PERIOD
-    more_quota = overhead.cpu_quota * period // (overhead.cpu_period or _PERIOD)
-    swap = resources.memory_swap_limit_in_bytes
-    more_pages = {limit.page_size: limit.limit for limit in overhead.hugepage_limits}
-    sums = {
-        "cpu_shares": resources.cpu_shares and resources.cpu_shares + overhead.cpu_shares,
-        "cpu_quota": resources.cpu_quota + more_quota if resources.cpu_quota > 0 else resources.cpu_quota,
-        "memory_limit_in_bytes": resources.memory_limit_in_bytes
-        and resources.memory_limit_in_bytes + overhead.memory_limit_in_bytes,
-        "memory_swap_limit_in_bytes": swap + (overhead.memory_swap_limit_in_bytes or overhead.memory_limit_in_bytes)
-        if swap > 0
-        else swap,
-        "hugepage_limits": [
-            limit.model_copy(update={"limit": limit.limit + more_pages.get(limit.page_size, 0)})
-            for limit in resources.hugepage_limits
-        ],
-        "unified": {
-            name: value for name, value in (overhead.unified | resources.unified).items() if name not in _FOR_CONTAINERS
-        },
-    }
-    return resources.model_copy(update=sums)
+    return _NONE if resources is None else _sum(resources, overhead)
 
 
-def write(cgroups: Cgroups, cgroup: str, limits: LinuxContainerResources) -> None:
-    """Writes the limits that are given. Raises FailedPrecondition that names the file and what the kernel said."""
-    _write(cgroups, cgroup, [*_cpu_and_memory(cgroups.version, limits), *_others(cgroups.version, limits)])
+def _sum(own: LinuxContainerResources, more: LinuxContainerResources) -> LinuxContainerResources:
+    quota = more.cpu_quota * (own.cpu_period or DEFAULT_PERIOD_US) // (more.cpu_period or DEFAULT_PERIOD_US)
+    swap = more.memory_swap_limit_in_bytes or more.memory_limit_in_bytes
+    return own.model_copy(
+        update={
+            "cpu_shares": _added(own.cpu_shares, more.cpu_shares),
+            "cpu_quota": _added(own.cpu_quota, quota),
+            "memory_limit_in_bytes": _added(own.memory_limit_in_bytes, more.memory_limit_in_bytes),
+            "memory_swap_limit_in_bytes": _added(own.memory_swap_limit_in_bytes, swap),
+            "hugepage_limits": _added_pages(own.hugepage_limits, more.hugepage_limits),
+            "unified": {
+                name: value for name, value in (more.unified | own.unified).items() if name not in _FOR_CONTAINERS
+            },
+        }
+    )
 
 
-def write_what_systemd_lacks(cgroups: Cgroups, cgroup: str, limits: LinuxContainerResources) -> None:
-    """Writes the limits that systemd has no properties for."""
-    _write(cgroups, cgroup, [file for file in _others(cgroups.version, limits) if file[1] not in _SYSTEMDS])
+def _added(own: int, more: int) -> int:
+    """Adds to a limit; one that is not given, or is UNLIMITED, stays as it is."""
+    return own + more if own > 0 else own
 
 
-def to_properties(limits: LinuxContainerResources) -> "Properties":
-    """The others, as properties of a unit (systemd.resource-control(5)). Raises InvalidArgument for a value of `unified` that is none."""
-    found: Properties = {}
-    for _, name, value in _cpu_and_memory(2, limits):
-        found = {**found, **_properties(name, value)}
-    for name, value in limits.unified.items():  # what is said there has the last word
-        try:
-            found = {**found, **_properties(name, value)}
-        except ValueError as error:
-            raise InvalidArgument(
-                f"linux.resources.unified[{name}] = {value!r}: {error}", field="linux.resources.unified"
-            ) from error
-    return found
+def _added_pages(own: Iterable[HugepageLimit], more: Iterable[HugepageLimit]) -> list[HugepageLimit]:
+    added = {limit.page_size: limit.limit for limit in more}
+    return [limit.model_copy(update={"limit": limit.limit + added.get(limit.page_size, 0)}) for limit in own]
 
 
-def _properties(name: str, value: str) -> "Properties":
-    """A file of version 2 as systemd has it; nothing for one that is not systemd's. Raises ValueError."""
-    from dbus_fast import Variant
-
-    if name in _NUMBER_PROPERTIES:
-        return {_NUMBER_PROPERTIES[name]: Variant("t", _INFINITY if value == "max" else int(value))}
-    if name in _SET_PROPERTIES:
-        return {_SET_PROPERTIES[name]: Variant("ay", _mask(value))}
-    if name == "cpu.max":
-        quota, _, period = value.partition(" ")
-        microseconds = int(period or _PERIOD)
-        per_second = _INFINITY if quota == "max" else int(quota) * 1_000_000 // microseconds
-        return {"CPUQuotaPerSecUSec": Variant("t", per_second), "CPUQuotaPeriodUSec": Variant("t", microseconds)}
-    return {}
+def merged(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxContainerResources:
+    """Returns what holds after an update: the new values that are given, and the old ones for the rest."""
+    return old.model_copy(update={name: value for name in type(new).model_fields if (value := getattr(new, name))})
 
 
-def scope_properties(limits: LinuxContainerResources, pids: int) -> "Properties":
-    """A container's scope: its limits, and in place of systemd's default number of tasks its own, 0 for no limit."""
-    from dbus_fast import Variant
+def with_both_memories(new: LinuxContainerResources, merged: LinuxContainerResources) -> LinuxContainerResources:
+    """Returns an update that gives both limits on memory if it gives one: they can only be set together.
 
-    return {"TasksMax": Variant("t", pids or _INFINITY), **to_properties(limits)}
-
-
-def _mask(numbers: str) -> bytes:
-    """`0,2-3` as a bit for each, the lowest first, as systemd wants it. Raises ValueError."""
-    if not NUMBERS.match(numbers):
-        raise ValueError(NUMBERS_RULE)
-    mask = 0
-    for part in numbers.split(","):
-        first, _, last = part.partition("-")
-        for number in range(int(first), int(last or first) + 1):
-            mask |= 1 << number
-    return mask.to_bytes(mask.bit_length() // 8 + 1, "little")
+    `merged` is what will hold after the update.
+    """
+    if not (new.memory_limit_in_bytes or new.memory_swap_limit_in_bytes):
+        return new
+    names = ("memory_limit_in_bytes", "memory_swap_limit_in_bytes")
+    return new.model_copy(update={name: getattr(merged, name) for name in names})
 
 
-def weight(shares: int) -> int:
-    """cgroup v1's cpu.shares (2 to 262144) as version 2's cpu.weight (1 to 10000), as the OCI runtimes convert it."""
-    return 1 + (max(2, min(shares, 262144)) - 2) * 9999 // 262142
+def write(cgroups: Cgroups, cgroup: str, limits: LinuxContainerResources, *, except_files: Container[str] = ()) -> None:
+    """Writes the limits that are given into a cgroup, apart from the files named in `except_files`.
+
+    Raises FailedPrecondition that names the file and what the kernel said, or InvalidArgument.
+    """
+    for file in cgroups.limit_files(limits):
+        folder = cgroups.folder(cgroup, file.controller)
+        if file.name not in except_files and folder is not None:
+            _write(folder, file)
 
 
-def _cpu_and_memory(version: int, limits: LinuxContainerResources) -> Iterator[tuple[str, str, str]]:
-    for name, numbers in (("cpuset.cpus", limits.cpuset_cpus), ("cpuset.mems", limits.cpuset_mems)):
-        if numbers:
-            yield "cpuset", name, numbers
-    period, quota = limits.cpu_period or _PERIOD, limits.cpu_quota
-    if version == 2:
-        if limits.cpu_shares:
-            yield "cpu", "cpu.weight", str(weight(limits.cpu_shares))
-        if quota:
-            yield "cpu", "cpu.max", f"{quota if quota > 0 else 'max'} {period}"
-        if limits.memory_limit_in_bytes:
-            yield "memory", "memory.max", str(limits.memory_limit_in_bytes)
-        if limits.memory_swap_limit_in_bytes:
-            both = limits.memory_swap_limit_in_bytes
-            yield "memory", "memory.swap.max", "max" if both < 0 else str(both - limits.memory_limit_in_bytes)
+def _write(folder: Path, file: LimitFile) -> None:
+    path = folder / file.name
+    if file.name.startswith(_ONLY_IF_COUNTED) and not path.exists():
         return
-    if limits.cpu_shares:
-        yield "cpu", "cpu.shares", str(limits.cpu_shares)
-    if quota:
-        yield "cpu", "cpu.cfs_period_us", str(period)
-        yield "cpu", "cpu.cfs_quota_us", str(quota)
-    if limits.memory_swap_limit_in_bytes:
-        yield "memory", _V1_SWAP, "-1"  # it must never be less than the limit of memory, old or new
-    if limits.memory_limit_in_bytes:
-        yield "memory", "memory.limit_in_bytes", str(limits.memory_limit_in_bytes)
-    if limits.memory_swap_limit_in_bytes:
-        yield "memory", _V1_SWAP, str(limits.memory_swap_limit_in_bytes)
+    try:
+        path.write_text(file.value)
+    except OSError as error:
+        if error.errno == errno.EINVAL and file.name == "cpu.cfs_quota_us" and _has_quota(folder.parent):
+            path.write_text(str(UNLIMITED))
+            return
+        raise FailedPrecondition(
+            f"the pod's {file.name} = {file.value!r}: {error.strerror} ({folder})", field="linux.resources"
+        ) from error
 
 
-def _others(version: int, limits: LinuxContainerResources) -> Iterator[tuple[str, str, str]]:
-    for page in limits.hugepage_limits:
-        yield "hugetlb", f"hugetlb.{page.page_size}.{'max' if version == 2 else 'limit_in_bytes'}", str(page.limit)
-    check_unified(limits, version)
-    for name, value in limits.unified.items():
-        yield "", name, value
+def _has_quota(folder: Path) -> bool:
+    """Tells whether our cgroup's parent, which kubelet makes, has a CPU quota (cgroup v1).
 
-
-def _write(cgroups: Cgroups, cgroup: str, files: "Iterator[tuple[str, str, str]] | list[tuple[str, str, str]]") -> None:
-    for controller, name, value in files:
-        folder = cgroups.folder(cgroup, controller)
-        if folder is None or (name.startswith(_WHERE_COUNTED) and not (folder / name).exists()):
-            continue
-        try:
-            (folder / name).write_text(value)
-        except OSError as error:
-            if error.errno == errno.EINVAL and name == "cpu.cfs_quota_us" and _is_limited(folder.parent):
-                (folder / name).write_text("-1")
-                continue
-            raise FailedPrecondition(
-                f"the pod's {name} = {value!r}: {error.strerror} ({folder})", field="linux.resources"
-            ) from error
-
-
-def _is_limited(folder: Path) -> bool:
-    """Whether who made our cgroup's parent limits its processors there (cgroup v1).
-
-    No cgroup may have more than its parent then, nor less than a child. kubelet tells us of a resize before it changes the pod's cgroup
-    and the containers: in between the one limit that fits all is the parent's.
+    Then no cgroup below may have more than its parent, nor less than a child. kubelet tells us of a
+    resize before it changes the pod's cgroup and the containers, and in between the only limit that
+    fits all of them is the parent's.
     """
     return int((folder / "cpu.cfs_quota_us").read_text()) > 0

@@ -1,6 +1,6 @@
-"""Statistics of containers and pods, straight from their cgroups; never by asking the OCI runtime.
+"""Statistics of containers and pods, read from their cgroups; the OCI runtime is never asked.
 
-A reading serves everybody who asks within a second of it: many watchers cost the node no more than one.
+A reading serves all requests within a second: many watchers cost the node no more than one.
 """
 
 import asyncio
@@ -9,15 +9,18 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from crisp_proto.runtime import AllCgroupCounters, CgroupCounters, CgroupUse, CpuUse, MemoryUse, Usages
-from runtime_svc import counters
-from runtime_svc.cgroup_drivers import CgroupDriver
-from runtime_svc.cgroups import Cgroups, Reading
+from runtime_svc.cgroups import counters
+from runtime_svc.cgroups.drivers import CgroupDriver
+from runtime_svc.cgroups.files import UNLIMITED, Reading
+from runtime_svc.cgroups.versions import Cgroups
 from runtime_svc.store import Store
 
 _FRESH_SECONDS = 1.0
 T = TypeVar("T")
 Kept = dict[str, tuple[float, T]]
+"""Values by id, with when they were read (seconds on the monotonic clock)."""
 Paths = dict[str, str]
+"""Cgroups by the id of their container or pod."""
 
 
 class Stats:
@@ -32,14 +35,14 @@ class Stats:
         self._reading = asyncio.Lock()
 
     async def usages(self) -> Usages:
-        """What containers and pods use, as far as their cgroups exist."""
+        """Returns what containers and pods use; those without a cgroup are left out."""
         async with self._reading:
             containers, pods = self._paths()
             found = await asyncio.to_thread(self._read_uses, containers | pods)
         return Usages(containers=_of(containers, found), pods=_of(pods, found))
 
     async def counters(self) -> AllCgroupCounters:
-        """All that the kernel counts for containers and pods, as far as their cgroups exist."""
+        """Returns everything that the kernel counts for containers and pods that have a cgroup."""
         async with self._reading:
             containers, pods = self._paths()
             found = await asyncio.to_thread(self._read_counters, containers, pods)
@@ -55,65 +58,71 @@ class Stats:
         return containers, pods
 
     def _read_uses(self, paths: Paths) -> dict[str, CgroupUse]:
-        return _fresh(self._uses, paths, self._use)
+        return _fresh(self._uses, paths, self._read_use)
 
-    def _use(self, thing: str, path: str) -> CgroupUse | None:
+    def _read_use(self, id: str, path: str) -> CgroupUse | None:
         reading = self._cgroups.read(path)
         if reading is None:
             return None
-        _, before = self._uses.get(thing, (0.0, None))
+        _, before = self._uses.get(id, (0.0, None))
         return _use(reading, before)
 
     def _read_counters(self, containers: Paths, pods: Paths) -> dict[str, CgroupCounters]:
         paths = containers | pods
         uses = self._read_uses(paths)
 
-        def of_one(thing: str, path: str) -> CgroupCounters | None:
-            use = uses.get(thing)
-            return counters.read(self._cgroups, path, use, with_processes=thing in containers) if use else None
+        def read_one(id: str, path: str) -> CgroupCounters | None:
+            use = uses.get(id)
+            return counters.read(self._cgroups, path, use, with_processes=id in containers) if use else None
 
-        return _fresh(self._counters, paths, of_one)
+        return _fresh(self._counters, paths, read_one)
 
 
 def _fresh(kept: Kept[T], paths: Paths, read: Callable[[str, str], T | None]) -> dict[str, T]:
-    """A value for each cgroup that exists, read anew where the kept one is too old; forgets the others."""
+    """Returns a value for each cgroup that exists; reads it if the kept one is too old, and forgets the others."""
     now = time.monotonic()
     found: Kept[T] = {}
-    for thing, path in paths.items():
-        known = kept.get(thing)
+    for id, path in paths.items():
+        known = kept.get(id)
         if known is not None and now - known[0] < _FRESH_SECONDS:
-            found[thing] = known
-        elif (value := read(thing, path)) is not None:
-            found[thing] = (now, value)
+            found[id] = known
+        elif (value := read(id, path)) is not None:
+            found[id] = (now, value)
     kept.clear()
     kept.update(found)
-    return {thing: value for thing, (_, value) in found.items()}
+    return {id: value for id, (_, value) in found.items()}
 
 
 def _of(paths: Paths, found: dict[str, T]) -> dict[str, T]:
-    return {thing: found[thing] for thing in paths if thing in found}
+    return {id: found[id] for id in paths if id in found}
 
 
 def _use(reading: Reading, before: CgroupUse | None) -> CgroupUse:
-    elapsed = reading.timestamp - before.cpu.timestamp if before else 0
-    spent = reading.cpu - before.cpu.usage if before else 0
     return CgroupUse(
-        cpu=CpuUse(
-            timestamp=reading.timestamp,
-            usage=reading.cpu,
-            nano_cores=max(0, spent * 1_000_000_000 // elapsed) if elapsed > 0 else 0,
-        ),
+        cpu=CpuUse(timestamp=reading.timestamp, usage=reading.cpu, nano_cores=_nano_cores(reading, before)),
         memory=MemoryUse(
             timestamp=reading.timestamp,
             working_set=reading.working_set,
-            available=-1 if reading.limit < 0 else max(0, reading.limit - reading.working_set),
+            available=_available(reading.limit, reading.working_set),
             usage=reading.usage,
             rss=reading.rss,
             page_faults=reading.page_faults,
             major_page_faults=reading.major_page_faults,
             swap_usage=reading.swap_usage,
-            swap_available=-1 if reading.swap_limit < 0 else max(0, reading.swap_limit - reading.swap_usage),
+            swap_available=_available(reading.swap_limit, reading.swap_usage),
         ),
         processes=reading.processes,
         pressure=reading.pressure,
     )
+
+
+def _nano_cores(reading: Reading, before: CgroupUse | None) -> int:
+    """Returns the rate since the reading before; 0 for the first one."""
+    elapsed = reading.timestamp - before.cpu.timestamp if before else 0
+    if before is None or elapsed <= 0:
+        return 0
+    return max(0, (reading.cpu - before.cpu.usage) * 1_000_000_000 // elapsed)
+
+
+def _available(limit: int | None, used: int) -> int:
+    return UNLIMITED if limit is None else max(0, limit - used)

@@ -1,6 +1,6 @@
-"""A pod's sysctls: only those that belong to a namespace of the pod's own (CRI LinuxPodSandboxConfig.sysctls; sysctl(8)).
+"""A pod's sysctls: only those of namespaces that are the pod's own (CRI LinuxPodSandboxConfig.sysctls; sysctl(8)).
 
-net.* are net-svc's to write, since the network namespace is.
+net-svc writes net.*, because it makes the network namespace.
 """
 
 import subprocess
@@ -15,30 +15,30 @@ _UTS = ("kernel.domainname",)
 
 
 def check(config: PodSandboxConfig) -> None:
-    """Raises InvalidArgument for a sysctl that is not in a namespace of this pod's own."""
-    options = config.linux.security_context.namespace_options
+    """Raises InvalidArgument for a sysctl that would change more than this pod."""
     for name in config.linux.sysctls:
-        field = f"linux.sysctls[{name}]"
-        normal = _normal(name)
-        if normal.startswith("net.") or normal in _UTS:
-            if config.on_node_network:
-                raise InvalidArgument(
-                    f"sysctl {name} would change the node: the pod uses the node's network and host name", field=field
-                )
-        elif normal.startswith(_IPC):
-            if options.ipc is NamespaceMode.NODE:
-                raise InvalidArgument(
-                    f"sysctl {name} would change the node: the pod uses the node's IPC namespace", field=field
-                )
-        else:
-            raise InvalidArgument(
-                f"sysctl {name} is not namespaced; only net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.* and kernel.domainname are",
-                field=field,
-            )
+        fault = _fault(_normal(name), config)
+        if fault is not None:
+            raise InvalidArgument(f"sysctl {name} {fault}", field=f"linux.sysctls[{name}]")
+
+
+def _fault(name: str, config: PodSandboxConfig) -> str | None:
+    if name.startswith("net.") or name in _UTS:
+        if config.on_node_network:
+            return "would change the node: the pod uses the node's network and host name"
+        return None
+    if name.startswith(_IPC):
+        if config.linux.security_context.namespace_options.ipc is NamespaceMode.NODE:
+            return "would change the node: the pod uses the node's IPC namespace"
+        return None
+    return "is not namespaced; only net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.* and kernel.domainname are"
 
 
 def write(config: PodSandboxConfig, user_namespace: Path | None, ipc: Path) -> None:
-    """Writes those of IPC and UTS, in a thread that is in the pod's namespaces. Raises InvalidArgument that names the value."""
+    """Writes the sysctls of IPC and UTS.
+
+    The calling thread must be in the pod's namespaces. Raises InvalidArgument that names the value.
+    """
     for name, value in config.linux.sysctls.items():
         normal = _normal(name)
         if normal.startswith("net."):
@@ -56,7 +56,10 @@ def write(config: PodSandboxConfig, user_namespace: Path | None, ipc: Path) -> N
 
 
 def _write_as_owner(path: Path, value: str, user_namespace: Path, ipc: Path) -> None:
-    """The kernel lets only the root of its user namespace write an IPC namespace's sysctls, not even the node's."""
+    """Writes a sysctl of IPC as root of the user namespace that owns the IPC namespace.
+
+    The kernel lets nobody else do it, not even the node's root.
+    """
     command = [*namespaces.command_in(user_namespace, f"--ipc={ipc}"), "tee", str(path)]
     finished = subprocess.run(command, input=value.encode(), capture_output=True, check=False)
     if finished.returncode != 0:

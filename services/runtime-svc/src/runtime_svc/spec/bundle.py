@@ -1,43 +1,51 @@
-"""A container's OCI bundle: config.json out of what kubelet asked for, what the image says, and where the pod's things are.
+"""A container's OCI bundle: config.json, from the request, the image and the pod (OCI runtime spec, bundle.md).
 
-OCI runtime spec 1.0.2 (crun 1.8 refuses a later ociVersion). `adjust` is the one place where the finished document can still
-be changed before it is written.
+`build` makes the configuration part by part, `adjust` is the one place where the finished one can be
+changed, and `write` puts it on disk.
 """
 
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from crisp_proto.config import ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, PodSandboxConfig
 from crisp_proto.image import ImageConfig
-from runtime_svc import (
+from runtime_svc.cgroups import limits
+from runtime_svc.cgroups.versions import Cgroups
+from runtime_svc.sandbox import id_mappings
+from runtime_svc.sandbox.sandbox import Sandbox
+from runtime_svc.settings import HandlerSettings, RuntimeSettings
+from runtime_svc.spec import (
+    apparmor,
     capabilities,
     cdi,
     devices,
     hooks,
-    id_mappings,
-    lsm,
     mounts,
     namespaces,
+    oci,
+    process,
+    resource_classes,
     resources,
     seccomp,
     seccomp_filter,
+    selinux,
+    standard_mounts,
     users,
 )
-from runtime_svc.features import Features
-from runtime_svc.mounts import MountContext
-from runtime_svc.pod_files import Sandbox
-from runtime_svc.settings import HandlerSettings, RuntimeSettings
-from runtime_svc.users import User
+from runtime_svc.spec.mounts import MountContext, MountFeatures, MountPlan
+from runtime_svc.spec.selinux import Labels
+from runtime_svc.spec.users import User
 from servicekit.errors import InvalidArgument
+from servicekit.linux.files import write_atomically
 
-Document = dict[str, Any]
-_ORDERS = ("run.oci.", "org.systemd.property.")
-_DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# What kubelet's own list (it comes with every request but procMount: Unmasked) does not have yet.
+_TYPE = {"io.kubernetes.cri.container-type": "container"}
+_RUNTIME_ORDERS = ("run.oci.", "org.systemd.property.")
+"""Prefixes of annotations that change what crun or systemd does, instead of describing the container."""
+# Paths that kubelet's own list does not have yet. That list comes with every request, except with procMount: Unmasked.
 _MASKED = [
     "/proc/interrupts",
     "/sys/devices/virtual/powercap",
@@ -47,30 +55,58 @@ _MASKED = [
 
 @dataclass(frozen=True, slots=True)
 class PodContext:
-    """What a container takes over from its pod, its handler and the other services."""
+    """What a container takes over from its pod, its handler and the other services.
 
+    `netns` is None if the pod uses the node's network; `target_pid` is a process of the container
+    whose PID namespace is shared (NamespaceMode TARGET); `volumes` are mounted images by index.
+    """
+
+    id: str
     config: PodSandboxConfig
-    files: Sandbox
+    sandbox: Sandbox
     hostname: str
     cgroups_path: str
-    cgroup_version: int
+    cgroups: Cgroups
     handler: HandlerSettings
-    features: Features
-    netns: str = ""
-    target_pid: int = 0
-    volumes: dict[int, str] = field(default_factory=dict)
+    features: MountFeatures
+    netns: str | None = None
+    target_pid: int | None = None
+    volumes: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The finished document and the user it names."""
+    """The finished configuration, and the user in it."""
 
-    document: Document
+    spec: oci.Spec
     user: User
 
 
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """A request with what several parts of its configuration derive from it."""
+
+    config: ContainerConfig
+    image: ImageConfig
+    rootfs: Path
+    pod: PodContext
+    settings: RuntimeSettings
+    user: User
+    labels: Labels | None
+    granted: frozenset[str]
+    seccomp: oci.Seccomp | None
+
+    @property
+    def security(self) -> LinuxContainerSecurityContext:
+        return self.config.linux.security_context
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """The pod's annotations and the container's, which win."""
+        return {**self.pod.config.annotations, **self.config.annotations}
+
+
 def build(
-    pod_id: str,
     config: ContainerConfig,
     image: ImageConfig,
     rootfs: Path,
@@ -78,171 +114,180 @@ def build(
     settings: RuntimeSettings,
     devices_by_name: cdi.Registry,
 ) -> Bundle:
-    """config.json for a container. Raises InvalidArgument, FailedPrecondition or Unimplemented that name the field."""
+    """Makes the configuration of a container.
+
+    Raises InvalidArgument, FailedPrecondition or Unimplemented that name the field.
+    """
+    _check(config, pod)
+    edits = devices_by_name.edits(cdi.requested((device.name for device in config.CDI_devices), config.annotations))
+    container = _resolve(config, image, rootfs, pod, settings)
+    mount_plan = _mounts(container)
+    spec: oci.Spec = {
+        "ociVersion": oci.VERSION,
+        "process": _process(container),
+        "root": {"path": str(rootfs), "readonly": container.security.readonly_rootfs},
+        "mounts": mount_plan.mounts,
+        "linux": _linux(container, mount_plan),
+        "annotations": _annotations(container),
+    }
+    cdi.apply(spec, edits)
+    hooks.add(spec, settings.hooks_dirs, container.annotations, bind_mounts=bool(config.mounts))
+    return Bundle(adjust(spec), container.user)
+
+
+def adjust(spec: oci.Spec) -> oci.Spec:
+    """Returns the configuration that is written to disk. Plugins that may change it are called here."""
+    return spec
+
+
+def write(folder: Path, bundle: Bundle) -> None:
+    """Writes config.json into the bundle's folder. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.json", json.dumps(bundle.spec))
+
+
+def _check(config: ContainerConfig, pod: PodContext) -> None:
     security = config.linux.security_context
-    pod_security = pod.config.linux.security_context
-    if security.privileged and not pod_security.privileged:
+    if security.privileged and not pod.config.linux.security_context.privileged:
         raise InvalidArgument(
             "linux.security_context.privileged: a privileged container needs a privileged pod",
             field="linux.security_context.privileged",
         )
     id_mappings.check_container(security.namespace_options, pod.config)
-    edits = devices_by_name.edits(cdi.requested((device.name for device in config.CDI_devices), config.annotations))
-    user = users.resolve(security, image.user, rootfs)
-    process_label, file_label = lsm.selinux_labels(security, pod_security.selinux_options, pod_id)
-    own_users = pod.config.own_user_namespace
-    host_ipc = security.namespace_options.ipc is NamespaceMode.NODE
-    device_plan = devices.plan(
-        config.devices, privileged=security.privileged, all_devices=not pod.handler.privileged_without_host_devices
-    )
-    mount_plan = mounts.plan(
-        config.mounts,
-        MountContext(rootfs, pod.features, pod.volumes, file_label),
-        mounts.standard(
-            privileged=security.privileged,
-            host_ipc=host_ipc,
-            shm=str(pod.files.shm),
-            node_sysfs=own_users is not None and pod.config.on_node_network,
-            node_mqueue=own_users is not None and host_ipc,
-        ),
-        pod.files.mounted_files(),
-        readonly_rootfs=security.readonly_rootfs,
-    )
+    limits.check(config.linux.resources, "linux.resources")
+
+
+def _resolve(
+    config: ContainerConfig, image: ImageConfig, rootfs: Path, pod: PodContext, settings: RuntimeSettings
+) -> _Container:
+    security = config.linux.security_context
     granted = capabilities.wanted(
         security.capabilities.add_capabilities, security.capabilities.drop_capabilities, privileged=security.privileged
     )
-    resources.check(config.linux.resources, "linux.resources")
-    limits = resources.to_oci(config.linux.resources, cgroup_version=pod.cgroup_version, pids_limit=settings.pids_limit)
-    classes = resources.classes(pod.config.annotations, config.metadata.name, settings)
-    linux: Document = {
+    return _Container(
+        config=config,
+        image=image,
+        rootfs=rootfs,
+        pod=pod,
+        settings=settings,
+        user=users.resolve(security, image.user, rootfs),
+        labels=selinux.labels(security, pod.config.linux.security_context.selinux_options, pod.id),
+        granted=granted,
+        seccomp=None if security.privileged else seccomp.wanted(security, granted, settings),
+    )
+
+
+def _process(container: _Container) -> oci.Process:
+    planned = process.plan(container.config, container.image, container.user, container.granted, container.pod.hostname)
+    if (profile := apparmor.profile(container.security)) is not None:
+        planned["apparmorProfile"] = profile
+    if container.labels is not None:
+        planned["selinuxLabel"] = container.labels.process
+    return planned
+
+
+def _mounts(container: _Container) -> MountPlan:
+    pod = container.pod
+    host_ipc = container.security.namespace_options.ipc is NamespaceMode.NODE
+    has_user_namespace = pod.config.own_user_namespace is not None
+    standard = standard_mounts.plan(
+        privileged=container.security.privileged,
+        host_ipc=host_ipc,
+        shm=str(pod.sandbox.shm),
+        node_sysfs=has_user_namespace and pod.config.on_node_network,
+        node_mqueue=has_user_namespace and host_ipc,
+    )
+    label = None if container.labels is None else container.labels.file
+    return mounts.plan(
+        container.config.mounts,
+        MountContext(container.rootfs, pod.features, pod.volumes, label),
+        standard,
+        pod.sandbox.mounted_files(),
+        readonly_rootfs=container.security.readonly_rootfs,
+    )
+
+
+def _linux(container: _Container, mount_plan: MountPlan) -> oci.Linux:
+    pod, config = container.pod, container.config
+    device_plan = devices.plan(
+        config.devices,
+        privileged=container.security.privileged,
+        all_devices=not pod.handler.privileged_without_host_devices,
+    )
+    classes = resource_classes.choose(pod.config.annotations, config.metadata.name, container.settings)
+    linux: oci.Linux = {
         "cgroupsPath": pod.cgroups_path,
-        "namespaces": namespaces.plan(
-            security.namespace_options,
-            pod.files,
-            host_network=pod.config.on_node_network,
-            netns=pod.netns,
-            user_namespace=own_users is not None,
-            target_pid=pod.target_pid,
-            own_cgroup=pod.cgroup_version == 2 and not security.privileged,
-        ),
-        "resources": {"devices": device_plan.rules, **limits, **classes.block_io},
+        "namespaces": _namespaces(container),
+        "resources": _resources(container, device_plan.rules, classes.block_io),
         "devices": device_plan.nodes,
-        **classes.rdt,
     }
-    if mount_plan.root_propagation:
+    if classes.rdt is not None:
+        linux["intelRdt"] = classes.rdt
+    if mount_plan.root_propagation is not None:
         linux["rootfsPropagation"] = mount_plan.root_propagation
-    if own_users is not None:
-        linux |= {"uidMappings": id_mappings.to_oci(own_users.uids), "gidMappings": id_mappings.to_oci(own_users.gids)}
-    all_annotations = {**pod.config.annotations, **config.annotations}
-    annotations = {
-        "io.kubernetes.cri.container-type": "container",
-        **pod.handler.default_annotations,
-        **_handed_on(all_annotations, config.annotations, pod.handler.allowed_annotations),
-    }
-    if not security.privileged:
-        linux["maskedPaths"] = list(dict.fromkeys([*security.masked_paths, *_MASKED])) if security.masked_paths else []
-        linux["readonlyPaths"] = security.readonly_paths
-        profile = seccomp.wanted(security, granted, settings)
-        if profile:
-            linux["seccomp"] = profile
-        if profile is seccomp.default_profile(granted) and (program := seccomp_filter.compiled_default(granted)):
-            annotations[seccomp_filter.ANNOTATION] = program
-    if file_label:
-        linux["mountLabel"] = file_label
-    process = _process(config, image, user, security, granted, pod.hostname)
-    process |= {
-        key: value
-        for key, value in (("apparmorProfile", lsm.apparmor(security)), ("selinuxLabel", process_label))
-        if value
-    }
-    document: Document = {
-        "ociVersion": "1.0.2",
-        "process": process,
-        "root": {"path": str(rootfs), "readonly": security.readonly_rootfs},
-        "mounts": mount_plan.mounts,
-        "linux": linux,
-        "annotations": annotations,
-    }
-    cdi.apply(document, edits)
-    hooks.add(document, settings.hooks_dirs, all_annotations, bind_mounts=bool(config.mounts))
-    return Bundle(adjust(document), user)
+    if (own_users := pod.config.own_user_namespace) is not None:
+        linux["uidMappings"] = namespaces.id_mappings(own_users.uids)
+        linux["gidMappings"] = namespaces.id_mappings(own_users.gids)
+    if container.labels is not None:
+        linux["mountLabel"] = container.labels.file
+    _confine(linux, container)
+    return linux
 
 
-def adjust(document: Document) -> Document:
-    """The finished document on its way to disk; plugins that may change it are called here."""
-    return document
+def _namespaces(container: _Container) -> list[oci.Namespace]:
+    pod = container.pod
+    return namespaces.plan(
+        container.security.namespace_options,
+        pod.sandbox,
+        host_network=pod.config.on_node_network,
+        netns=pod.netns,
+        user_namespace=pod.config.own_user_namespace is not None,
+        target_pid=pod.target_pid,
+        own_cgroup=pod.cgroups.has_namespaces and not container.security.privileged,
+    )
 
 
-def write(folder: Path, bundle: Bundle) -> None:
-    """Puts config.json into the bundle's folder: beside, then renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / ".config.json"
-    beside.write_text(json.dumps(bundle.document))
-    beside.rename(folder / "config.json")
-
-
-def _process(
-    config: ContainerConfig,
-    image: ImageConfig,
-    user: User,
-    security: LinuxContainerSecurityContext,
-    granted: frozenset[str],
-    hostname: str,
-) -> Document:
-    ambient = capabilities.ambient(security.capabilities.add_ambient_capabilities)
-    names = capabilities.in_order(granted | ambient)
-    process: Document = {
-        "terminal": config.tty,
-        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
-        "args": arguments(config, image),
-        "env": environment(config, image, user, hostname),
-        "cwd": config.working_dir or image.working_dir or "/",
-        "capabilities": {
-            "bounding": names,
-            "effective": names,
-            "permitted": names,
-            "inheritable": capabilities.in_order(ambient),
-            "ambient": capabilities.in_order(ambient),
-        },
-        "noNewPrivileges": security.no_new_privs,
-        "oomScoreAdj": resources.oom_score_adj(config.linux.resources.oom_score_adj),
-    }
-    if not process["cwd"].startswith("/"):
-        raise InvalidArgument(f"working_dir = {process['cwd']!r}: must be an absolute path", field="working_dir")
-    return process
-
-
-def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
-    """command replaces ENTRYPOINT and clears CMD; args alone replace CMD (CRI ContainerConfig). Raises InvalidArgument for none."""
-    found = [*config.command, *config.args] if config.command else [*image.entrypoint, *(config.args or image.cmd)]
-    if not found:
-        raise InvalidArgument(
-            "command and args are empty, and the image has no ENTRYPOINT and no CMD: there is nothing to run",
-            field="command",
-        )
+def _resources(container: _Container, rules: list[oci.DeviceRule], block_io: oci.BlockIo | None) -> oci.Resources:
+    found = resources.to_oci(
+        container.config.linux.resources, container.pod.cgroups, pids_limit=container.settings.pids_limit
+    )
+    found["devices"] = rules
+    if block_io is not None:
+        found["blockIO"] = block_io
     return found
 
 
-def environment(config: ContainerConfig, image: ImageConfig, user: User, hostname: str) -> list[str]:
-    """The image's variables, then the request's, later ones winning; PATH, HOSTNAME, TERM and HOME where nobody set them."""
-    values: dict[str, str] = {}
-    for entry in [_DEFAULT_PATH, f"HOSTNAME={hostname}", *(["TERM=xterm"] if config.tty else []), *image.env]:
-        name, _, value = entry.partition("=")
-        values[name] = value
-    for variable in config.envs:
-        if not variable.key or "=" in variable.key:
-            raise InvalidArgument(f"envs: {variable.key!r} is no name for a variable", field="envs")
-        values[variable.key] = variable.value.decode("utf-8", "surrogateescape")
-    values.setdefault("HOME", user.home or "/")
-    return [f"{name}={value}" for name, value in values.items()]
+def _confine(linux: oci.Linux, container: _Container) -> None:
+    """Hides paths and filters system calls, unless the container is privileged."""
+    security = container.security
+    if security.privileged:
+        return
+    masked = [*security.masked_paths, *_MASKED] if security.masked_paths else []
+    linux["maskedPaths"] = list(dict.fromkeys(masked))
+    linux["readonlyPaths"] = security.readonly_paths
+    if container.seccomp is not None:
+        linux["seccomp"] = container.seccomp
 
 
-def _handed_on(all_annotations: dict[str, str], own: dict[str, str], allowed: list[str]) -> dict[str, str]:
-    """The container's annotations as the OCI runtime gets them, and the pod's that the handler's settings allow.
+def _annotations(container: _Container) -> dict[str, str]:
+    """Returns the annotations that the OCI runtime gets.
 
-    Some are orders to the runtime (crun: run.oci.*; systemd units: org.systemd.property.*): only those that the settings allow.
+    The container's own are passed on, apart from those that are orders to the runtime; orders and the
+    pod's annotations only if the handler's settings allow them.
     """
-    handed = {name: value for name, value in own.items() if not name.startswith(_ORDERS)}
-    return handed | {
-        name: value for name, value in all_annotations.items() if any(re.match(pattern, name) for pattern in allowed)
+    handler = container.pod.handler
+    own = {name: value for name, value in container.config.annotations.items() if not name.startswith(_RUNTIME_ORDERS)}
+    allowed = {
+        name: value
+        for name, value in container.annotations.items()
+        if any(re.match(pattern, name) for pattern in handler.allowed_annotations)
     }
+    return {**_TYPE, **handler.default_annotations, **own, **allowed, **_compiled_seccomp(container)}
+
+
+def _compiled_seccomp(container: _Container) -> dict[str, str]:
+    """Returns the annotation with the compiled profile, if the container has the default one."""
+    if container.seccomp is None or container.seccomp is not seccomp.default_profile(container.granted):
+        return {}
+    program = seccomp_filter.compiled_default(container.granted)
+    return {} if program is None else {seccomp_filter.ANNOTATION: program}

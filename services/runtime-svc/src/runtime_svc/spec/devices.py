@@ -1,92 +1,109 @@
-"""A container's device nodes and what the device cgroup allows (OCI runtime spec, config-linux.md: devices)."""
+"""A container's device nodes, and the rules of its device cgroup (OCI runtime spec, config-linux.md, devices)."""
 
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from crisp_proto.config import Device
+from runtime_svc.spec import oci
 from servicekit.errors import InvalidArgument
 
-Document = dict[str, Any]
+# The OCI runtime makes these itself, or other mounts cover them.
+_NEVER_FROM_THE_NODE = frozenset(
+    {"pts", "shm", "mqueue", "fd", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty"}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """Nodes to make, and rules for the device cgroup in order."""
+    """The nodes to make, and the rules for the device cgroup in order."""
 
-    nodes: list[Document]
-    rules: list[Document]
+    nodes: list[oci.Device]
+    rules: list[oci.DeviceRule]
 
 
 def plan(devices: Sequence[Device], *, privileged: bool, all_devices: bool = True) -> DevicePlan:
-    """What the request asks for; all the node's devices for a privileged container, unless its handler says no. Raises InvalidArgument."""
-    nodes: dict[str, Document] = {}
-    rules: list[Document] = [{"allow": privileged, "access": "rwm"}]
+    """Returns the requested devices, and all devices of the node for a privileged container.
+
+    A handler can keep the node's devices from its privileged containers (`all_devices` is False).
+    Raises InvalidArgument.
+    """
+    nodes: dict[str, oci.Device] = {}
+    rules: list[oci.DeviceRule] = [{"allow": privileged, "access": "rwm"}]
     if privileged and all_devices:
-        for path in _below(
-            Path("/dev"),
-            skip=("pts", "shm", "mqueue", "fd", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty"),
-        ):
-            nodes[str(path)] = _node(path, str(path))
+        for path in _files(Path("/dev"), skip=_NEVER_FROM_THE_NODE):
+            if (node := _node(path, str(path))) is not None:
+                nodes[str(path)] = node
     for number, device in enumerate(devices):
-        field = f"devices[{number}]"
-        access = device.permissions or "rwm"
-        if set(access) - set("rwm"):
-            raise InvalidArgument(
-                f"{field}.permissions = {device.permissions!r}: of r, w and m only", field=f"{field}.permissions"
+        for node in _requested(f"devices[{number}]", device):
+            nodes[node["path"]] = node
+            rules.append(
+                {
+                    "allow": True,
+                    "type": node["type"],
+                    "major": node["major"],
+                    "minor": node["minor"],
+                    "access": device.permissions or "rwm",
+                }
             )
-        source = Path(os.path.realpath(device.host_path))
-        if not device.host_path.startswith("/") or not source.exists():
+    return DevicePlan(list(nodes.values()), rules)
+
+
+def _requested(field: str, device: Device) -> Iterator[oci.Device]:
+    """Yields the node of a requested device, or the nodes in a requested folder."""
+    if set(device.permissions) - set("rwm"):
+        raise InvalidArgument(
+            f"{field}.permissions = {device.permissions!r}: of r, w and m only", field=f"{field}.permissions"
+        )
+    source = Path(os.path.realpath(device.host_path))
+    if not device.host_path.startswith("/") or not source.exists():
+        raise InvalidArgument(
+            f"{field}.host_path = {device.host_path!r}: no such device on this node", field=f"{field}.host_path"
+        )
+    for path in _files(source) if source.is_dir() else [source]:
+        inside = os.path.normpath(f"/{device.container_path or device.host_path}/{path.relative_to(source)}")
+        node = _node(path, inside)
+        if node is not None:
+            yield node
+        elif path == source:
             raise InvalidArgument(
-                f"{field}.host_path = {device.host_path!r}: no such device on this node", field=f"{field}.host_path"
+                f"{field}.host_path = {device.host_path!r} is not a device", field=f"{field}.host_path"
             )
-        found = list(_below(source)) if source.is_dir() else [source]
-        for path in found:
-            inside = os.path.normpath(f"/{device.container_path or device.host_path}/{path.relative_to(source)}")
-            node = _node(path, inside)
-            if node:
-                nodes[inside] = node
-                rules.append(
-                    {
-                        "allow": True,
-                        "type": node["type"],
-                        "major": node["major"],
-                        "minor": node["minor"],
-                        "access": access,
-                    }
-                )
-            elif path == source:
-                raise InvalidArgument(
-                    f"{field}.host_path = {device.host_path!r} is not a device", field=f"{field}.host_path"
-                )
-    return DevicePlan([node for node in nodes.values() if node], rules)
 
 
-def _below(folder: Path, skip: Sequence[str] = ()) -> Iterator[Path]:
-    """All files in a folder and below it, without those that links lead to."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in list(entries):
-            if entry.name in skip or entry.is_symlink():
-                continue
-            if entry.is_dir():
-                yield from _below(Path(entry.path))
-            else:
-                yield Path(entry.path)
+def _files(root: Path, skip: Container[str] = ()) -> Iterator[Path]:
+    """Yields all files below a folder, apart from those in `skip` at its top.
+
+    Follows no links, and leaves out what disappears meanwhile.
+    """
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in list(entries):
+                if entry.is_symlink() or (folder == root and entry.name in skip):
+                    continue
+                if entry.is_dir():
+                    pending.append(Path(entry.path))
+                else:
+                    yield Path(entry.path)
 
 
-def _node(path: Path, inside: str) -> Document:
-    """Empty for what is no device, or has gone: /dev changes at any time."""
+def _node(path: Path, inside: str) -> oci.Device | None:
+    """Describes a device; None if the file is no device or has gone, since /dev changes at any time."""
     try:
         status = path.stat()
     except FileNotFoundError:
-        return {}
-    kind = "c" if stat.S_ISCHR(status.st_mode) else "b" if stat.S_ISBLK(status.st_mode) else ""
-    if not kind:
-        return {}
+        return None
+    if stat.S_ISCHR(status.st_mode):
+        kind = "c"
+    elif stat.S_ISBLK(status.st_mode):
+        kind = "b"
+    else:
+        return None
     return {
         "path": inside,
         "type": kind,

@@ -1,238 +1,152 @@
-"""A container's mounts: CRI's Mount made into OCI's, and the ones that every container gets (OCI runtime spec, config.md)."""
+"""A container's mounts: CRI's Mount translated to OCI's (OCI runtime spec, config.md, mounts)."""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, Protocol
 
 from crisp_proto.config import Mount, MountPropagation
-from runtime_svc import id_mappings
-from runtime_svc.features import Features
+from runtime_svc.spec import namespaces, oci
 from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from servicekit.linux import mount_table, selinux
 from servicekit.linux.root_paths import resolve_in_root
 
-Document = dict[str, Any]
 _PROPAGATION = {
     MountPropagation.PRIVATE: "rprivate",
     MountPropagation.HOST_TO_CONTAINER: "rslave",
     MountPropagation.BIDIRECTIONAL: "rshared",
 }
+RootPropagation = Literal["shared", "slave"]
 
 
-@dataclass(frozen=True, slots=True)
-class MountPlan:
-    """All mounts in the order they are made, and the propagation that the root needs for them, if it is not the OCI runtime's own."""
+class MountFeatures(Protocol):
+    """The features of an OCI runtime that mounts depend on."""
 
-    mounts: list[Document]
-    root_propagation: str
+    @property
+    def recursive_read_only(self) -> bool:
+        """Tells whether it knows the option rro."""
 
-
-def standard(
-    *, privileged: bool, host_ipc: bool, shm: str, node_sysfs: bool = False, node_mqueue: bool = False
-) -> list[Document]:
-    """/proc, /dev, /sys and what is in them.
-
-    A user namespace can mount mqueue and sysfs only where it owns the IPC and the network namespace; with the node's (node_sysfs,
-    node_mqueue) the node's own mounts are shown.
-    """
-    read = "rw" if privileged else "ro"
-    sysfs: Document = {
-        "destination": "/sys",
-        "type": "sysfs",
-        "source": "sysfs",
-        "options": ["nosuid", "noexec", "nodev", read],
-    }
-    # In the node's IPC namespace this shows the node's queues, also where the node itself has not mounted them.
-    mqueue: Document = {
-        "destination": "/dev/mqueue",
-        "type": "mqueue",
-        "source": "mqueue",
-        "options": ["nosuid", "noexec", "nodev"],
-    }
-    if node_mqueue:
-        mqueue = {
-            "destination": "/dev/mqueue",
-            "type": "bind",
-            "source": "/dev/mqueue",
-            "options": ["rbind", "nosuid", "noexec", "nodev"],
-        }
-    if node_sysfs:
-        sysfs = {
-            "destination": "/sys",
-            "type": "bind",
-            "source": "/sys",
-            "options": ["rbind", "rslave", "nosuid", "noexec", "nodev", "ro"],
-        }
-    mounts: list[Document] = [
-        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-        {
-            "destination": "/dev",
-            "type": "tmpfs",
-            "source": "tmpfs",
-            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
-        },
-        {
-            "destination": "/dev/pts",
-            "type": "devpts",
-            "source": "devpts",
-            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        },
-        mqueue,
-        sysfs,
-        {
-            "destination": "/sys/fs/cgroup",
-            "type": "cgroup",
-            "source": "cgroup",
-            "options": ["nosuid", "noexec", "nodev", "relatime", read],
-        },
-        {
-            "destination": "/dev/shm",
-            "type": "bind",
-            "source": "/dev/shm" if host_ipc else shm,
-            "options": ["rbind", "rw", "nosuid", "noexec", "nodev"],
-        },
-    ]
-    return mounts
+    @property
+    def idmapped_mounts(self) -> bool:
+        """Tells whether it can map the owners of files."""
 
 
 @dataclass(frozen=True, slots=True)
 class MountContext:
-    """What a container's mounts are made of: its rootfs, its handler's features, image volumes by index, its files' SELinux label."""
+    """What a container's mounts depend on.
+
+    `volumes` are the mounted images of image volumes by index; `label` is the SELinux label of the
+    container's files, None without SELinux.
+    """
 
     rootfs: Path
-    features: Features
+    features: MountFeatures
     volumes: Mapping[int, str] = field(default_factory=dict)
-    label: str = ""
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """All mounts in the order in which they are made, and the propagation that they need on the root.
+
+    `root_propagation` is None if the OCI runtime's default will do.
+    """
+
+    mounts: list[oci.Mount]
+    root_propagation: RootPropagation | None
 
 
 def plan(
     mounts: Sequence[Mount],
     context: MountContext,
-    base: Sequence[Document],
-    files: dict[str, Path],
+    base: Sequence[oci.Mount],
+    files: Mapping[str, Path],
     *,
     readonly_rootfs: bool,
 ) -> MountPlan:
-    """All mounts: the standard ones, our files (resolv.conf …) unless the request mounts its own there, and the request's.
+    """Joins the standard mounts (`base`), the pod's `files` (resolv.conf …) and the request's mounts.
 
-    Raises InvalidArgument, FailedPrecondition or Unimplemented that name the mount.
+    A mount of the request replaces one of ours on the same path. Raises InvalidArgument,
+    FailedPrecondition or Unimplemented that name the mount.
     """
-    asked = [
-        _mount(f"mounts[{number}]", mount, context, context.volumes.get(number, ""))
-        for number, mount in enumerate(mounts)
-    ]
+    asked = [_mount(f"mounts[{number}]", mount, context, number) for number, mount in enumerate(mounts)]
     taken = {os.path.normpath(entry["destination"]) for entry in asked}
     covered = {*taken, *(entry["destination"] for entry in base)}
     for number, entry in enumerate(asked):
         _check_kinds(f"mounts[{number}]", entry, context.rootfs, covered)
     kept = [entry for entry in base if entry["destination"] not in taken]
     ours = [
-        {
-            "destination": destination,
-            "type": "bind",
-            "source": str(source),
-            "options": ["rbind", "rprivate", "ro" if readonly_rootfs else "rw"],
-        }
+        _bind(destination, str(source), "rprivate", "ro" if readonly_rootfs else "rw")
         for destination, source in files.items()
         if destination not in taken
     ]
-    propagations = {mount.propagation for mount in mounts}
-    root = (
-        "shared"
-        if MountPropagation.BIDIRECTIONAL in propagations
-        else "slave"
-        if MountPropagation.HOST_TO_CONTAINER in propagations
-        else ""
-    )
     # Shallow ones first: a mount over /a must not hide the one over /a/b.
     asked.sort(key=lambda entry: os.path.normpath(entry["destination"]).count("/"))
-    return MountPlan([*kept, *ours, *asked], root)
+    return MountPlan([*kept, *ours, *asked], _root_propagation(mounts))
 
 
-def _mount(at: str, mount: Mount, context: MountContext, volume: str) -> Document:
-    if not mount.container_path:
-        raise InvalidArgument(
-            f"{at}.container_path is empty; it is the path in the container", field=f"{at}.container_path"
-        )
-    try:
-        inside = "/" + os.fspath(resolve_in_root(context.rootfs, mount.container_path))[
-            len(os.fspath(context.rootfs)) :
-        ].lstrip("/")
-    except OSError as error:
-        raise InvalidArgument(
-            f"{at}.container_path = {mount.container_path!r}: {error.strerror}; mount it elsewhere",
-            field=f"{at}.container_path",
-        ) from error
-    if volume:
+def _root_propagation(mounts: Sequence[Mount]) -> RootPropagation | None:
+    propagations = {mount.propagation for mount in mounts}
+    if MountPropagation.BIDIRECTIONAL in propagations:
+        return "shared"
+    if MountPropagation.HOST_TO_CONTAINER in propagations:
+        return "slave"
+    return None
+
+
+def _mount(at: str, mount: Mount, context: MountContext, number: int) -> oci.Mount:
+    inside = _destination(at, mount, context.rootfs)
+    if volume := context.volumes.get(number):
         # As Kubernetes promises for image volumes: read-only, and nothing in them is executed.
-        return {
-            "destination": inside,
-            "type": "bind",
-            "source": volume,
-            "options": ["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"],
-        }
+        return _bind(inside, volume, "rprivate", "ro", "nosuid", "nodev", "noexec")
     source = _source(at, mount)
     _check_propagation(mount.propagation, source, at)
-    read = "rw" if not mount.readonly else "ro"
-    document: Document = {
-        "destination": inside,
-        "type": "bind",
-        "source": source,
-        "options": [
-            "rbind",
-            _PROPAGATION[mount.propagation],
-            read,
-            *_recursive(at, mount, context.features),
-            *mount.mount_options,
-        ],
-    }
+    translated = _bind(
+        inside,
+        source,
+        _PROPAGATION[mount.propagation],
+        "ro" if mount.readonly else "rw",
+        *_recursive(at, mount, context.features),
+        *mount.mount_options,
+    )
     if mount.uidMappings or mount.gidMappings:
         if not context.features.idmapped_mounts:
             raise Unimplemented(
-                f"{at}.uidMappings: the OCI runtime of this handler has no idmapped mounts on this node (Status.runtime_handlers)",
+                f"{at}.uidMappings: the OCI runtime of this handler has no idmapped mounts on this node"
+                " (Status.runtime_handlers)",
                 field=f"{at}.uidMappings",
             )
-        document |= {
-            "uidMappings": id_mappings.to_oci(mount.uidMappings),
-            "gidMappings": id_mappings.to_oci(mount.gidMappings),
-        }
-    if mount.selinux_relabel and context.label:
+        translated["uidMappings"] = namespaces.id_mappings(mount.uidMappings)
+        translated["gidMappings"] = namespaces.id_mappings(mount.gidMappings)
+    if mount.selinux_relabel and context.label is not None:
         _relabel(at, source, context.label)
-    return document
+    return translated
 
 
-def _relabel(at: str, source: str, label: str) -> None:
-    try:
-        selinux.relabel(source, label)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"{at}.selinux_relabel: {source} can't get the label {label}: {error.strerror}",
-            field=f"{at}.selinux_relabel",
-        ) from error
+def _bind(destination: str, source: str, *options: str) -> oci.Mount:
+    return {"destination": destination, "type": "bind", "source": source, "options": ["rbind", *options]}
 
 
-def _recursive(at: str, mount: Mount, features: Features) -> list[str]:
-    """The option for recursive_read_only, which is all or nothing (CRI Mount.recursive_read_only)."""
-    if not mount.recursive_read_only:
-        return []
-    if not mount.readonly:
-        raise InvalidArgument(f"{at}.recursive_read_only needs readonly", field=f"{at}.recursive_read_only")
-    if mount.propagation is not MountPropagation.PRIVATE:
+def _destination(at: str, mount: Mount, rootfs: Path) -> str:
+    """Resolves links in the container's path, as the container would see them."""
+    if not mount.container_path:
         raise InvalidArgument(
-            f"{at}.recursive_read_only needs private propagation, not {mount.propagation}", field=f"{at}.propagation"
+            f"{at}.container_path is empty", hint="it is the path in the container", field=f"{at}.container_path"
         )
-    if not features.recursive_read_only:
-        raise Unimplemented(
-            f"{at}.recursive_read_only: the OCI runtime of this handler can't do it on this node (Status.runtime_handlers)",
-            field=f"{at}.recursive_read_only",
-        )
-    return ["rro"]
+    try:
+        resolved = os.fspath(resolve_in_root(rootfs, mount.container_path))
+    except OSError as error:
+        raise InvalidArgument(
+            f"{at}.container_path = {mount.container_path!r}: {error.strerror}",
+            hint="mount it elsewhere",
+            field=f"{at}.container_path",
+        ) from error
+    return "/" + resolved[len(os.fspath(rootfs)) :].lstrip("/")
 
 
 def _source(at: str, mount: Mount) -> str:
-    """The host's side of a bind mount, links resolved; a folder is made where there is nothing, as containerd and CRI-O do."""
+    """Resolves links in the host's path; makes a folder if nothing is there, as containerd and CRI-O do."""
     if not mount.host_path.startswith("/"):
         raise InvalidArgument(
             f"{at}.host_path = {mount.host_path!r}: must be an absolute path on the node", field=f"{at}.host_path"
@@ -242,7 +156,8 @@ def _source(at: str, mount: Mount) -> str:
         source.encode()
     except UnicodeEncodeError as error:
         raise InvalidArgument(
-            f"{at}.host_path = {mount.host_path!r}: leads to {source!r}, which is no UTF-8, as an OCI runtime wants it; rename it",
+            f"{at}.host_path = {mount.host_path!r}: leads to {source!r}, which is no UTF-8, as an OCI runtime wants it",
+            hint="rename it",
             field=f"{at}.host_path",
         ) from error
     try:
@@ -256,8 +171,40 @@ def _source(at: str, mount: Mount) -> str:
     return source
 
 
-def _check_kinds(at: str, entry: Document, rootfs: Path, covered: set[str]) -> None:
-    """A folder goes on a folder and a file on a file, as far as the image decides what is there."""
+def _relabel(at: str, source: str, label: str) -> None:
+    try:
+        selinux.relabel(source, label)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{at}.selinux_relabel: {source} can't get the label {label}: {error.strerror}",
+            field=f"{at}.selinux_relabel",
+        ) from error
+
+
+def _recursive(at: str, mount: Mount, features: MountFeatures) -> list[str]:
+    """Returns the option for recursive_read_only, which never falls back (CRI Mount.recursive_read_only)."""
+    if not mount.recursive_read_only:
+        return []
+    if not mount.readonly:
+        raise InvalidArgument(f"{at}.recursive_read_only needs readonly", field=f"{at}.recursive_read_only")
+    if mount.propagation is not MountPropagation.PRIVATE:
+        raise InvalidArgument(
+            f"{at}.recursive_read_only needs private propagation, not {mount.propagation}", field=f"{at}.propagation"
+        )
+    if not features.recursive_read_only:
+        raise Unimplemented(
+            f"{at}.recursive_read_only: the OCI runtime of this handler can't do it on this node"
+            " (Status.runtime_handlers)",
+            field=f"{at}.recursive_read_only",
+        )
+    return ["rro"]
+
+
+def _check_kinds(at: str, entry: oci.Mount, rootfs: Path, covered: set[str]) -> None:
+    """Refuses a file over a folder of the image, and a folder over a file.
+
+    Paths below another mount (`covered`) are not checked: the image does not decide what is there.
+    """
     inside = os.path.normpath(entry["destination"])
     target = Path(f"{rootfs}{inside}")
     if any(f"{inside}/".startswith(f"{above}/") for above in covered if above != inside) or not target.exists():
@@ -265,7 +212,8 @@ def _check_kinds(at: str, entry: Document, rootfs: Path, covered: set[str]) -> N
     if target.is_dir() != os.path.isdir(entry["source"]):
         there, here = ("folder", "file") if target.is_dir() else ("file", "folder")
         raise InvalidArgument(
-            f"{at}.container_path = {inside!r} is a {there} in the image, and {entry['source']} is a {here}; mount it elsewhere",
+            f"{at}.container_path = {inside!r} is a {there} in the image, and {entry['source']} is a {here}",
+            hint="mount it elsewhere",
             field=f"{at}.container_path",
         )
 
@@ -276,18 +224,20 @@ def _check_propagation(propagation: MountPropagation, source: str, field: str) -
     kinds = _propagation_of(source)
     if propagation is MountPropagation.BIDIRECTIONAL and "shared" not in kinds:
         raise FailedPrecondition(
-            f"{field}: bidirectional propagation, but {source} is not on a shared mount; `mount --make-rshared` it",
+            f"{field}: bidirectional propagation, but {source} is not on a shared mount",
+            hint="`mount --make-rshared` it",
             field=f"{field}.propagation",
         )
     if propagation is MountPropagation.HOST_TO_CONTAINER and not kinds & {"shared", "master"}:
         raise FailedPrecondition(
-            f"{field}: propagation from the host, but {source} is not on a shared or slave mount; `mount --make-rshared` it",
+            f"{field}: propagation from the host, but {source} is not on a shared or slave mount",
+            hint="`mount --make-rshared` it",
             field=f"{field}.propagation",
         )
 
 
 def _propagation_of(path: str) -> frozenset[str]:
-    """The propagation of the mount that `path` is on."""
+    """Returns the propagation of the mount that `path` is on."""
     best, kinds = "", frozenset[str]()
     for mounted in mount_table.read():
         if f"{path}/".startswith(f"{mounted.target.rstrip('/')}/") and len(mounted.target) >= len(best):
