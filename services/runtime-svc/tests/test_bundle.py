@@ -144,6 +144,12 @@ def test_users(
     assert (found.uid, found.gid, found.groups) == expected
 
 
+def test_a_user_that_is_neither_name_nor_number_is_refused(rootfs: Path) -> None:
+    for user, error in (("nobody", "no such user"), ("--5", "no such user"), ("-5", "ids go from 0")):
+        with pytest.raises(InvalidArgument, match=error):
+            users.resolve(LinuxContainerSecurityContext(run_as_username=user), "", rootfs)
+
+
 def test_passwd_is_never_read_through_a_link_out_of_the_rootfs(rootfs: Path) -> None:
     (rootfs / "etc/passwd").unlink()
     (rootfs / "etc/passwd").symlink_to("../../../../../etc/passwd")

@@ -1,4 +1,4 @@
-"""Version 2 on folders that look like cgroupfs (version 1 is shown by the e2e tests on machines that have it)."""
+"""Version 2 on folders that look like cgroupfs; machines with version 1 test it end to end."""
 
 import errno
 import os
@@ -58,7 +58,7 @@ def test_version_2_is_read_in_its_own_units(root: Path) -> None:
 
 
 def test_a_cgroup_that_goes_while_it_is_read_is_gone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel opens a file of a cgroup, and has ENODEV for its reader once the cgroup is removed."""
+    """The kernel opens a cgroup's file, and refuses to read it (ENODEV) once the cgroup is gone."""
 
     class Removed(StringIO):
         def read(self, size: int | None = -1) -> str:

@@ -1,4 +1,4 @@
-"""CDI files and OCI hooks: what they change in the OCI document, and what is wrong with those that can't be used."""
+"""CDI files and OCI hooks: what they change in the OCI configuration, and errors in them."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""AppArmor profiles and SELinux labels: what is chosen where the kernel has them, and the errors where it hasn't."""
+"""AppArmor profiles and SELinux labels, and the errors on kernels without them."""
 
 from pathlib import Path
 

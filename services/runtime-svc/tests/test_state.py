@@ -130,7 +130,7 @@ def test_a_cgroup_is_found_by_a_part_of_its_name(tmp_path: Path, monkeypatch: py
 
 
 def test_with_a_thousand_containers_the_service_starts_within_two_seconds(tmp_path: Path) -> None:
-    """Not counting the time that it waits for a processor, of which the tests beside this one leave it what they please."""
+    """The time that it waits for a processor does not count: other tests run beside this one."""
     fill(tmp_path / "state/runtime-svc/runtime.db", 100, 10)
     arguments = [f"node.run_dir={tmp_path}/run", f"node.state_dir={tmp_path}/state"]
     command = [sys.executable, "-m", "runtime_svc", *(part for argument in arguments for part in ("--set", argument))]

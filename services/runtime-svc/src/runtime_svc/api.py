@@ -48,7 +48,10 @@ def routes(
 
     @router.put("/pods/{id}")
     async def create_pod(id: str, request: PodRequest) -> Pod:
-        """Makes a pod's cgroup, namespaces and files; a repeated request returns the existing pod."""
+        """Makes a pod's cgroup, namespaces and files.
+
+        A repeated request returns the existing pod.
+        """
         return await pods.create(id, request)
 
     @router.get("/pods/{id}")

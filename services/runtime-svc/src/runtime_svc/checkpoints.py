@@ -1,12 +1,12 @@
-"""Checkpoints by CRIU through the OCI runtime; image-svc adds the container's writable layer in between.
+"""Checkpoints by CRIU through the OCI runtime; image-svc adds the writable layer in between.
 
-    LOCATION                         the archive (crisp_proto.checkpoint), renamed into place when it is whole
+    LOCATION                         the archive (crisp_proto.checkpoint), once it is whole
     LOCATION.part-ID/                what will be in it
     <state>/checkpoints/<container>  CRIU's images of a container that is to be restored
 
-A container is frozen from `begin` to `finish`, so that memory and files fit together. Its row has the
-latest time for that, and a lock on the folder shows that the process which froze it is alive. Otherwise
-the sweep thaws the container and abandons the checkpoint.
+A container is frozen from `begin` to `finish`, so that memory and files fit together. Its row has
+the latest time for that, and a lock on the folder shows that the process which froze it is alive.
+Otherwise the sweep thaws the container and abandons the checkpoint.
 """
 
 import asyncio
@@ -52,8 +52,8 @@ class Checkpoints:
     async def begin(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
         """Freezes a running container and dumps it; `finish` or `abandon` thaw it.
 
-        NotFound: no such container. InvalidArgument: names the location. Unimplemented: CRIU does not
-        work here. Unknown: the dump failed.
+        NotFound: no such container. InvalidArgument: names the location. Unimplemented: CRIU does
+        not work here. Unknown: the dump failed.
         """
         return await self._queue.run(container_id, f"begin {request}", lambda: self._begin(container_id, request))
 
@@ -99,7 +99,8 @@ class Checkpoints:
     async def finish(self, container_id: str) -> None:
         """Thaws the container and puts the archive in its place.
 
-        Unavailable: the checkpoint has been abandoned. FailedPrecondition: the archive cannot be written.
+        Unavailable: the checkpoint has been abandoned. FailedPrecondition: the archive cannot be
+        written.
         """
         await self._queue.run(container_id, "finish", lambda: self._finish(container_id))
 

@@ -1,4 +1,4 @@
-"""Containers: their bundles, their start, their limits, their removal. monitor-svc knows whether one runs.
+"""Containers: creation, start, limits, removal. monitor-svc knows whether one runs.
 
 <run>/bundles/<id>/config.json
 <state>/checkpoints/<id>/      CRIU's images of a container that is to be restored
@@ -70,8 +70,8 @@ class Containers:
     async def create(self, container_id: str, request: ContainerRequest) -> Container:
         """Writes a container's bundle; returns the existing container for the same request.
 
-        NotFound: no such pod. FailedPrecondition: the pod is not READY. AlreadyExists: the id belongs
-        to another request. InvalidArgument names the field of the configuration.
+        NotFound: no such pod. FailedPrecondition: the pod is not READY. AlreadyExists: the id
+        belongs to another request. InvalidArgument names the field of the configuration.
         """
         return await self._queue.run(container_id, "create", lambda: self._create(container_id, request))
 
@@ -116,7 +116,7 @@ class Containers:
     async def _write_bundle(
         self, container_id: str, request: ContainerRequest, pod: Pod, features: Features
     ) -> tuple[Bundle, Path | None]:
-        """Returns the bundle, and the folder with CRIU's images if the container is to be restored."""
+        """Returns the bundle, and the folder of CRIU's images if the container will be restored."""
         built = await asyncio.to_thread(self._build, container_id, request, pod, features)
         await asyncio.to_thread(bundle.write, self._bundles / container_id, built)
         if not request.checkpoint:
@@ -163,7 +163,8 @@ class Containers:
     async def start(self, container_id: str, attempt: str) -> StartResult:
         """Runs the container's program; a repeated `attempt` gets the same result as before.
 
-        NotFound: no such container. Unknown: the OCI runtime could not start it; the message says why.
+        NotFound: no such container. Unknown: the OCI runtime could not start it; the message says
+        why.
         """
         return await self._queue.run(container_id, f"start {attempt}", lambda: self._start(container_id, attempt))
 
@@ -192,8 +193,8 @@ class Containers:
         if result.error:
             self._store.start_failed(container_id, result.error)
             return
-        limits = self.get(container_id).config.linux.resources
-        await self._driver.limit_container(container_id, limits, self._settings.pids_limit)
+        resources = self.get(container_id).config.linux.resources
+        await self._driver.limit_container(container_id, resources, self._settings.pids_limit)
         self._store.started(container_id)
         await asyncio.to_thread(trees.remove_quietly, self._checkpoints / container_id)
 
@@ -233,7 +234,10 @@ class Containers:
         oom_score.change(self._cgroups.processes(cgroup), old, new)
 
     def _remove_quota(self, cgroup: str, period: int) -> None:
-        """Removes the CPU limit, which crun 1.8 cannot do; also in the group that crun makes below a scope."""
+        """Removes the CPU limit, which crun 1.8 cannot do.
+
+        Removes it also in the group that crun makes below a scope.
+        """
         for path in (cgroup, f"{cgroup}/container"):
             folder = self._cgroups.folder(path, "cpu")
             if folder is not None and folder.exists():
@@ -293,7 +297,7 @@ def _log_path(pod: Pod, config: ContainerConfig) -> str:
 
 
 def _stop_signal(request: ContainerRequest) -> str:
-    """Returns the request's signal, or else the image's, or else SIGTERM (CRI ContainerConfig.stop_signal)."""
+    """Returns the request's signal, the image's, or SIGTERM (CRI ContainerConfig.stop_signal)."""
     asked = request.config.stop_signal.removeprefix("SIGNAL_")
     if asked and asked != "RUNTIME_DEFAULT":
         return asked.replace("PLUS", "+").replace("MINUS", "-")

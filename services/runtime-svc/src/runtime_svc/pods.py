@@ -52,7 +52,7 @@ class Pods:
         return Sandbox(self._folder / pod_id)
 
     async def create(self, pod_id: str, request: PodRequest) -> Pod:
-        """Makes a pod; returns the existing one for the same request, and remakes an unfinished one.
+        """Makes a pod; returns the existing one for the same request, replaces an unfinished one.
 
         AlreadyExists: the id belongs to another request. FailedPrecondition: the pod was stopped.
         InvalidArgument and Unimplemented name the field.
@@ -128,7 +128,10 @@ class Pods:
             _set_score(pause.pid, linux.resources)
 
     def file_label(self, pod_id: str, security: LinuxContainerSecurityContext) -> str | None:
-        """Returns the SELinux label of the files of a container of this pod; None for none. Raises NotFound."""
+        """Returns the SELinux label of the files of a container of this pod; None for none.
+
+        Raises NotFound.
+        """
         pod_options = self.get(pod_id).config.linux.security_context.selinux_options
         labels = selinux.labels(security, pod_options, pod_id)
         return None if labels is None else labels.file
@@ -175,7 +178,8 @@ class Pods:
     ) -> Pod:
         """Changes the limits of a pod as a whole; what is None stays as it is.
 
-        NotFound: no such pod. InvalidArgument names the field. FailedPrecondition: the kernel refuses.
+        NotFound: no such pod. InvalidArgument names the field. FailedPrecondition: the kernel
+        refuses.
         """
         return await self._queue.run(
             pod_id, f"update {resources} {overhead}", lambda: self._update(pod_id, resources, overhead)
@@ -214,7 +218,7 @@ class Pods:
 
 
 def _set_score(pause: int, of_pod: LinuxContainerResources | None) -> None:
-    """Gives the pod's OOM score to the pause process, the only process that belongs to the pod itself."""
+    """Gives the pod's OOM score to the pause process, the only one that is the pod's own."""
     if of_pod is not None and of_pod.oom_score_adj:
         oom_score.set_score(pause, of_pod.oom_score_adj)
 

@@ -36,7 +36,7 @@ class HandlerSettings(Section):
 
 
 class BlockIoClass(Section):
-    """A block I/O class: weights from 1 to 1000, bytes and operations a second, by the path of each device."""
+    """A block I/O class: weights (1 to 1000), bytes and operations a second, by device path."""
 
     weight: int | None = Field(None, ge=1, le=1000, description="Share of time on all devices")
     weights: dict[str, int] = {}

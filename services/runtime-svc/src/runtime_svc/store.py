@@ -1,4 +1,4 @@
-"""runtime-svc's database: pods and containers as they were requested and made, and checkpoints under way."""
+"""runtime-svc's database: pods and containers as requested and made, and running checkpoints."""
 
 import sqlite3
 import time
@@ -41,7 +41,10 @@ _UNREADABLE = "unreadable"
 
 @dataclass(frozen=True, slots=True)
 class StartAttempt:
-    """What was known before an attempt to start a container: the attempt before it, and when one succeeded (ns)."""
+    """What was known before an attempt to start a container.
+
+    `before` is the previous attempt, `started_at` when one succeeded (ns since the epoch).
+    """
 
     before: str | None
     started_at: int | None
@@ -49,7 +52,7 @@ class StartAttempt:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
-    """A checkpoint under way: the path of its archive, and when it is due (seconds since the epoch)."""
+    """A running checkpoint: the path of its archive, and when it is due (s since the epoch)."""
 
     location: str
     due: float
@@ -114,7 +117,7 @@ class Store:
         ]
 
     def incomplete(self, age: float) -> tuple[list[str], list[str]]:
-        """Returns the ids of pods and of containers that were begun over `age` seconds ago and never completed."""
+        """Returns the ids of pods and containers that are incomplete and over `age` seconds old."""
         before = time.time() - age
         pods = self._db.rows("SELECT id FROM pods WHERE complete = 0 AND begun < ?", before)
         containers = self._db.rows("SELECT id FROM containers WHERE record = '' AND begun < ?", before)
@@ -154,7 +157,7 @@ class Store:
         return [_container(row) for row in rows]
 
     def handler_of(self, container_id: str) -> str | None:
-        """Returns the handler of a container, complete or not; None if there is no such container."""
+        """Returns the handler of a container, complete or not; None if there is no container."""
         row = self._db.row("SELECT handler FROM containers WHERE id = ?", container_id)
         return None if row is None else str(row["handler"])
 

@@ -115,9 +115,9 @@ def remove(root: Path | str) -> None:
 
 
 def remove_folders(root: Path | str) -> None:
-    """Removes a tree of folders whose files disappear with them, as in cgroupfs; fine if there is none.
+    """Removes a tree of folders whose files disappear with them, as in cgroupfs.
 
-    Goes on past what cannot be removed, then raises the first OSError.
+    Fine if there is none. Goes on past what cannot be removed, then raises the first OSError.
     """
     _remove_folder(root, with_files=False)
 

@@ -1,7 +1,7 @@
 """Everything that the kernel counts for a cgroup and its processes, for cadvisor's metrics.
 
-Each counter is read from one file (kernel's cgroup-v2.rst, cgroup-v1/, proc(5)), and is None if this
-kernel lacks it.
+Each counter is read from one file (kernel's cgroup-v2.rst, cgroup-v1/, proc(5)), and is None if
+this kernel lacks it.
 """
 
 import contextlib
@@ -79,7 +79,10 @@ def _size_name(kilobytes: int) -> str:
 
 
 def _processes(cgroups: Cgroups, path: str) -> ProcessesUse:
-    """Looks at the processes of a cgroup and of those below it; leaves out those that end meanwhile."""
+    """Counts what the processes in a cgroup and below it have open.
+
+    Leaves out processes that end meanwhile.
+    """
     counts: Counter[str] = Counter()
     starts: list[tuple[int, int]] = []
     for pid in cgroups.processes(path):

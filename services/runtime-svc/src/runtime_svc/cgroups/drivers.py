@@ -1,10 +1,11 @@
-"""Who makes a pod's cgroup: crisp itself in cgroupfs, or systemd, which must know of every cgroup on its hosts.
+"""Who makes a pod's cgroup: crisp itself in cgroupfs, or systemd, which wants to know all of them.
 
     cgroupfs   PARENT/crisp-POD/helpers, PARENT/crisp-POD/CONTAINER
-    systemd    PARENT.slice/PARENT-crispPOD.slice/crisp-conmon-CONTAINER.scope, …/crisp-CONTAINER.scope
+    systemd    PARENT.slice/PARENT-crispPOD.slice/crisp-conmon-CONTAINER.scope,
+               PARENT.slice/PARENT-crispPOD.slice/crisp-CONTAINER.scope
 
-Either way the pod has a cgroup of its own below the parent that kubelet made for it, so that it can be
-read and limited as one.
+Either way the pod has a cgroup of its own below the parent that kubelet made for it, so that it can
+be read and limited as one.
 """
 
 from typing import Protocol
@@ -35,7 +36,7 @@ class CgroupDriver(Protocol):
         """Removes the pod's cgroup with everything in it."""
 
     async def adopt(self, pod: str, name: str, pid: int) -> None:
-        """Moves a helper into the pod's cgroup that was not started in one of the folders of `helpers`."""
+        """Moves a helper into the pod's cgroup, unless it was started in one of `helpers`."""
 
     def helpers(self, pod: str) -> list[str]:
         """Returns the folders of the cgroup that the pod's helpers are started in.
@@ -44,7 +45,7 @@ class CgroupDriver(Protocol):
         """
 
     def helpers_slice(self, pod: str) -> str | None:
-        """Returns the slice in which each conmon gets a scope; None if all of them are in `helpers`."""
+        """Returns the slice in which each conmon gets a scope; None if all are in `helpers`."""
 
     def scope(self, name: str) -> str | None:
         """Returns the name of the scope of a container or helper; None if it has no scope."""
@@ -53,14 +54,16 @@ class CgroupDriver(Protocol):
         """Returns the cgroup of a container."""
 
     def oci_path(self, pod: str, container_id: str) -> str:
-        """Returns the same cgroup in the form that OCI runtimes take (OCI runtime spec, cgroupsPath)."""
+        """Returns the cgroup in the form that OCI runtimes take (OCI runtime spec, cgroupsPath)."""
 
     async def limit_container(self, container_id: str, limits: LinuxContainerResources, pids: int) -> None:
         """Sets limits on the cgroups between the pod's and the one that the OCI runtime limits."""
 
 
 def choose(name: str, cgroups: Cgroups, parent: str) -> CgroupDriver:
-    """Returns the driver of this name. `parent` is the parent of pods without one; empty for the default.
+    """Returns the driver of this name.
+
+    `parent` is the parent of pods without one; empty stands for the driver's default.
 
     Raises FailedPrecondition if this machine's cgroups do not allow the driver.
     """

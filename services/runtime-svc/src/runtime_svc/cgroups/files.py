@@ -1,4 +1,4 @@
-"""Folders and files of cgroupfs, as both versions have them (kernel's cgroup-v2.rst, cgroup-v1/)."""
+"""Folders and files of cgroupfs that both versions have (kernel's cgroup-v2.rst, cgroup-v1/)."""
 
 import contextlib
 import errno
@@ -15,9 +15,9 @@ from servicekit.linux import trees
 
 ROOT = Path("/sys/fs/cgroup")
 UNLIMITED = -1
-"""How CRI, our wire contract and the files of version 1 write "no limit"; inside, it is None."""
+"""How CRI, our wire contract and version 1's files write "no limit". In a Reading it is None."""
 DEFAULT_PERIOD_US = 100_000
-"""What the kernel takes as the period of a CPU quota if nobody names one (kernel's sched-bwc.rst)."""
+"""The kernel's default for the period of a CPU quota (kernel's sched-bwc.rst)."""
 _BUSY_SECONDS = 5.0
 
 
@@ -157,9 +157,10 @@ def remove_named(root: Path, part: str) -> None:
 
 
 def _folders(root: Path, enter: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
-    """Yields a folder and those below it, parents first, but not what is below one that `enter` refuses.
+    """Yields a folder and those below it, parents first.
 
-    Does not recurse: a workload may nest its cgroups as deep as it likes.
+    Folders for which `enter` is False are yielded and not entered. Does not recurse: a workload may
+    nest its cgroups as deep as it likes.
     """
     pending = [os.fspath(root)]
     while pending:

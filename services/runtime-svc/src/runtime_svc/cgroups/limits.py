@@ -1,4 +1,4 @@
-"""Limits as CRI has them: checked, added up for a pod, merged by an update, and written into a cgroup.
+"""Limits as CRI has them: checks them, adds up a pod's, merges updates, writes them into a cgroup.
 
 Source: CRI LinuxContainerResources, LinuxPodSandboxConfig.resources and overhead. 0 and empty mean
 "not given".
@@ -22,14 +22,15 @@ _LEAST_CPU_US, _MOST_CPU_PERIOD_US = 1000, 1_000_000  # kernel's sched-bwc.rst
 _MOST_CPU_SHARES = 1 << 18
 _PAGE_SIZE = re.compile(r"^[1-9]\d*[KMG]B$")
 _NONE = LinuxContainerResources()
-# A kernel that does not count these has nothing to limit; kubelet sends a limit for every page size.
+# A kernel that does not count these has nothing to limit, but kubelet limits every page size.
 _ONLY_IF_COUNTED = ("hugetlb.", MEMORY_AND_SWAP, "memory.swap.max")
-# kubelet sends it for pods too, but means containers: for the pod, the kernel would kill all containers at once.
+# kubelet sends it for pods too, but means containers. On the pod's cgroup it would make the kernel
+# kill all containers at once.
 _FOR_CONTAINERS = {"memory.oom.group"}
 
 
 def check(resources: LinuxContainerResources, field: str) -> None:
-    """Raises InvalidArgument for numbers that no cgroup takes. `field` is where the limits come from."""
+    """Raises InvalidArgument for numbers that no cgroup takes; `field` is where they come from."""
 
     def refuse(name: str, rule: str) -> NoReturn:
         raise InvalidArgument(f"{field}.{name} = {getattr(resources, name)}: {rule}", field=f"{field}.{name}")
@@ -110,12 +111,12 @@ def _added_pages(own: Iterable[HugepageLimit], more: Iterable[HugepageLimit]) ->
 
 
 def merged(old: LinuxContainerResources, new: LinuxContainerResources) -> LinuxContainerResources:
-    """Returns what holds after an update: the new values that are given, and the old ones for the rest."""
+    """Returns what holds after an update: the new values that are given, else the old ones."""
     return old.model_copy(update={name: value for name in type(new).model_fields if (value := getattr(new, name))})
 
 
 def with_both_memories(new: LinuxContainerResources, merged: LinuxContainerResources) -> LinuxContainerResources:
-    """Returns an update that gives both limits on memory if it gives one: they can only be set together.
+    """Returns the update with both limits on memory if it has one: they can only be set together.
 
     `merged` is what will hold after the update.
     """

@@ -79,7 +79,10 @@ class Stats:
 
 
 def _fresh(kept: Kept[T], paths: Paths, read: Callable[[str, str], T | None]) -> dict[str, T]:
-    """Returns a value for each cgroup that exists; reads it if the kept one is too old, and forgets the others."""
+    """Returns a value for each cgroup that exists, and forgets the others.
+
+    Reads a value again if the kept one is too old.
+    """
     now = time.monotonic()
     found: Kept[T] = {}
     for id, path in paths.items():

@@ -2,8 +2,8 @@
 
 Needs cgroup version 2: there the kernel's rules allow for only one writer, which is systemd.
 
-Units have one name space for the whole machine. Scopes therefore begin with the name of our own parent,
-which is crisp unless two nodes share a machine.
+Units have one name space for the whole machine. Scopes therefore begin with the name of our own
+parent, which is crisp unless two nodes share a machine.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class SystemdDriver:
         self._prefix = self._parent.removesuffix(".slice")
 
     def pod(self, parent: str, pod_id: str) -> str:
-        """Returns a slice below the parent, which crictl gives by its name and kubelet by its path."""
+        """Returns a slice below the parent; crictl gives its name, kubelet its path."""
         parent = parent or self._parent
         name = _unit(parent)
         if not name.endswith(".slice") or parent not in (name, slice_path(name)):

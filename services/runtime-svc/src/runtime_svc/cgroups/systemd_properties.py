@@ -53,7 +53,10 @@ def of_scope(limits: LinuxContainerResources, pids: int) -> Properties:
 
 
 def _properties(name: str, value: str) -> dict[str, Variant]:
-    """Translates a file of version 2; returns nothing if systemd has no property for it. Raises ValueError."""
+    """Translates a file of version 2; returns nothing if systemd has no property for it.
+
+    Raises ValueError.
+    """
     if name in _NUMBERS:
         return {_NUMBERS[name]: Variant("t", _INFINITY if value == "max" else int(value))}
     if name in _SETS:
@@ -67,7 +70,7 @@ def _properties(name: str, value: str) -> dict[str, Variant]:
 
 
 def _mask(numbers: str) -> bytes:
-    """Converts `0,2-3` to a bit mask, lowest bit and byte first, as systemd wants it. Raises ValueError."""
+    """Converts `0,2-3` to a bit mask, lowest bit and byte first. Raises ValueError."""
     if not NUMBERS.match(numbers):
         raise ValueError(NUMBERS_RULE)
     mask = 0

@@ -179,7 +179,7 @@ class CgroupsV1:
 
 
 def _memory_files(limits: LinuxContainerResources) -> Iterator[LimitFile]:
-    """Yields the files in an order in which memory and swap together are never limited below memory alone.
+    """Yields files in an order that never limits memory and swap together below memory alone.
 
     That holds for the old limits as well as for the new ones.
     """

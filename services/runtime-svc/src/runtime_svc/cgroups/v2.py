@@ -24,7 +24,10 @@ _IO_NAMES = {"rbytes": "read_bytes", "wbytes": "write_bytes", "rios": "read_coun
 
 
 class CgroupsV2:
-    """The one hierarchy. Only leaves may have processes, so a pod's helpers get a child of their own."""
+    """The one hierarchy.
+
+    Only leaves may have processes, so a pod's helpers get a child of their own.
+    """
 
     version = 2
     has_namespaces = True

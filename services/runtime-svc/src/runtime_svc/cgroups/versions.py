@@ -1,7 +1,7 @@
 """What both cgroup versions can do, and which one this machine has.
 
-A path like /crisp/pod-x is the same below the root of every hierarchy. On version 1 each controller has
-a hierarchy of its own. A hybrid machine counts as version 1, because its controllers are there.
+A path like /crisp/pod-x is the same below the root of every hierarchy. On version 1 each controller
+has a hierarchy of its own. A hybrid machine counts as version 1, because its controllers are there.
 """
 
 from collections.abc import Iterator
@@ -47,13 +47,13 @@ class Cgroups(Protocol):
         """Returns the files to write for these limits, in order. Raises InvalidArgument."""
 
     def create(self, path: str) -> None:
-        """Makes a cgroup, whose children may have limits, and its parents.
-
-        Processes can be in the cgroup as long as it has no children.
-        """
+        """Makes a cgroup that processes can join, and parents whose children can have limits."""
 
     def remove(self, path: str) -> None:
-        """Removes a cgroup with its children; waits a little for processes that are about to end."""
+        """Removes a cgroup with its children.
+
+        Waits a little for processes that are about to end. Raises Internal if some do not.
+        """
 
     def remove_named(self, part: str) -> None:
         """Removes all cgroups that have `part` in their name, wherever they are."""
@@ -62,7 +62,7 @@ class Cgroups(Protocol):
         """Returns the cgroup's folders, one for each hierarchy."""
 
     def folder(self, path: str, controller: str) -> Path | None:
-        """Returns the cgroup's folder for a controller; None if this machine lacks the controller."""
+        """Returns the cgroup's folder for a controller; None if this machine lacks that one."""
 
     def processes(self, path: str) -> list[int]:
         """Returns the pids of the processes in the cgroup and below it."""

@@ -1,4 +1,4 @@
-"""Starts the kernel's grace period early, so that the OCI runtime need not wait when it moves a container."""
+"""Starts the kernel's grace period early, so that an OCI runtime need not wait in a cgroup move."""
 
 import asyncio
 import contextlib
@@ -9,11 +9,11 @@ from runtime_svc.cgroups import files
 
 
 class CgroupMoveWarmup:
-    """Moves this process to the cgroup that it is in already, shortly before a container is created.
+    """Moves this process to the cgroup that it is in already, shortly before a container is made.
 
-    The first move of a process into a cgroup takes a lock for writing, and waits for all its readers
-    (every fork) by a grace period of all processors, 10 to 15 ms. A move within the next period gets
-    the lock at once. So our own move waits, and the OCI runtime's does not.
+    The first move of a process into a cgroup takes a lock for writing, and waits for all its
+    readers (every fork) by a grace period of all processors, 10 to 15 ms. A move within the next
+    period gets the lock at once. So our own move waits, and the OCI runtime's does not.
     """
 
     def __init__(self) -> None:

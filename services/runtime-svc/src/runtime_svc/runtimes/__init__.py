@@ -1,1 +1,1 @@
-"""OCI runtimes: how they are called, which ones this node offers by name, and what each can do here."""
+"""OCI runtimes: their command line, the handlers that name them, and what each can do here."""

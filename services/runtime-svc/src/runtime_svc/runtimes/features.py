@@ -1,7 +1,7 @@
 """What an OCI runtime can do on this kernel: probed, never guessed.
 
-`<runtime> features` answers (OCI runtime spec, features.md). A runtime without that command (crun before
-1.9) is tried out (trials.py). Whether CRIU works on this kernel, `criu check` answers.
+Runtimes answer to `<runtime> features` (OCI runtime spec, features.md); those without that command
+(crun before 1.9) are tried out. `criu check` tells whether CRIU works on this kernel.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Features:
     no_checkpoint: str | None
 
     def demand_checkpoint(self) -> None:
-        """Raises Unimplemented with the reason if containers cannot be checkpointed and restored."""
+        """Raises Unimplemented with the reason if the runtime cannot checkpoint and restore."""
         if self.no_checkpoint is not None:
             raise Unimplemented(f"checkpoint and restore: {self.no_checkpoint}")
 
@@ -70,7 +70,7 @@ def _parse(answer: str) -> dict[str, Any] | None:
 
 
 def _declared(answer: dict[str, Any]) -> tuple[bool, bool, bool]:
-    """Returns from an answer to `features` whether there are rro, idmapped mounts and user namespaces."""
+    """Returns whether the answer has rro, idmapped mounts and user namespaces."""
     linux = answer.get("linux") or {}
     idmap = bool(((linux.get("mountExtensions") or {}).get("idmap") or {}).get("enabled"))
     return (

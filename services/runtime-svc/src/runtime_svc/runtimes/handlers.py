@@ -14,7 +14,7 @@ from servicekit.errors import FailedPrecondition, InvalidArgument
 
 
 class Handlers:
-    """The handlers of the settings. Those whose executable is missing are refused and not listed."""
+    """The handlers of the settings; those without an executable are refused and not listed."""
 
     def __init__(self, settings: RuntimeSettings, run: Path) -> None:
         self._settings = settings
@@ -27,7 +27,10 @@ class Handlers:
         self._probes: dict[tuple[Path, int], asyncio.Task[Features]] = {}
 
     def get(self, name: str) -> OciRuntime:
-        """Returns the runtime of a handler; an empty name stands for the default one. Raises InvalidArgument."""
+        """Returns the runtime of a handler; an empty name stands for the default one.
+
+        Raises InvalidArgument.
+        """
         runtime = self._runtimes.get(name or self._settings.default_handler)
         if runtime is None:
             raise InvalidArgument(
@@ -44,7 +47,7 @@ class Handlers:
         return runtime
 
     def of(self, container: Container) -> OciRuntime:
-        """Returns the runtime that made a container, with its state, whatever the settings say by now.
+        """Returns the runtime that made a container, with its state, whatever the settings say now.
 
         If its executable is gone, that of another handler with the same name is used. Raises
         FailedPrecondition if there is none, or if the container's record could not be read.

@@ -1,4 +1,7 @@
-"""An OCI runtime (crun, runc, …), driven by its command line (OCI runtime spec, runtime.md, operations)."""
+"""An OCI runtime (crun, runc, …), driven by its command line.
+
+Source: OCI runtime spec, runtime.md, operations.
+"""
 
 import contextlib
 import json
@@ -13,7 +16,7 @@ from servicekit.linux.programs import Finished, last_error, run
 
 @dataclass(frozen=True, slots=True)
 class OciRuntime:
-    """A handler's executable, and the folder with its state. `timeout` is for each call, in seconds."""
+    """A handler's executable and the folder with its state; `timeout` in s is for each call."""
 
     name: str
     path: Path
@@ -22,7 +25,7 @@ class OciRuntime:
 
     @property
     def command(self) -> list[str]:
-        """The executable and its global flags, as the monitor also uses them to create containers."""
+        """The executable and its global flags; the monitor uses them too, to create containers."""
         return [str(self.path), f"--root={self.root}"]
 
     @classmethod
@@ -32,7 +35,10 @@ class OciRuntime:
         return cls(Path(path).name, Path(path), Path(root.removeprefix("--root=")), timeout)
 
     def knows(self, container_id: str) -> bool:
-        """Tells whether the runtime has state of this container: crun and runc keep a folder for each."""
+        """Tells whether the runtime has state of this container.
+
+        crun and runc keep a folder for each.
+        """
         return (self.root / container_id).exists()
 
     async def start(self, container_id: str) -> None:

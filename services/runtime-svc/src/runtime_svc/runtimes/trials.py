@@ -1,4 +1,4 @@
-"""Trials of an OCI runtime: creates a container with a feature, and looks into its mount table for it."""
+"""Tries out an OCI runtime: creates a container with a feature, and looks at its mount table."""
 
 import asyncio
 import json
@@ -111,7 +111,8 @@ def _write_bundle(bundle: Path, trial: _Trial, program: Path) -> None:
 async def _create(runtime: OciRuntime, bundle: Path, name: str) -> int:
     """Has the runtime create the trial container, and returns its pid.
 
-    Raises OSError, ValueError, TimeoutError or CrispError; the file `said` has what the runtime printed.
+    Raises OSError, ValueError, TimeoutError or CrispError; the file `said` has what the runtime
+    printed.
     """
     pid_file = bundle / "pid"
     # A file and no pipe, which the container would keep open.
@@ -131,5 +132,8 @@ async def _create(runtime: OciRuntime, bundle: Path, name: str) -> int:
 
 
 def _mounts_inside(mounts: list[Mounted]) -> dict[str, tuple[str, ...]]:
-    """Returns the options of the mounts at and below /trial by their target; of two on one, the later's."""
+    """Returns the options of the mounts at and below /trial, by target.
+
+    Of two mounts on one target the later counts.
+    """
     return {mounted.target: mounted.options for mounted in mounts if f"{mounted.target}/".startswith(f"{_INSIDE}/")}

@@ -1,1 +1,1 @@
-"""What a pod has on disk and in the kernel: its folder, namespaces, pause process, sysctls and id mappings."""
+"""A pod on disk and in the kernel: folder, namespaces, pause process, sysctls, id mappings."""

@@ -1,4 +1,4 @@
-"""Id mappings of pods with a user namespace of their own (CRI UserNamespace; user_namespaces(7))."""
+"""Id mappings of pods with their own user namespace (CRI UserNamespace; user_namespaces(7))."""
 
 from collections.abc import Sequence
 
@@ -69,7 +69,7 @@ def of(config: PodSandboxConfig) -> tuple[list[Triple], list[Triple]]:
 
 
 def root_of(config: PodSandboxConfig) -> tuple[int, int] | None:
-    """Returns the uid and gid that the pod's root has on the node; None if it is the node's root."""
+    """Returns the uid and gid of the pod's root on the node; None if it is the node's root."""
     uids, gids = of(config)
     return (uids[0][1], gids[0][1]) if uids else None
 

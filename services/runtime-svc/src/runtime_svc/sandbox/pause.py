@@ -41,8 +41,8 @@ class Pause:
     def start(self, executable: Path, cgroups: list[str]) -> None:
         """Starts the process and pins its PID namespace.
 
-        Call it in a thread that ends soon: later children of the thread would be in the namespace and
-        the cgroup too.
+        Call it in a thread that ends soon: later children of the thread would be in the namespace
+        and the cgroup too.
         """
         syscalls.unshare(syscalls.CLONE_NEWPID)
         self._pin(start_in_cgroups([str(executable), "-P"], cgroups, start_new_session=True).pid)

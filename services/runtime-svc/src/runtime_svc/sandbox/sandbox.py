@@ -1,9 +1,9 @@
-"""What a pod has on disk and in the kernel while the machine is up, besides its cgroup and its network.
+"""A pod on disk and in the kernel while the machine is up, apart from its cgroup and network.
 
 <run>/pods/<id>/ns/user, ipc, uts, pid         namespaces, pinned (namespaces(7))
 <run>/pods/<id>/shm                            tmpfs that is /dev/shm of its containers
 <run>/pods/<id>/resolv.conf, hostname, hosts   mounted into its containers
-<run>/pods/<id>/pause.pid                      pid and start time of the pause process, if there is one
+<run>/pods/<id>/pause.pid                      pid and start time of the pause process
 """
 
 import os
@@ -50,7 +50,7 @@ class Sandbox:
         return {f"/etc/{name}": self.folder / name for name in ("resolv.conf", "hostname", "hosts")}
 
     async def create(self, config: PodSandboxConfig, pause_path: Path, cgroups: list[str], shm_bytes: int) -> None:
-        """Makes files, namespaces, shm and the pause process; fine to repeat after a crash half-way.
+        """Makes files, namespaces, shm and the pause process; can be repeated after a crash.
 
         `cgroups` are the folders that the pause process is started in. Raises OSError, Internal, or
         InvalidArgument that names a sysctl.
@@ -85,7 +85,10 @@ class Sandbox:
                 os.chown(self.folder / name, *owner)
 
     def _make_namespaces(self, config: PodSandboxConfig, hostname: str, shm_bytes: int) -> None:
-        """Moves the calling thread into the pod's own UTS and IPC namespaces, pins them, and sets them up."""
+        """Makes and pins the pod's own UTS and IPC namespaces, and sets them up.
+
+        Moves the calling thread into them.
+        """
         kinds = [] if config.on_node_network else ["uts"]
         if config.linux.security_context.namespace_options.ipc is not NamespaceMode.NODE:
             kinds.append("ipc")
@@ -103,7 +106,10 @@ class Sandbox:
             syscalls.mount("shm", self.shm, "tmpfs", flags, f"mode=1777,size={shm_bytes}")
 
     def _make_user_namespace(self, config: PodSandboxConfig, kinds: Sequence[str]) -> None:
-        """Pins a user namespace with the pod's mappings and the namespaces that it owns, and enters those."""
+        """Pins a user namespace with the pod's mappings and the namespaces that it owns.
+
+        Moves the calling thread into the latter.
+        """
         with namespaces.new(["user"]) as pid:
             namespaces.write_mappings(pid, *id_mappings.of(config))
             namespaces.pin("user", self.namespace("user"), pid)

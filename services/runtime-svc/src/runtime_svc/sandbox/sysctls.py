@@ -1,4 +1,6 @@
-"""A pod's sysctls: only those of namespaces that are the pod's own (CRI LinuxPodSandboxConfig.sysctls; sysctl(8)).
+"""A pod's sysctls, which must be those of its own namespaces.
+
+Sources: CRI LinuxPodSandboxConfig.sysctls; sysctl(8).
 
 net-svc writes net.*, because it makes the network namespace.
 """

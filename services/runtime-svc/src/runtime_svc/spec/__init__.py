@@ -1,1 +1,1 @@
-"""A container's OCI configuration: one module for each part of config.json, and the bundle that joins them."""
+"""A container's OCI configuration: a module for each part of config.json, and the bundle."""

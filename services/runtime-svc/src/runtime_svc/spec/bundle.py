@@ -1,7 +1,7 @@
-"""A container's OCI bundle: config.json, from the request, the image and the pod (OCI runtime spec, bundle.md).
+"""A container's OCI bundle: config.json, made from the request, the image and the pod.
 
-`build` makes the configuration part by part, `adjust` is the one place where the finished one can be
-changed, and `write` puts it on disk.
+`build` makes the configuration part by part, `adjust` is the one place where the finished one can
+be changed, and `write` puts it on disk (OCI runtime spec, bundle.md).
 """
 
 import json
@@ -44,8 +44,9 @@ from servicekit.linux.files import write_atomically
 
 _TYPE = {"io.kubernetes.cri.container-type": "container"}
 _RUNTIME_ORDERS = ("run.oci.", "org.systemd.property.")
-"""Prefixes of annotations that change what crun or systemd does, instead of describing the container."""
-# Paths that kubelet's own list does not have yet. That list comes with every request, except with procMount: Unmasked.
+"""Prefixes of annotations that are orders to crun or systemd."""
+# Paths that kubelet's own list does not have yet. That list comes with every request, except with
+# procMount: Unmasked.
 _MASKED = [
     "/proc/interrupts",
     "/sys/devices/virtual/powercap",
@@ -136,7 +137,10 @@ def build(
 
 
 def adjust(spec: oci.Spec) -> oci.Spec:
-    """Returns the configuration that is written to disk. Plugins that may change it are called here."""
+    """Returns the configuration that is written to disk.
+
+    Plugins that may change it are called here.
+    """
     return spec
 
 
@@ -272,8 +276,8 @@ def _confine(linux: oci.Linux, container: _Container) -> None:
 def _annotations(container: _Container) -> dict[str, str]:
     """Returns the annotations that the OCI runtime gets.
 
-    The container's own are passed on, apart from those that are orders to the runtime; orders and the
-    pod's annotations only if the handler's settings allow them.
+    Passes on the container's own, apart from orders to the runtime. Passes on orders and the pod's
+    annotations only if the handler's settings allow them.
     """
     handler = container.pod.handler
     own = {name: value for name, value in container.config.annotations.items() if not name.startswith(_RUNTIME_ORDERS)}

@@ -1,8 +1,10 @@
-"""CDI: devices that vendors describe in files and containers request by name (Container Device Interface, SPEC.md 1.0).
+"""CDI: devices that vendors describe in files, and that containers request by name.
 
-The folders are read again when a file in them has changed, so that what a device plugin writes holds at
-once. A later folder has priority over an earlier one. A device that is twice in one folder cannot be
-used.
+Source: Container Device Interface, SPEC.md 1.0.
+
+The folders are read again when a file in them has changed, so that what a device plugin writes
+holds at once. A later folder has priority over an earlier one. A device that is twice in one folder
+cannot be used.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""A container's device nodes, and the rules of its device cgroup (OCI runtime spec, config-linux.md, devices)."""
+"""A container's device nodes, and the rules of its device cgroup.
+
+Source: OCI runtime spec, config-linux.md, devices.
+"""
 
 import contextlib
 import os
@@ -93,7 +96,7 @@ def _files(root: Path, skip: Container[str] = ()) -> Iterator[Path]:
 
 
 def _node(path: Path, inside: str) -> oci.Device | None:
-    """Describes a device; None if the file is no device or has gone, since /dev changes at any time."""
+    """Describes a device; None if the file is no device, or has gone: /dev changes at any time."""
     try:
         status = path.stat()
     except FileNotFoundError:

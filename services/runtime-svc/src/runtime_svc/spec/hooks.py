@@ -29,8 +29,8 @@ def add(spec: oci.Spec, folders: Sequence[Path], annotations: Mapping[str, str],
     """Adds the hooks whose conditions the container meets.
 
     A file of a later folder replaces one of the same name in an earlier folder. Raises
-    FailedPrecondition that names a file that cannot be used: a container must not run without a hook
-    that it may need.
+    FailedPrecondition that names a file that cannot be used: a container must not run without a
+    hook that it may need.
     """
     subject = Subject(spec["process"]["args"], annotations, bind_mounts)
     files = {path.name: path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))}

@@ -48,7 +48,7 @@ class MountContext:
 
 @dataclass(frozen=True, slots=True)
 class MountPlan:
-    """All mounts in the order in which they are made, and the propagation that they need on the root.
+    """All mounts in the order in which they are made, and the propagation that the root needs.
 
     `root_propagation` is None if the OCI runtime's default will do.
     """
@@ -65,7 +65,7 @@ def plan(
     *,
     readonly_rootfs: bool,
 ) -> MountPlan:
-    """Joins the standard mounts (`base`), the pod's `files` (resolv.conf …) and the request's mounts.
+    """Joins the standard mounts (`base`), the pod's `files` (resolv.conf …) and the request's.
 
     A mount of the request replaces one of ours on the same path. Raises InvalidArgument,
     FailedPrecondition or Unimplemented that name the mount.
@@ -146,7 +146,10 @@ def _destination(at: str, mount: Mount, rootfs: Path) -> str:
 
 
 def _source(at: str, mount: Mount) -> str:
-    """Resolves links in the host's path; makes a folder if nothing is there, as containerd and CRI-O do."""
+    """Resolves links in the host's path.
+
+    Makes a folder if nothing is there, as containerd and CRI-O do.
+    """
     if not mount.host_path.startswith("/"):
         raise InvalidArgument(
             f"{at}.host_path = {mount.host_path!r}: must be an absolute path on the node", field=f"{at}.host_path"
@@ -182,7 +185,10 @@ def _relabel(at: str, source: str, label: str) -> None:
 
 
 def _recursive(at: str, mount: Mount, features: MountFeatures) -> list[str]:
-    """Returns the option for recursive_read_only, which never falls back (CRI Mount.recursive_read_only)."""
+    """Returns the option for recursive_read_only.
+
+    It is all or nothing, without a fallback (CRI Mount.recursive_read_only).
+    """
     if not mount.recursive_read_only:
         return []
     if not mount.readonly:

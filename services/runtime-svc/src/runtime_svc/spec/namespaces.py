@@ -1,4 +1,7 @@
-"""The namespaces that a container is in (CRI NamespaceOption; OCI runtime spec, config-linux.md, namespaces)."""
+"""The namespaces that a container is in.
+
+Sources: CRI NamespaceOption; OCI runtime spec, config-linux.md, namespaces.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +26,8 @@ def plan(
 ) -> list[oci.Namespace]:
     """Returns all namespaces that differ from the node's.
 
-    Network and UTS are the pod's, whatever the container asks for. Raises an error that names the field.
+    Network and UTS are the pod's, whatever the container asks for. Raises an error that names the
+    field.
     """
     found: list[oci.Namespace] = [{"type": "mount"}]
     if user_namespace:

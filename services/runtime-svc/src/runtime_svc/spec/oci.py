@@ -1,4 +1,4 @@
-"""The documents of the OCI runtime spec 1.0.2, as far as crisp writes them (config.md, config-linux.md).
+"""The documents of the OCI runtime spec 1.0.2 that crisp writes (config.md, config-linux.md).
 
 Field names are the spec's. A later ociVersion is refused by crun 1.8.
 """

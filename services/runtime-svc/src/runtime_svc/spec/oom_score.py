@@ -27,7 +27,9 @@ def set_score(pid: int, score: int) -> None:
 
 
 def change(pids: Iterable[int], old: int, new: int) -> None:
-    """Gives processes a new score if they still have the old one: one that chose its own score keeps it.
+    """Gives processes a new score if they still have the old one.
+
+    A process that chose its own score keeps it.
 
     Leaves out processes that end meanwhile.
     """

@@ -1,4 +1,7 @@
-"""The process part of a container: arguments, environment, working directory (OCI runtime spec, config.md, process)."""
+"""A container's first process: arguments, environment, working directory.
+
+Source: OCI runtime spec, config.md, process.
+"""
 
 from crisp_proto.config import ContainerConfig
 from crisp_proto.image import ImageConfig
@@ -12,7 +15,7 @@ _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 def plan(
     config: ContainerConfig, image: ImageConfig, user: User, granted: frozenset[str], hostname: str
 ) -> oci.Process:
-    """Returns the process with the capabilities `granted`, but without AppArmor profile and SELinux label.
+    """Returns the process with the capabilities `granted`, without labels of security modules.
 
     Raises InvalidArgument that names the field.
     """

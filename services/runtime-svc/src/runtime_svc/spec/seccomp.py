@@ -1,7 +1,7 @@
-"""Seccomp profiles: the default one, narrowed to a container's capabilities, and those in files of the node.
+"""Seccomp profiles: the default one, narrowed to a container's capabilities, and files on the node.
 
-seccomp.json beside this module is the list of system calls; the rules that depend on arguments are here
-(OCI runtime spec, config-linux.md, seccomp).
+seccomp.json beside this module is the list of system calls; the rules that depend on arguments are
+here (OCI runtime spec, config-linux.md, seccomp).
 """
 
 import json
@@ -59,7 +59,7 @@ def _deprecated(path: str) -> SecurityProfile | None:
 
 @cache
 def default_profile(capabilities: frozenset[str]) -> oci.Seccomp:
-    """Returns the default profile for these capabilities; always the same object for the same ones."""
+    """Returns the default profile for these capabilities; equal sets get the same object."""
     lists = json.loads(Path(__file__).with_name("seccomp.json").read_text())
     names = set(lists["always"])
     for capability, more in lists["by_capability"].items():
@@ -92,7 +92,10 @@ def _allowed_if(name: str, argument: oci.SeccompArgument) -> oci.SeccompRule:
 
 
 def localhost_profile(path: str, root: Path) -> oci.Seccomp:
-    """Reads a profile from a file on this host; a relative path is below `root`. Raises InvalidArgument."""
+    """Reads a profile from a file on this host; a relative path is below `root`.
+
+    Raises InvalidArgument.
+    """
     file = Path(path.removeprefix("localhost/"))
     file = file if file.is_absolute() else root / file
     try:

@@ -1,9 +1,9 @@
 """Compiles the default seccomp profile once, by libseccomp, to the program that the kernel runs.
 
-An OCI runtime compiles the profile for every container, which takes 11 ms of each start. crun takes a
-finished program in an annotation instead (crun(1), run.oci.seccomp_bpf_data). Ours is sorted as a binary
-tree, which also makes each system call cheaper than a list does. Other runtimes ignore the annotation
-and compile the profile, which stays in the bundle.
+An OCI runtime compiles the profile for every container, which takes 11 ms of each start. crun takes
+a finished program in an annotation instead (crun(1), run.oci.seccomp_bpf_data). Ours is sorted as a
+binary tree, which also makes each system call cheaper than a list does. Other runtimes ignore the
+annotation and compile the profile, which stays in the bundle.
 
 Sources: seccomp(2), seccomp_export_bpf(3).
 """

@@ -1,6 +1,7 @@
 """SELinux labels of containers and their files, on kernels that have SELinux.
 
-Sources: CRI SELinuxOption; OCI runtime spec, config.md, selinuxLabel, and config-linux.md, mountLabel.
+Sources: CRI SELinuxOption; OCI runtime spec, config.md, selinuxLabel, and config-linux.md,
+mountLabel.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The user that a container runs as.
 
-Sources: CRI LinuxContainerSecurityContext, the image's USER, and passwd and group in the container's
-root filesystem (passwd(5), group(5)).
+Sources: CRI LinuxContainerSecurityContext, the image's USER, and passwd and group in the
+container's root filesystem (passwd(5), group(5)).
 """
 
 from collections.abc import Iterable
@@ -74,7 +74,7 @@ def resolve(security: LinuxContainerSecurityContext, image_user: str, rootfs: Pa
 
 
 def _requested(security: LinuxContainerSecurityContext, image_user: str) -> tuple[str, str, str]:
-    """Returns the name or number of the user, the image's group for it, and the field that both are from."""
+    """Returns the user's name or number, the image's group for it, and the field of both."""
     if security.run_as_user is not None:
         return str(security.run_as_user.value), "", f"{_FIELD}.run_as_user"
     if security.run_as_username:
