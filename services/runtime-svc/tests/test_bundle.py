@@ -1,4 +1,4 @@
-"""From CRI's configuration to the OCI bundle, without a kernel's help."""
+"""CRI's configuration translated to an OCI bundle, without root."""
 
 import json
 from pathlib import Path

@@ -4,6 +4,8 @@ import pytest
 
 from crisp_proto.config import HugepageLimit, LinuxContainerResources
 from runtime_svc.cgroups import limits, systemd_properties
+from runtime_svc.cgroups.v1 import CgroupsV1
+from runtime_svc.cgroups.v2 import CgroupsV2
 from servicekit.errors import InvalidArgument
 
 POD = LinuxContainerResources(
@@ -78,3 +80,21 @@ def test_systemd_gets_the_same_as_properties() -> None:
             systemd_properties.of_slice(LinuxContainerResources(unified={"cpuset.cpus": numbers}))
     free = LinuxContainerResources(memory_limit_in_bytes=5, memory_swap_limit_in_bytes=-1)
     assert systemd_properties.of_slice(free)["MemorySwapMax"].value == (1 << 64) - 1
+
+
+def test_beside_systemd_only_the_files_that_it_lacks_are_written() -> None:
+    left = [file for file in CgroupsV2().limit_files(POD) if file.name not in systemd_properties.FILES]
+    assert left == [
+        ("hugetlb", "hugetlb.2MB.max", "1"),
+        ("hugetlb", "hugetlb.1GB.max", "2"),
+        ("memory", "memory.oom.group", "1"),
+    ]
+
+
+def test_version_1_never_limits_memory_and_swap_below_memory() -> None:
+    asked = LinuxContainerResources(memory_limit_in_bytes=100, memory_swap_limit_in_bytes=150)
+    assert CgroupsV1(("memory",)).limit_files(asked) == [
+        ("memory", "memory.memsw.limit_in_bytes", "-1"),
+        ("memory", "memory.limit_in_bytes", "100"),
+        ("memory", "memory.memsw.limit_in_bytes", "150"),
+    ]

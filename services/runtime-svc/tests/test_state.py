@@ -1,4 +1,4 @@
-"""What is on disk from before: another boot, another version, much of it."""
+"""State on disk from another boot, from another version, and a lot of it."""
 
 import os
 import subprocess
@@ -127,6 +127,19 @@ def test_a_cgroup_is_found_by_a_part_of_its_name(tmp_path: Path, monkeypatch: py
     (tmp_path / "kubepods/burstable/crisp-abd").mkdir(parents=True)
     CgroupsV2().remove_named("abc")
     assert [path.name for path in (tmp_path / "kubepods/burstable").iterdir()] == ["crisp-abd"]
+
+
+def test_a_cgroup_nested_deeper_than_python_recurses_is_removed(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    assert files.pids(tmp_path / "d") == []
+    files.remove(tmp_path / "d")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_with_a_thousand_containers_the_service_starts_within_two_seconds(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-# crisp's default AppArmor profile (SecurityProfile RuntimeDefault), loaded when runtime-svc starts. What it takes from a container
-# is what namespaces don't: the kernel's knobs in /proc and /sys, mounting, and tracing across containers.
+# crisp's default AppArmor profile (SecurityProfile RuntimeDefault), which runtime-svc loads when it starts.
+# It denies what namespaces do not: writing to the kernel's settings in /proc and /sys, mounting, and
+# tracing processes of other containers.
 #include <tunables/global>
 
 profile crisp-default flags=(attach_disconnected,mediate_deleted) {
@@ -19,7 +20,8 @@ profile crisp-default flags=(attach_disconnected,mediate_deleted) {
 
   deny mount,
 
-  # What belongs to the whole node stays as it is; a pod's own namespaces have their knobs in net, fs/mqueue and kernel/{shm,msg,sem}*.
+  # Settings of the whole node cannot be changed. Those of a pod's own namespaces are in net, fs/mqueue
+  # and kernel/{shm,msg,sem}*.
   deny @{PROC}/{acpi,asound,bus,driver,dynamic_debug,fs,irq,scsi,tty}/** wklx,
   deny @{PROC}/{sysrq-trigger,latency_stats,timer_list,timer_stats,sched_debug} rwklx,
   deny @{PROC}/{kcore,keys,key-users,kallsyms,kpagecgroup,kpagecount,kpageflags,mem,kmem} rwklx,
