@@ -84,6 +84,19 @@ def test_removing_accepts_a_path_that_does_not_exist_and_a_file(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_removing_only_folders_leaves_files_and_what_holds_them(tmp_path: Path) -> None:
+    (tmp_path / "tree/a/b").mkdir(parents=True)
+    (tmp_path / "tree/c").mkdir()
+    (tmp_path / "tree/c/file").touch()
+    with pytest.raises(OSError, match="not empty"):
+        trees.remove_folders(tmp_path / "tree")
+    assert [path.name for path in (tmp_path / "tree").iterdir()] == ["c"]
+    (tmp_path / "tree/c/file").unlink()
+    trees.remove_folders(tmp_path / "tree")
+    trees.remove_folders(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
+
+
 def test_removing_goes_on_after_something_that_cannot_be_removed(tmp_path: Path) -> None:
     root = tmp_path / "tree"
     for name in ("a", "busy", "z"):

@@ -1,4 +1,4 @@
-"""From CRI's configuration to the OCI bundle, without a kernel's help."""
+"""CRI's configuration translated to an OCI bundle, without root."""
 
 import json
 from pathlib import Path
@@ -27,13 +27,27 @@ from crisp_proto.config import (
     SupplementalGroupsPolicy,
 )  # fmt: skip
 from crisp_proto.image import ImageConfig
-from runtime_svc import bundle, capabilities, mounts, resources, seccomp, seccomp_filter, users
-from runtime_svc.bundle import PodContext
-from runtime_svc.cdi import Registry
-from runtime_svc.features import Features
-from runtime_svc.mounts import MountContext
-from runtime_svc.pod_files import Sandbox
+from runtime_svc.cgroups import limits
+from runtime_svc.cgroups.v1 import CgroupsV1
+from runtime_svc.cgroups.v2 import CgroupsV2
+from runtime_svc.runtimes.features import Features
+from runtime_svc.sandbox.sandbox import Sandbox
 from runtime_svc.settings import BlockIoClass, HandlerSettings, RuntimeSettings
+from runtime_svc.spec import (
+    bundle,
+    capabilities,
+    mounts,
+    oci,
+    process,
+    resource_classes,
+    resources,
+    seccomp,
+    seccomp_filter,
+    users,
+)
+from runtime_svc.spec.bundle import PodContext
+from runtime_svc.spec.cdi import Registry
+from runtime_svc.spec.mounts import MountContext
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
 IMAGE = ImageConfig(entrypoint=["/entry"], cmd=["default"], env=["A=image", "B=image"], user="web")
@@ -49,7 +63,7 @@ def rootfs(tmp_path: Path) -> Path:
     return tmp_path / "rootfs"
 
 
-FEATURES = Features(recursive_read_only=True, idmapped_mounts=True, user_namespaces=True, no_checkpoint="")
+FEATURES = Features(recursive_read_only=True, idmapped_mounts=True, user_namespaces=True, no_checkpoint=None)
 PLAIN_POD = PodSandboxConfig()
 PRIVILEGED_POD = PodSandboxConfig(
     linux=LinuxPodSandboxConfig(security_context=LinuxSandboxSecurityContext(privileged=True))
@@ -57,27 +71,26 @@ PRIVILEGED_POD = PodSandboxConfig(
 
 
 def context(folder: Path, pod: PodSandboxConfig = PLAIN_POD) -> PodContext:
-    files = Sandbox(folder / "pod")
-    files.namespace("pid").parent.mkdir(parents=True, exist_ok=True)
-    files.namespace("pid").touch()
-    files.namespace("ipc").touch()
+    sandbox = Sandbox(folder / "pod")
+    sandbox.namespace("pid").parent.mkdir(parents=True, exist_ok=True)
+    sandbox.namespace("pid").touch()
+    sandbox.namespace("ipc").touch()
     return PodContext(
+        id="pid",
         config=pod,
-        files=files,
+        sandbox=sandbox,
         hostname="host",
         cgroups_path="/crisp/pod/cid",
-        cgroup_version=2,
+        cgroups=CgroupsV2(),
         handler=HandlerSettings(path=Path("/usr/bin/crun")),
         features=FEATURES,
         netns="/run/netns/x",
     )
 
 
-def build(
-    config: ContainerConfig, rootfs: Path, image: ImageConfig = IMAGE, pod: PodContext | None = None
-) -> bundle.Document:
+def build(config: ContainerConfig, rootfs: Path, image: ImageConfig = IMAGE, pod: PodContext | None = None) -> oci.Spec:
     pod = pod or context(rootfs.parent)
-    return bundle.build("pid", config, image, rootfs, pod, RuntimeSettings(hooks_dirs=[]), Registry([])).document
+    return bundle.build(config, image, rootfs, pod, RuntimeSettings(hooks_dirs=[]), Registry([])).spec
 
 
 @pytest.mark.parametrize(
@@ -85,7 +98,7 @@ def build(
     [([], [], ["/entry", "default"]), ([], ["x"], ["/entry", "x"]), (["c"], [], ["c"]), (["c"], ["x"], ["c", "x"])],
 )
 def test_command_and_args(command: list[str], args: list[str], expected: list[str]) -> None:
-    assert bundle.arguments(ContainerConfig(command=command, args=args), IMAGE) == expected
+    assert process.arguments(ContainerConfig(command=command, args=args), IMAGE) == expected
 
 
 def test_environment_comes_from_the_image_then_the_request(rootfs: Path) -> None:
@@ -131,6 +144,12 @@ def test_users(
     assert (found.uid, found.gid, found.groups) == expected
 
 
+def test_a_user_that_is_neither_name_nor_number_is_refused(rootfs: Path) -> None:
+    for user, error in (("nobody", "no such user"), ("--5", "no such user"), ("-5", "ids go from 0")):
+        with pytest.raises(InvalidArgument, match=error):
+            users.resolve(LinuxContainerSecurityContext(run_as_username=user), "", rootfs)
+
+
 def test_passwd_is_never_read_through_a_link_out_of_the_rootfs(rootfs: Path) -> None:
     (rootfs / "etc/passwd").unlink()
     (rootfs / "etc/passwd").symlink_to("../../../../../etc/passwd")
@@ -160,14 +179,14 @@ def test_what_a_process_may_not_hold_is_not_promised(monkeypatch: pytest.MonkeyP
 
 def test_limits() -> None:
     asked = LinuxContainerResources(cpu_shares=512, cpu_quota=-1, memory_limit_in_bytes=1 << 20, cpuset_cpus="0-1")
-    assert resources.to_oci(asked, cgroup_version=2) == {
+    assert resources.to_oci(asked, CgroupsV2()) == {
         "cpu": {"shares": 512, "cpus": "0-1"},
         "memory": {"limit": 1 << 20},
     }
-    assert resources.to_oci(LinuxContainerResources(), cgroup_version=2) == {}
+    assert resources.to_oci(LinuxContainerResources(), CgroupsV2()) == {}
     with pytest.raises(InvalidArgument, match="unified needs cgroup version 2"):
-        resources.to_oci(LinuxContainerResources(unified={"memory.high": "1"}), cgroup_version=1)
-    merged = resources.merged(asked, LinuxContainerResources(cpu_shares=1024))
+        resources.to_oci(LinuxContainerResources(unified={"memory.high": "1"}), CgroupsV1(()))
+    merged = limits.merged(asked, LinuxContainerResources(cpu_shares=1024))
     assert (merged.cpu_shares, merged.memory_limit_in_bytes) == (1024, 1 << 20)
 
 
@@ -181,7 +200,7 @@ def test_a_mount_of_the_request_beats_ours_and_parents_come_before_children(root
     plan = mounts.plan(asked, MountContext(rootfs, FEATURES), [], files, readonly_rootfs=False)
     found = [entry["destination"] for entry in plan.mounts]
     assert found == ["/etc/resolv.conf", "/a", "/a/b", "/etc/hosts"]
-    assert plan.root_propagation == ""
+    assert plan.root_propagation is None
 
 
 def test_a_container_path_is_resolved_inside_the_rootfs(rootfs: Path, tmp_path: Path) -> None:
@@ -274,7 +293,7 @@ def test_a_localhost_profile(tmp_path: Path) -> None:
     )
 )
 def test_any_limits_make_a_document_without_empty_parts(asked: LinuxContainerResources) -> None:
-    document = resources.to_oci(asked, cgroup_version=2)
+    document = resources.to_oci(asked, CgroupsV2())
     assert json.loads(json.dumps(document)) == document
     assert all(document.values())
 
@@ -308,13 +327,13 @@ def test_ambient_capabilities_are_in_every_set(rootfs: Path) -> None:
 def test_limits_that_no_cgroup_takes_are_named(field: str, value: int | str) -> None:
     asked = LinuxContainerResources(**{field: value})
     with pytest.raises(InvalidArgument, match=rf"linux\.resources\.{field} = {value}: "):
-        resources.check(asked, "linux.resources")
+        limits.check(asked, "linux.resources")
 
 
 def test_classes_come_from_the_pods_annotations_for_one_container_or_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resources, "RESCTRL", tmp_path)
+    monkeypatch.setattr(resource_classes, "RESCTRL", tmp_path)
     (tmp_path / "gold").mkdir()
     (tmp_path / "info").mkdir()
     settings = RuntimeSettings(blockio_classes={"slow": BlockIoClass(weight=10), "slower": BlockIoClass(weight=5)})
@@ -323,10 +342,10 @@ def test_classes_come_from_the_pods_annotations_for_one_container_or_all(
         "blockio.resources.beta.kubernetes.io/container.db": "slower",
         "rdt.resources.beta.kubernetes.io/container.db": "gold",
     }
-    found = resources.classes(annotations, "db", settings)
-    assert (found.block_io, found.rdt) == ({"blockIO": {"weight": 5}}, {"intelRdt": {"closID": "gold"}})
-    found = resources.classes(annotations, "web", settings)
-    assert (found.block_io, found.rdt) == ({"blockIO": {"weight": 10}}, {})
+    found = resource_classes.choose(annotations, "db", settings)
+    assert (found.block_io, found.rdt) == ({"weight": 5}, {"closID": "gold"})
+    found = resource_classes.choose(annotations, "web", settings)
+    assert (found.block_io, found.rdt) == ({"weight": 10}, None)
     for name, kind in (
         ("silver", FailedPrecondition),
         ("..", InvalidArgument),
@@ -334,13 +353,13 @@ def test_classes_come_from_the_pods_annotations_for_one_container_or_all(
         ("gold/../info", InvalidArgument),
     ):
         with pytest.raises(kind, match="RDT class"):
-            resources.classes({"rdt.resources.beta.kubernetes.io/pod": name}, "web", settings)
+            resource_classes.choose({"rdt.resources.beta.kubernetes.io/pod": name}, "web", settings)
     with pytest.raises(InvalidArgument, match="'fast' is not configured .*; there are: slow, slower"):
-        resources.classes({"blockio.resources.beta.kubernetes.io/pod": "fast"}, "web", settings)
+        resource_classes.choose({"blockio.resources.beta.kubernetes.io/pod": "fast"}, "web", settings)
 
 
 @pytest.mark.parametrize("page_size", ["", "2", "MB", "0MB", "2TB", "../2MB"])
 def test_a_huge_page_limit_needs_a_page_size(page_size: str) -> None:
     asked = LinuxContainerResources(hugepage_limits=[HugepageLimit(page_size=page_size, limit=0)])
     with pytest.raises(InvalidArgument, match="page_size"):
-        resources.check(asked, "linux.resources")
+        limits.check(asked, "linux.resources")

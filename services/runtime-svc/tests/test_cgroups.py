@@ -1,4 +1,4 @@
-"""Version 2 on folders that look like cgroupfs (version 1 is shown by the e2e tests on machines that have it)."""
+"""Version 2 on folders that look like cgroupfs; machines with version 1 test it end to end."""
 
 import errno
 import os
@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from crisp_proto.runtime import CgroupUse, CpuUse, MemoryUse
-from runtime_svc import cgroups, counters
-from runtime_svc.cgroup_drivers import SystemdDriver
-from runtime_svc.cgroups import CgroupsV1, CgroupsV2
+from runtime_svc.cgroups import counters, files
+from runtime_svc.cgroups.systemd_driver import SystemdDriver
+from runtime_svc.cgroups.v1 import CgroupsV1
+from runtime_svc.cgroups.v2 import CgroupsV2
 from servicekit.errors import InvalidArgument
 
 FILES = {
@@ -32,7 +33,7 @@ USE = CgroupUse(
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -43,7 +44,7 @@ def test_version_2_is_read_in_its_own_units(root: Path) -> None:
         (folder / name).write_text(text)
     reading = CgroupsV2().read("/crisp/pod")
     assert reading is not None
-    assert (reading.cpu, reading.usage, reading.working_set, reading.limit) == (1_500_000, 10_000, 9_000, -1)
+    assert (reading.cpu, reading.usage, reading.working_set, reading.limit) == (1_500_000, 10_000, 9_000, None)
     assert (reading.rss, reading.page_faults, reading.swap_usage, reading.swap_limit, reading.processes) == (
         4096,
         5,
@@ -57,14 +58,14 @@ def test_version_2_is_read_in_its_own_units(root: Path) -> None:
 
 
 def test_a_cgroup_that_goes_while_it_is_read_is_gone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel opens a file of a cgroup, and has ENODEV for its reader once the cgroup is removed."""
+    """The kernel opens a cgroup's file, and refuses to read it (ENODEV) once the cgroup is gone."""
 
     class Removed(StringIO):
         def read(self, size: int | None = -1) -> str:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
     (root / "crisp").mkdir()
-    monkeypatch.setattr(cgroups, "open", lambda _path: Removed(), raising=False)
+    monkeypatch.setattr(files, "open", lambda _path: Removed(), raising=False)
     assert CgroupsV2().read("/crisp") is None
     assert CgroupsV1(("cpu", "cpuacct", "memory", "pids")).read("/crisp") is None
     assert CgroupsV2().processes("/crisp") == []

@@ -1,4 +1,4 @@
-"""CDI files and OCI hooks: what they change in the OCI document, and what is wrong with those that can't be used."""
+"""CDI files and OCI hooks: what they change in the OCI configuration, and errors in them."""
 
 import contextlib
 import json
@@ -9,18 +9,25 @@ from typing import Any
 import pytest
 
 from crisp_proto.config import Device
-from runtime_svc import cdi, devices, hooks
-from runtime_svc.cdi import Registry
+from runtime_svc.spec import cdi, devices, hooks, oci
+from runtime_svc.spec.cdi import Registry
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
 Document = dict[str, Any]
 
 
-def document() -> Document:
+def document() -> oci.Spec:
     return {
-        "process": {"env": ["A=1", "B=2"], "user": {"additionalGids": [5]}, "args": ["/bin/app"]},
+        "ociVersion": oci.VERSION,
+        "process": {
+            "env": ["A=1", "B=2"],
+            "user": {"uid": 0, "gid": 0, "additionalGids": [5]},
+            "args": ["/bin/app"],
+            "cwd": "/",
+        },
+        "root": {"path": "/none"},
         "mounts": [{"destination": "/data", "source": "/old", "type": "bind", "options": []}],
-        "linux": {"devices": [], "resources": {"devices": []}},
+        "linux": {"namespaces": [], "cgroupsPath": "", "devices": [], "resources": {"devices": []}},
     }
 
 

@@ -1,4 +1,4 @@
-"""Which OCI runtime a container gets, and what it is asked."""
+"""The OCI runtime that a container gets, and when a runtime is probed."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import pytest
 
 from crisp_proto.config import ContainerConfig, ContainerMetadata
 from crisp_proto.runtime import Container, ContainerUser, Launch
-from runtime_svc import features
-from runtime_svc.features import Features
-from runtime_svc.handlers import Handlers
-from runtime_svc.oci_runtime import OciRuntime
+from runtime_svc.runtimes import features
+from runtime_svc.runtimes.features import Features
+from runtime_svc.runtimes.handlers import Handlers
+from runtime_svc.runtimes.oci_runtime import OciRuntime
 from runtime_svc.settings import HandlerSettings, RuntimeSettings
 from servicekit.errors import FailedPrecondition, InvalidArgument, Unknown
 
@@ -61,18 +61,18 @@ def test_another_runtime_never_stands_in(tmp_path: Path) -> None:
 async def test_a_runtime_that_could_not_be_asked_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    probed = []
 
-    async def ask(runtime: OciRuntime, program: Path) -> Features:
-        asked.append(runtime.name)
-        if len(asked) == 1:
+    async def probe(runtime: OciRuntime, program: Path) -> Features:
+        probed.append(runtime.name)
+        if len(probed) == 1:
             raise Unknown("the machine is busy")
-        return Features(recursive_read_only=True, idmapped_mounts=True, user_namespaces=True, no_checkpoint="")
+        return Features(recursive_read_only=True, idmapped_mounts=True, user_namespaces=True, no_checkpoint=None)
 
-    monkeypatch.setattr(features, "ask", ask)
+    monkeypatch.setattr(features, "probe", probe)
     known = handlers(tmp_path, mine=executable(tmp_path / "mine"))
     with pytest.raises(Unknown):
         await known.features(known.get("mine"))
     for _ in range(2):
         assert (await known.features(known.get("mine"))).idmapped_mounts
-    assert asked == ["mine", "mine"]
+    assert probed == ["mine", "mine"]

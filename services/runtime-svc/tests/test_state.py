@@ -1,4 +1,4 @@
-"""What is on disk from before: another boot, another version, much of it."""
+"""State on disk from another boot, from another version, and a lot of it."""
 
 import os
 import subprocess
@@ -12,9 +12,10 @@ import pytest
 from crisp_proto.config import ContainerConfig, ContainerMetadata, PodSandboxConfig, PodSandboxMetadata
 from crisp_proto.image import ImageConfig
 from crisp_proto.runtime import Container, ContainerRequest, ContainerUser, Launch, Pod, PodState
-from runtime_svc import cgroups, store
-from runtime_svc.cgroups import CgroupsV2
-from runtime_svc.store import Store
+from runtime_svc import store
+from runtime_svc.cgroups import files
+from runtime_svc.cgroups.v2 import CgroupsV2
+from runtime_svc.store import StartAttempt, Store
 
 
 def a_pod(number: int) -> Pod:
@@ -68,27 +69,27 @@ def test_a_container_starts_when_its_attempt_begins(tmp_path: Path) -> None:
     assert (never.starting_at, never.started_at) == (0, 0)
 
     before = time.time_ns()
-    assert database.begin_start(name, "one") == ("", 0)
+    assert database.begin_start(name, "one") == StartAttempt(None, None)
     begun = database.containers()[0]
     assert (before <= begun.starting_at <= time.time_ns(), begun.started_at) == (True, 0)
 
-    assert database.begin_start(name, "two") == (
-        "one",
-        0,
-    )  # nobody knows how the first one went: it may have begun then
+    # Nobody knows how the first one went: the program may have begun then.
+    assert database.begin_start(name, "two") == StartAttempt("one", None)
     assert database.containers()[0].starting_at == begun.starting_at
 
     database.start_failed(name, "no such file")
     between = time.time_ns()
-    assert database.begin_start(name, "three") == ("two", 0)  # the others failed: it did not begin then
+    # The others failed: the program did not begin then.
+    assert database.begin_start(name, "three") == StartAttempt("two", None)
     started_at = database.started(name)
+    assert started_at is not None
     assert between <= started_at <= time.time_ns()
-    assert database.begin_start(name, "four") == ("three", started_at)
+    assert database.begin_start(name, "four") == StartAttempt("three", started_at)
     now = database.containers()[0]
     assert (now.starting_at, now.started_at, now.start_error) == (started_at, started_at, "")
 
     database.remove_container(name)
-    assert database.started(name) == 0
+    assert database.started(name) is None
 
 
 def test_a_record_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,15 +122,28 @@ def test_a_record_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytes
 
 
 def test_a_cgroup_is_found_by_a_part_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     (tmp_path / "kubepods/burstable/crisp-abc/helpers").mkdir(parents=True)
     (tmp_path / "kubepods/burstable/crisp-abd").mkdir(parents=True)
     CgroupsV2().remove_named("abc")
     assert [path.name for path in (tmp_path / "kubepods/burstable").iterdir()] == ["crisp-abd"]
 
 
+def test_a_cgroup_nested_deeper_than_python_recurses_is_removed(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    assert files.pids(tmp_path / "d") == []
+    files.remove(tmp_path / "d")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_with_a_thousand_containers_the_service_starts_within_two_seconds(tmp_path: Path) -> None:
-    """Not counting the time that it waits for a processor, of which the tests beside this one leave it what they please."""
+    """The time that it waits for a processor does not count: other tests run beside this one."""
     fill(tmp_path / "state/runtime-svc/runtime.db", 100, 10)
     arguments = [f"node.run_dir={tmp_path}/run", f"node.state_dir={tmp_path}/state"]
     command = [sys.executable, "-m", "runtime_svc", *(part for argument in arguments for part in ("--set", argument))]

@@ -23,10 +23,10 @@ from crisp_proto.runtime import (
     UpdateRequest,
     Usages,
 )  # fmt: skip
+from runtime_svc.cgroups.stats import Stats
 from runtime_svc.checkpoints import Checkpoints
 from runtime_svc.containers import Containers
 from runtime_svc.pods import Pods
-from runtime_svc.stats import Stats
 from servicekit.app import unless_same
 
 
@@ -38,62 +38,71 @@ def routes(
     info: Callable[[], Awaitable[RuntimeInfo]],
     version: Callable[[], str],
 ) -> APIRouter:
-    """Everything under /v1. `version` is the database's."""
+    """Returns everything under /v1. `version` is the database's token, for conditional requests."""
     router = APIRouter(prefix="/v1")
 
     @router.get("/pods", **unless_same(version))
     async def list_pods() -> PodList:
-        """All pods."""
+        """Lists all pods."""
         return PodList(pods=pods.all())
 
     @router.put("/pods/{id}")
     async def create_pod(id: str, request: PodRequest) -> Pod:
-        """Makes a pod's cgroup, namespaces and files; the same again answers what there is."""
+        """Makes a pod's cgroup, namespaces and files.
+
+        A repeated request returns the existing pod.
+        """
         return await pods.create(id, request)
 
     @router.get("/pods/{id}")
     async def get_pod(id: str) -> Pod:
-        """A pod."""
+        """Returns a pod."""
         return pods.get(id)
 
     @router.post("/pods/{id}/file-label")
     async def file_label(id: str, security: LinuxContainerSecurityContext) -> FileLabel:
-        """The SELinux label of the files of a container that has this security context: its root filesystem is mounted with it."""
-        return FileLabel(label=pods.file_label(id, security))
+        """Returns the SELinux label of the files of a container with this security context.
+
+        Its root filesystem is mounted with that label.
+        """
+        return FileLabel(label=pods.file_label(id, security) or "")
 
     @router.post("/pods/{id}/stop", status_code=204)
     async def stop_pod(id: str) -> None:
-        """Lets a pod's namespaces go and keeps its record; fine if there is none."""
+        """Releases a pod's namespaces and keeps its record; fine if there is no such pod."""
         await pods.stop(id)
 
     @router.patch("/pods/{id}/resources")
     async def update_pod(id: str, request: PodUpdateRequest) -> Pod:
-        """Changes what the pod as a whole may use."""
+        """Changes the limits of the pod as a whole."""
         return await pods.update(id, request.resources, request.overhead)
 
     @router.delete("/pods/{id}", status_code=204)
     async def remove_pod(id: str) -> None:
-        """Removes a pod that has no containers; fine if there is none."""
+        """Removes a pod that has no containers; fine if there is no such pod."""
         await pods.remove(id)
 
     @router.get("/containers", **unless_same(version))
     async def list_containers(pod_id: str | None = None) -> ContainerList:
-        """All containers, or a pod's."""
+        """Lists all containers, or a pod's."""
         return ContainerList(containers=containers.all(pod_id))
 
     @router.put("/containers/{id}")
     async def create_container(id: str, request: ContainerRequest) -> Container:
-        """Writes a container's bundle and says how to launch it; the same again answers what there is."""
+        """Writes a container's bundle and says how to launch it.
+
+        A repeated request returns the existing container.
+        """
         return await containers.create(id, request)
 
     @router.get("/containers/{id}")
     async def get_container(id: str) -> Container:
-        """A container."""
+        """Returns a container."""
         return containers.get(id)
 
     @router.post("/containers/{id}/start")
     async def start_container(id: str, request: StartRequest) -> StartResult:
-        """Runs the container's program; the same attempt again is answered as the first time."""
+        """Runs the container's program; a repeated attempt gets the same result as before."""
         return await containers.start(id, request.attempt)
 
     @router.post("/containers/{id}/restored", status_code=204)
@@ -118,37 +127,37 @@ def routes(
 
     @router.put("/pods/{id}/checkpoint")
     async def save_pod_checkpoint(id: str, request: PodCheckpointRequest) -> PodCheckpoint:
-        """Writes what a pod's checkpoint has besides the archives of its containers."""
+        """Writes the part of a pod's checkpoint that is not in the archives of its containers."""
         return await checkpoints.save_pod(id, request)
 
     @router.get("/pod-checkpoints")
     async def get_pod_checkpoint(folder: str) -> PodCheckpoint:
-        """The pod and the containers that a checkpoint was taken of."""
+        """Returns the pod and the containers of a checkpoint."""
         return checkpoints.read_pod(folder)
 
     @router.patch("/containers/{id}/resources")
     async def update_container(id: str, request: UpdateRequest) -> Container:
-        """Changes limits."""
+        """Changes limits of a container."""
         return await containers.update(id, request.resources)
 
     @router.delete("/containers/{id}", status_code=204)
     async def remove_container(id: str) -> None:
-        """Removes a container, killing what still runs; fine if there is none."""
+        """Removes a container and kills its processes; fine if there is no such container."""
         await containers.remove(id)
 
     @router.get("/usage")
     async def usage() -> Usages:
-        """CPU, memory and processes of all containers and pods."""
+        """Returns CPU time, memory and processes of all containers and pods."""
         return await stats.usages()
 
     @router.get("/accounts")
     async def counters() -> AllCgroupCounters:
-        """All that the kernel counts for containers and pods."""
+        """Returns everything that the kernel counts for containers and pods."""
         return await stats.counters()
 
     @router.get("/info")
     async def get_info() -> RuntimeInfo:
-        """cgroup driver and version, and the handlers of this node."""
+        """Returns the cgroup driver and version, and the handlers of this node."""
         return await info()
 
     return router

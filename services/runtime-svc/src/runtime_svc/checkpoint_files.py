@@ -1,4 +1,4 @@
-"""Archives of checkpoints (crisp_proto.checkpoint): written beside and renamed, and taken apart again."""
+"""Archives of checkpoints (crisp_proto.checkpoint): written, renamed into place, and unpacked."""
 
 import shutil
 import tarfile
@@ -8,15 +8,16 @@ from pathlib import Path
 from crisp_proto import checkpoint
 from crisp_proto.checkpoint import ArchiveConfig
 from crisp_proto.runtime import Container
-from runtime_svc.oci_runtime import OciRuntime
+from runtime_svc.runtimes.oci_runtime import OciRuntime
 from servicekit.archives import UNREADABLE
 from servicekit.errors import InvalidArgument
+from servicekit.linux import trees
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Takes CRIU's images out of an archive; answers their folder. Raises InvalidArgument."""
+    """Unpacks CRIU's images from an archive, and returns their folder. Raises InvalidArgument."""
     images = folder / checkpoint.IMAGES
-    shutil.rmtree(folder, ignore_errors=True)
+    trees.remove_quietly(folder)
     images.mkdir(parents=True, mode=0o700)
     try:
         with tarfile.open(archive) as file:
@@ -28,7 +29,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                     with open(images / name, "xb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
     except UNREADABLE as error:
-        shutil.rmtree(folder)
+        trees.remove_quietly(folder)
         raise InvalidArgument(
             f"image.image = {str(archive)!r}: can't be read as a checkpoint: {error}", field="image.image"
         ) from error
@@ -36,12 +37,12 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def part(location: Path, container_id: str) -> Path:
-    """The folder beside an archive that it is made in."""
+    """Returns the folder that an archive is made in; it is beside the archive."""
     return location.with_name(f"{location.name}.part-{container_id[:12]}")
 
 
 def describe(container: Container, runtime: OciRuntime) -> ArchiveConfig:
-    """config.dump."""
+    """Returns the content of config.dump."""
     image = container.config.image
     return ArchiveConfig(
         id=container.id,
@@ -56,7 +57,7 @@ def describe(container: Container, runtime: OciRuntime) -> ArchiveConfig:
 
 
 def pack(part: Path, location: Path) -> None:
-    """Makes the archive out of all that is in its folder. Raises OSError."""
+    """Makes the archive from everything in its folder. Raises OSError."""
     beside = part / "archive"
     with tarfile.open(beside, "w", format=tarfile.PAX_FORMAT) as archive:
         for entry in sorted(part.iterdir()):

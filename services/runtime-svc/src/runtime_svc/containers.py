@@ -1,11 +1,10 @@
-"""Containers: their bundles, their start, their limits, their end. Whether one runs is monitor-svc's to know.
+"""Containers: creation, start, limits, removal. monitor-svc knows whether one runs.
 
 <run>/bundles/<id>/config.json
 <state>/checkpoints/<id>/      CRIU's images of a container that is to be restored
 """
 
 import asyncio
-import shutil
 import time
 from pathlib import Path
 
@@ -20,22 +19,25 @@ from crisp_proto.runtime import (
     RestoreResult,
     StartResult,
 )
-from runtime_svc import bundle, checkpoint_files, pod_limits, resources
-from runtime_svc.bundle import PodContext
-from runtime_svc.cdi import Registry
-from runtime_svc.cgroup_drivers import CgroupDriver
-from runtime_svc.cgroups import CgroupMoveWarmup, Cgroups
-from runtime_svc.features import Features
-from runtime_svc.handlers import Handlers
+from runtime_svc import checkpoint_files
+from runtime_svc.cgroups import limits
+from runtime_svc.cgroups.drivers import CgroupDriver
+from runtime_svc.cgroups.files import UNLIMITED
+from runtime_svc.cgroups.versions import Cgroups
+from runtime_svc.cgroups.warmup import CgroupMoveWarmup
 from runtime_svc.pods import Pods
+from runtime_svc.runtimes.features import Features
+from runtime_svc.runtimes.handlers import Handlers
+from runtime_svc.runtimes.oci_runtime import OciRuntime
 from runtime_svc.settings import RuntimeSettings
+from runtime_svc.spec import bundle, oom_score, resources
+from runtime_svc.spec.bundle import Bundle, PodContext
+from runtime_svc.spec.cdi import Registry
 from runtime_svc.store import Store
-from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, InvalidArgument, NotFound
+from servicekit.linux import trees
 from servicekit.tasks import KeyedQueue
-
-_log = logs.get()
 
 
 class Containers:
@@ -51,7 +53,7 @@ class Containers:
         handlers: Handlers,
         run: Path,
         state: Path,
-        coming_moves: CgroupMoveWarmup,
+        warmup: CgroupMoveWarmup,
     ) -> None:
         self._store = store
         self._pods = pods
@@ -60,15 +62,16 @@ class Containers:
         self._driver = driver
         self._devices = Registry(settings.cdi_dirs)
         self._handlers = handlers
-        self._coming_moves = coming_moves
+        self._warmup = warmup
         self._bundles = run / "bundles"
         self._checkpoints = state / "checkpoints"
         self._queue = KeyedQueue()
 
     async def create(self, container_id: str, request: ContainerRequest) -> Container:
-        """Writes a container's bundle; the same request again answers what there is.
+        """Writes a container's bundle; returns the existing container for the same request.
 
-        NotFound: no such pod. FailedPrecondition: the pod is not READY. InvalidArgument names the field of the configuration.
+        NotFound: no such pod. FailedPrecondition: the pod is not READY. AlreadyExists: the id
+        belongs to another request. InvalidArgument names the field of the configuration.
         """
         return await self._queue.run(container_id, "create", lambda: self._create(container_id, request))
 
@@ -88,16 +91,11 @@ class Containers:
         features = await self._handlers.features(runtime)
         if request.checkpoint:
             features.demand_checkpoint()
-        self._coming_moves.announce()
+        self._warmup.start()
         self._store.begin_container(container_id, request, runtime.name)
         crashpoint("container-recorded")
-        folder = self._bundles / container_id
         try:
-            built = await asyncio.to_thread(self._build, container_id, request, pod, features)
-            await asyncio.to_thread(bundle.write, folder, built)
-            restore = (
-                await self._unpack_checkpoint(container_id, Path(request.checkpoint)) if request.checkpoint else ""
-            )
+            built, restore = await self._write_bundle(container_id, request, pod, features)
         except BaseException:
             self._forget(container_id)
             raise
@@ -109,60 +107,73 @@ class Containers:
             image_id=request.image_id,
             created_at=time.time_ns(),
             user=ContainerUser(uid=built.user.uid, gid=built.user.gid, supplemental_groups=list(built.user.groups)),
-            log_path=f"{pod.config.log_directory}/{request.config.log_path}"
-            if pod.config.log_directory and request.config.log_path
-            else "",
-            launch=Launch(
-                bundle=str(folder),
-                runtime=runtime.command,
-                stop_signal=_stop_signal(request),
-                systemd_cgroup=self._driver.name == "systemd",
-                cgroups=self._driver.helpers(pod.cgroup),
-                scope=self._driver.scope(f"conmon-{container_id}"),
-                scope_slice=self._driver.helpers_slice(pod.cgroup),
-                conmon=str(self._handlers.settings(pod.handler).monitor or ""),
-                restore=restore,
-            ),
+            log_path=_log_path(pod, request.config),
+            launch=self._launch(container_id, request, pod, runtime, restore),
         )
         self._store.complete_container(container)
         return container
 
-    def _build(self, container_id: str, request: ContainerRequest, pod: Pod, features: Features) -> bundle.Bundle:
-        files = self._pods.files(pod.id)
+    async def _write_bundle(
+        self, container_id: str, request: ContainerRequest, pod: Pod, features: Features
+    ) -> tuple[Bundle, Path | None]:
+        """Returns the bundle, and the folder of CRIU's images if the container will be restored."""
+        built = await asyncio.to_thread(self._build, container_id, request, pod, features)
+        await asyncio.to_thread(bundle.write, self._bundles / container_id, built)
+        if not request.checkpoint:
+            return built, None
+        archive, folder = Path(request.checkpoint), self._checkpoints / container_id
+        return built, await asyncio.to_thread(checkpoint_files.unpack, archive, folder)
+
+    def _build(self, container_id: str, request: ContainerRequest, pod: Pod, features: Features) -> Bundle:
+        sandbox = self._pods.sandbox(pod.id)
         if request.pod_ips:
-            files.write_hosts(pod.config.hostname or "localhost", request.pod_ips)
+            sandbox.write_hosts(pod.config.hostname or "localhost", request.pod_ips)
         context = PodContext(
+            id=pod.id,
             config=pod.config,
-            files=files,
-            hostname=(files.folder / "hostname").read_text().strip(),
+            sandbox=sandbox,
+            hostname=sandbox.hostname(),
             cgroups_path=self._driver.oci_path(pod.cgroup, container_id),
-            cgroup_version=self._cgroups.version,
+            cgroups=self._cgroups,
             handler=self._handlers.settings(pod.handler),
             features=features,
-            netns=request.netns,
-            target_pid=request.target_pid,
+            netns=request.netns or None,
+            target_pid=request.target_pid or None,
             volumes=request.volumes,
         )
         return bundle.build(
-            pod.id, request.config, request.image_config, Path(request.rootfs), context, self._settings, self._devices
+            request.config, request.image_config, Path(request.rootfs), context, self._settings, self._devices
         )
 
-    async def _unpack_checkpoint(self, container_id: str, archive: Path) -> str:
-        return str(await asyncio.to_thread(checkpoint_files.unpack, archive, self._checkpoints / container_id))
+    def _launch(
+        self, container_id: str, request: ContainerRequest, pod: Pod, runtime: OciRuntime, restore: Path | None
+    ) -> Launch:
+        return Launch(
+            bundle=str(self._bundles / container_id),
+            runtime=runtime.command,
+            stop_signal=_stop_signal(request),
+            systemd_cgroup=self._driver.name == "systemd",
+            cgroups=self._driver.helpers(pod.cgroup),
+            scope=self._driver.scope(f"conmon-{container_id}") or "",
+            scope_slice=self._driver.helpers_slice(pod.cgroup) or "",
+            conmon=str(self._handlers.settings(pod.handler).monitor or ""),
+            restore=str(restore or ""),
+        )
 
     async def start(self, container_id: str, attempt: str) -> StartResult:
-        """Runs the container's program. Asked again with the same `attempt`, it answers as the first time.
+        """Runs the container's program; a repeated `attempt` gets the same result as before.
 
-        NotFound: no such container. Unknown: the OCI runtime could not start it; its message says why.
+        NotFound: no such container. Unknown: the OCI runtime could not start it; the message says
+        why.
         """
         return await self._queue.run(container_id, f"start {attempt}", lambda: self._start(container_id, attempt))
 
     async def _start(self, container_id: str, attempt: str) -> StartResult:
         container = self.get(container_id)
         runtime = self._handlers.of(container)
-        before, started_at = self._store.begin_start(container_id, attempt)
-        if started_at:
-            return StartResult(started_at=started_at, pod_id=container.pod_id, already=before != attempt)
+        known = self._store.begin_start(container_id, attempt)
+        if known.started_at is not None:
+            return StartResult(started_at=known.started_at, pod_id=container.pod_id, already=known.before != attempt)
         if container.launch.restore:
             return StartResult(started_at=0, pod_id=container.pod_id, restore=True)
         crashpoint("start-recorded")
@@ -171,60 +182,70 @@ class Containers:
             await runtime.start(container_id)
         except CrispError as error:
             # An earlier attempt may have died between the runtime's success and our record of it.
-            if not before or await runtime.status(container_id) not in ("running", "stopped"):
+            if known.before is None or await runtime.status(container_id) not in ("running", "stopped"):
                 self._store.start_failed(container_id, error.message)
                 raise
         crashpoint("runtime-started")
-        return StartResult(started_at=self._store.started(container_id), pod_id=container.pod_id)
+        return StartResult(started_at=self._store.started(container_id) or 0, pod_id=container.pod_id)
 
     async def restored(self, container_id: str, result: RestoreResult) -> None:
-        """Its monitor has restored the container, or could not."""
+        """Records how the monitor's restore of a container ended. NotFound: no such container."""
         if result.error:
             self._store.start_failed(container_id, result.error)
             return
-        limits = self.get(container_id).config.linux.resources
-        await self._driver.limit_container(container_id, limits, self._settings.pids_limit)
+        resources = self.get(container_id).config.linux.resources
+        await self._driver.limit_container(container_id, resources, self._settings.pids_limit)
         self._store.started(container_id)
-        await asyncio.to_thread(shutil.rmtree, self._checkpoints / container_id, ignore_errors=True)
+        await asyncio.to_thread(trees.remove_quietly, self._checkpoints / container_id)
 
     async def update(self, container_id: str, new: LinuxContainerResources) -> Container:
-        """Changes limits of a container, running or not. InvalidArgument names the field that can't be."""
+        """Changes limits of a container, whether it runs or not.
+
+        NotFound: no such container. InvalidArgument names the field that cannot be changed so.
+        """
         return await self._queue.run(container_id, f"update {new}", lambda: self._update(container_id, new))
 
     async def _update(self, container_id: str, new: LinuxContainerResources) -> Container:
         container = self.get(container_id)
-        pod = self._pods.get(container.pod_id)
         linux = container.config.linux
-        both = resources.merged(linux.resources, new)
-        resources.check(both, "linux")
-        new = resources.change(new, both)
-        limits = resources.to_oci(new, cgroup_version=self._cgroups.version)
-        if limits:
-            await self._handlers.of(container).update(container_id, limits)
-        cgroup = self._driver.container(pod.cgroup, container_id)
-        if new.cpu_quota < 0:
-            await asyncio.to_thread(self._lift_quota, cgroup, both.cpu_period)
-        if both.oom_score_adj != linux.resources.oom_score_adj:
-            await asyncio.to_thread(self._change_score, cgroup, linux.resources.oom_score_adj, both.oom_score_adj)
-        if new != LinuxContainerResources():
-            await self._driver.limit_container(container_id, new, self._settings.pids_limit)
-        config = container.config.model_copy(update={"linux": linux.model_copy(update={"resources": both})})
+        merged = limits.merged(linux.resources, new)
+        limits.check(merged, "linux")
+        await self._apply(container, limits.with_both_memories(new, merged), merged)
+        config = container.config.model_copy(update={"linux": linux.model_copy(update={"resources": merged})})
         container = container.model_copy(update={"config": config})
         self._store.complete_container(container)
         return container
 
-    def _change_score(self, cgroup: str, old: int, new: int) -> None:
-        resources.change_oom_score_adj(self._cgroups.processes(cgroup), old, new)
+    async def _apply(self, container: Container, new: LinuxContainerResources, merged: LinuxContainerResources) -> None:
+        """Applies the limits that are given in `new`; `merged` are all that hold afterwards."""
+        changes = resources.to_oci(new, self._cgroups)
+        if changes:
+            await self._handlers.of(container).update(container.id, changes)
+        cgroup = self._driver.container(self._pods.get(container.pod_id).cgroup, container.id)
+        if new.cpu_quota < 0:
+            await asyncio.to_thread(self._remove_quota, cgroup, merged.cpu_period)
+        old_score = container.config.linux.resources.oom_score_adj
+        if merged.oom_score_adj != old_score:
+            await asyncio.to_thread(self._change_score, cgroup, old_score, merged.oom_score_adj)
+        if new != LinuxContainerResources():
+            await self._driver.limit_container(container.id, new, self._settings.pids_limit)
 
-    def _lift_quota(self, cgroup: str, period: int) -> None:
-        """Takes the CPU limit away, in the group that crun makes below a scope as well; crun 1.8 itself can't."""
+    def _change_score(self, cgroup: str, old: int, new: int) -> None:
+        oom_score.change(self._cgroups.processes(cgroup), old, new)
+
+    def _remove_quota(self, cgroup: str, period: int) -> None:
+        """Removes the CPU limit, which crun 1.8 cannot do.
+
+        Removes it also in the group that crun makes below a scope.
+        """
         for path in (cgroup, f"{cgroup}/container"):
             folder = self._cgroups.folder(path, "cpu")
             if folder is not None and folder.exists():
-                pod_limits.write(self._cgroups, path, LinuxContainerResources(cpu_quota=-1, cpu_period=period))
+                unlimited = LinuxContainerResources(cpu_quota=UNLIMITED, cpu_period=period)
+                limits.write(self._cgroups, path, unlimited)
 
     async def remove(self, container_id: str) -> None:
-        """Removes a container, killing what still runs; fine if there is none."""
+        """Removes a container and kills its processes; fine if there is no such container."""
         await self._queue.run(container_id, "remove", lambda: self._remove(container_id))
 
     async def _remove(self, container_id: str) -> None:
@@ -232,7 +253,7 @@ class Containers:
         if handler is None:
             return
         container = self._store.container(container_id)
-        if container is not None:  # else it was never handed to a runtime
+        if container is not None:  # else no runtime ever saw it
             is_readable = bool(container.launch.runtime)
             runtime = self._handlers.of(container) if is_readable else self._handlers.get(handler)
             await runtime.delete(container_id)
@@ -241,26 +262,26 @@ class Containers:
 
     def _forget(self, container_id: str) -> None:
         for folder in (self._bundles, self._checkpoints):
-            shutil.rmtree(folder / container_id, ignore_errors=True)
+            trees.remove_quietly(folder / container_id)
         crashpoint("bundle-removed")
         self._store.remove_container(container_id)
 
     def get(self, container_id: str) -> Container:
-        """A container. Raises NotFound."""
+        """Returns a container. Raises NotFound."""
         container = self._store.container(container_id)
         if container is None:
             raise NotFound(f"there is no container {container_id}")
         return container
 
     def all(self, pod_id: str | None = None) -> list[Container]:
-        """All containers, or a pod's, the oldest first."""
+        """Returns all containers, or a pod's, the oldest first."""
         return self._store.containers(pod_id)
 
 
 def _check(config: ContainerConfig) -> None:
     if not config.metadata.name:
         raise InvalidArgument(
-            "metadata.name is empty; a container is named by its name and attempt", field="metadata.name"
+            "metadata.name is empty", hint="a container is named by its name and attempt", field="metadata.name"
         )
     if config.log_path.startswith("/") or ".." in config.log_path.split("/"):
         raise InvalidArgument(
@@ -268,8 +289,15 @@ def _check(config: ContainerConfig) -> None:
         )
 
 
+def _log_path(pod: Pod, config: ContainerConfig) -> str:
+    """Returns the path of the container's log; "" (as on the wire) if kubelet wants none."""
+    if not (pod.config.log_directory and config.log_path):
+        return ""
+    return f"{pod.config.log_directory}/{config.log_path}"
+
+
 def _stop_signal(request: ContainerRequest) -> str:
-    """The request's, else the image's, else SIGTERM (CRI ContainerConfig.stop_signal)."""
+    """Returns the request's signal, the image's, or SIGTERM (CRI ContainerConfig.stop_signal)."""
     asked = request.config.stop_signal.removeprefix("SIGNAL_")
     if asked and asked != "RUNTIME_DEFAULT":
         return asked.replace("PLUS", "+").replace("MINUS", "-")

@@ -1,25 +1,27 @@
-"""Pods: made, stopped, removed. What a pod is on disk and in the kernel is in pod_files.py, its cgroup in cgroups.py."""
+"""Pods: made, stopped, updated, removed. A pod's sandbox is in sandbox/, its cgroup in cgroups/."""
 
 import asyncio
-import contextlib
 import time
 from pathlib import Path
 
 from crisp_proto.config import LinuxContainerResources, LinuxContainerSecurityContext, PodSandboxConfig
 from crisp_proto.runtime import Pod, PodRequest, PodState
-from runtime_svc import id_mappings, lsm, pod_limits, sysctls
-from runtime_svc.cgroup_drivers import CgroupDriver
-from runtime_svc.cgroups import CgroupMoveWarmup, Cgroups
-from runtime_svc.handlers import Handlers
-from runtime_svc.pod_files import Sandbox
-from runtime_svc.resources import merged, oom_score_adj
+from runtime_svc.cgroups import limits
+from runtime_svc.cgroups.drivers import CgroupDriver
+from runtime_svc.cgroups.versions import Cgroups
+from runtime_svc.cgroups.warmup import CgroupMoveWarmup
+from runtime_svc.runtimes.handlers import Handlers
+from runtime_svc.sandbox import id_mappings, sysctls
+from runtime_svc.sandbox.sandbox import Sandbox
 from runtime_svc.settings import RuntimeSettings
+from runtime_svc.spec import oom_score, selinux
 from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from servicekit.tasks import KeyedQueue
 
+_MAX_HOSTNAME = 64
 _log = logs.get()
 
 
@@ -34,50 +36,42 @@ class Pods:
         driver: CgroupDriver,
         handlers: Handlers,
         run: Path,
-        coming_moves: CgroupMoveWarmup,
+        warmup: CgroupMoveWarmup,
     ) -> None:
         self._store = store
         self._settings = settings
         self._cgroups = cgroups
         self._driver = driver
         self._handlers = handlers
-        self._coming_moves = coming_moves
+        self._warmup = warmup
         self._folder = run / "pods"
         self._queue = KeyedQueue()
 
-    def files(self, pod_id: str) -> Sandbox:
-        """The pod's folder."""
+    def sandbox(self, pod_id: str) -> Sandbox:
+        """Returns the pod's sandbox, whether it exists or not."""
         return Sandbox(self._folder / pod_id)
 
     async def create(self, pod_id: str, request: PodRequest) -> Pod:
-        """Makes a pod; the same request again answers what there is, an unfinished one is made anew.
+        """Makes a pod; returns the existing one for the same request, replaces an unfinished one.
 
-        AlreadyExists: the id stands for another request. FailedPrecondition: the pod was stopped.
+        AlreadyExists: the id belongs to another request. FailedPrecondition: the pod was stopped.
+        InvalidArgument and Unimplemented name the field.
         """
         handler = self._handlers.get(request.handler)
         _check(request.config)
         if request.config.own_user_namespace and not (await self._handlers.features(handler)).user_namespaces:
             raise Unimplemented(
-                f"user namespaces: {handler.path} has no idmapped mounts on this node, which they need (Status.runtime_handlers)",
+                f"user namespaces: {handler.path} has no idmapped mounts on this node, which they need"
+                " (Status.runtime_handlers)",
                 field="linux.security_context.namespace_options.userns_options",
             )
         return await self._queue.run(pod_id, "create", lambda: self._create(pod_id, request))
 
     async def _create(self, pod_id: str, request: PodRequest) -> Pod:
-        known = self._store.pod(pod_id)
-        if known is not None:
-            pod, complete = known
-            if pod.config.metadata != request.config.metadata:
-                raise AlreadyExists(f"pod {pod_id} is another pod: {pod.config.metadata}")
-            if complete and pod.state is not PodState.READY:
-                name = request.config.metadata
-                raise FailedPrecondition(
-                    f"pod {name.namespace}/{name.name} (attempt {name.attempt}) was stopped: remove it, or run it under another attempt",
-                    field="metadata.attempt",
-                )
-            if complete:
-                return pod
-            await self._remove(pod_id)
+        existing = self._existing(pod_id, request)
+        if existing is not None:
+            return existing
+        await self._remove(pod_id)  # an unfinished one
         pod = Pod(
             id=pod_id,
             state=PodState.READY,
@@ -85,39 +79,68 @@ class Pods:
             handler=request.handler,
             config=request.config,
             cgroup=self._driver.pod(request.config.linux.cgroup_parent, pod_id),
-            user_namespace=str(self.files(pod_id).namespace("user")) if request.config.own_user_namespace else "",
+            user_namespace=str(self.sandbox(pod_id).namespace("user")) if request.config.own_user_namespace else "",
         )
         self._store.begin_pod(pod)
         crashpoint("pod-recorded")
         try:
-            await self._driver.create(
-                pod.cgroup, pod_limits.total(request.config.linux.resources, request.config.linux.overhead)
-            )
-            crashpoint("pod-cgroup-made")
-            files, helpers = self.files(pod_id), self._driver.helpers(pod.cgroup)
-            await files.create(request.config, self._settings.pause, helpers, self._settings.shm_size)
-            if label := lsm.pod_label(request.config.linux.security_context.selinux_options, pod_id):
-                files.relabel(label)
-            if (pause := files.pause_process()) is not None:
-                await self._driver.adopt(pod.cgroup, f"pause-{pod_id}", pause)
-                _set_score(pause, request.config.linux.resources)
+            await self._make(pod)
         except BaseException:
             await self._remove(pod_id)
             raise
-        self._coming_moves.announce()  # a container will follow
+        self._warmup.start()  # a container will follow
         crashpoint("pod-files-made")
         self._store.complete_pod(pod_id)
-        _log.info(
-            "pod-created", pod=pod_id, name=request.config.metadata.name, namespace=request.config.metadata.namespace
-        )
+        metadata = request.config.metadata
+        _log.info("pod-created", pod=pod_id, name=metadata.name, namespace=metadata.namespace)
         return pod
 
-    def file_label(self, pod_id: str, security: LinuxContainerSecurityContext) -> str:
-        """The SELinux label of the files of a container of this pod; empty for none. Raises NotFound."""
-        return lsm.selinux_labels(security, self.get(pod_id).config.linux.security_context.selinux_options, pod_id)[1]
+    def _existing(self, pod_id: str, request: PodRequest) -> Pod | None:
+        """Returns the complete pod that this request has made before."""
+        known = self._store.pod(pod_id)
+        if known is None:
+            return None
+        pod, complete = known
+        if pod.config.metadata != request.config.metadata:
+            raise AlreadyExists(f"pod {pod_id} is another pod: {pod.config.metadata}")
+        if not complete:
+            return None
+        if pod.state is not PodState.READY:
+            name = request.config.metadata
+            raise FailedPrecondition(
+                f"pod {name.namespace}/{name.name} (attempt {name.attempt}) was stopped:"
+                " remove it, or run it under another attempt",
+                field="metadata.attempt",
+            )
+        return pod
+
+    async def _make(self, pod: Pod) -> None:
+        """Makes the pod's cgroup and sandbox."""
+        linux = pod.config.linux
+        await self._driver.create(pod.cgroup, limits.total(linux.resources, linux.overhead))
+        crashpoint("pod-cgroup-made")
+        sandbox, helpers = self.sandbox(pod.id), self._driver.helpers(pod.cgroup)
+        await sandbox.create(pod.config, self._settings.pause, helpers, self._settings.shm_size)
+        if (label := selinux.pod_label(linux.security_context.selinux_options, pod.id)) is not None:
+            sandbox.relabel(label)
+        if (pause := sandbox.pause.process()) is not None:
+            await self._driver.adopt(pod.cgroup, f"pause-{pod.id}", pause.pid)
+            _set_score(pause.pid, linux.resources)
+
+    def file_label(self, pod_id: str, security: LinuxContainerSecurityContext) -> str | None:
+        """Returns the SELinux label of the files of a container of this pod; None for none.
+
+        Raises NotFound.
+        """
+        pod_options = self.get(pod_id).config.linux.security_context.selinux_options
+        labels = selinux.labels(security, pod_options, pod_id)
+        return None if labels is None else labels.file
 
     async def stop(self, pod_id: str) -> None:
-        """NOTREADY: its namespaces and pause process go, its record stays. Fine if there is no such pod."""
+        """Makes a pod NOTREADY: releases its namespaces and pause process, and keeps its record.
+
+        Fine if there is no such pod.
+        """
         await self._queue.run(pod_id, "stop", lambda: self._stop(pod_id))
 
     async def _stop(self, pod_id: str) -> None:
@@ -125,20 +148,23 @@ class Pods:
             return
         self._store.stop_pod(pod_id)
         crashpoint("pod-stop-recorded")
-        await asyncio.to_thread(self.files(pod_id).release)
+        await asyncio.to_thread(self.sandbox(pod_id).release)
 
     async def remove(self, pod_id: str) -> None:
-        """Removes all that is left of a pod. FailedPrecondition: it still has containers. Fine if there is no such pod."""
+        """Removes everything that is left of a pod; fine if there is no such pod.
+
+        FailedPrecondition: the pod still has containers.
+        """
         left = self._store.container_ids(pod_id)
         if left:
-            raise FailedPrecondition(f"pod {pod_id} still has containers: {', '.join(left)}; remove them first")
+            raise FailedPrecondition(f"pod {pod_id} still has containers: {', '.join(left)}", hint="remove them first")
         await self._queue.run(pod_id, "remove", lambda: self._remove(pod_id))
 
     async def _remove(self, pod_id: str) -> None:
         known = self._store.pod(pod_id)
         if known is None:
             return
-        await asyncio.to_thread(self.files(pod_id).remove)
+        await asyncio.to_thread(self.sandbox(pod_id).remove)
         crashpoint("pod-files-removed")
         if known[0].cgroup:
             await self._driver.remove(known[0].cgroup)
@@ -150,7 +176,11 @@ class Pods:
     async def update(
         self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None
     ) -> Pod:
-        """Changes what the pod as a whole may use. What is not given stays. NotFound: no such pod. FailedPrecondition: the kernel refuses."""
+        """Changes the limits of a pod as a whole; what is None stays as it is.
+
+        NotFound: no such pod. InvalidArgument names the field. FailedPrecondition: the kernel
+        refuses.
+        """
         return await self._queue.run(
             pod_id, f"update {resources} {overhead}", lambda: self._update(pod_id, resources, overhead)
         )
@@ -162,49 +192,50 @@ class Pods:
         asked = {"resources": resources, "overhead": overhead}
         old = pod.config.linux
         changes = {
-            name: merged(getattr(old, name) or LinuxContainerResources(), new)
+            name: limits.merged(getattr(old, name) or LinuxContainerResources(), new)
             for name, new in asked.items()
             if new is not None
         }
         linux = old.model_copy(update=changes)
         if pod.state is PodState.READY:
-            await self._driver.limit(pod.cgroup, pod_limits.total(linux.resources, linux.overhead))
-            if (pause := self.files(pod_id).pause_process()) is not None:
-                _set_score(pause, linux.resources)
+            await self._driver.limit(pod.cgroup, limits.total(linux.resources, linux.overhead))
+            if (pause := self.sandbox(pod_id).pause.process()) is not None:
+                _set_score(pause.pid, linux.resources)
         pod = pod.model_copy(update={"config": pod.config.model_copy(update={"linux": linux})})
         self._store.update_pod(pod)
         return pod
 
     def get(self, pod_id: str) -> Pod:
-        """A pod. Raises NotFound."""
+        """Returns a complete pod. Raises NotFound."""
         known = self._store.pod(pod_id)
         if known is None or not known[1]:
             raise NotFound(f"there is no pod {pod_id}")
         return known[0]
 
     def all(self) -> list[Pod]:
-        """All pods, the oldest first."""
+        """Returns all complete pods, the oldest first."""
         return self._store.pods()
 
 
 def _set_score(pause: int, of_pod: LinuxContainerResources | None) -> None:
-    """The pause process is the one process that is the pod's own (proc_pid_oom_score_adj(5)). It may have ended."""
+    """Gives the pod's OOM score to the pause process, the only one that is the pod's own."""
     if of_pod is not None and of_pod.oom_score_adj:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            Path(f"/proc/{pause}/oom_score_adj").write_text(str(oom_score_adj(of_pod.oom_score_adj)))
+        oom_score.set_score(pause, of_pod.oom_score_adj)
 
 
 def _check(config: PodSandboxConfig) -> None:
     for name in ("name", "namespace", "uid"):
         if not getattr(config.metadata, name):
             raise InvalidArgument(
-                f"metadata.{name} is empty; a pod is named by namespace, name, uid and attempt",
+                f"metadata.{name} is empty",
+                hint="a pod is named by namespace, name, uid and attempt",
                 field=f"metadata.{name}",
             )
-    if len(config.hostname) > 64:
+    if len(config.hostname) > _MAX_HOSTNAME:
         raise InvalidArgument(
-            f"hostname {config.hostname!r} has more than 64 characters, which is the kernel's limit", field="hostname"
+            f"hostname {config.hostname!r} has more than {_MAX_HOSTNAME} characters, which is the kernel's limit",
+            field="hostname",
         )
-    pod_limits.total(config.linux.resources, config.linux.overhead)
+    limits.total(config.linux.resources, config.linux.overhead)
     id_mappings.check(config)
     sysctls.check(config)

@@ -1,14 +1,11 @@
 """The [runtime] section."""
 
-import os
 import re
-import stat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from servicekit.errors import FailedPrecondition
 from servicekit.settings import Section
 
 
@@ -39,7 +36,7 @@ class HandlerSettings(Section):
 
 
 class BlockIoClass(Section):
-    """What a block I/O class means, by the path of each device: weights from 1 to 1000, bytes and operations a second."""
+    """A block I/O class: weights (1 to 1000), bytes and operations a second, by device path."""
 
     weight: int | None = Field(None, ge=1, le=1000, description="Share of time on all devices")
     weights: dict[str, int] = {}
@@ -47,20 +44,6 @@ class BlockIoClass(Section):
     write_bytes: dict[str, int] = {}
     read_operations: dict[str, int] = {}
     write_operations: dict[str, int] = {}
-
-    def to_oci(self) -> dict[str, Any]:
-        """As OCI has it (config-linux.md, blockIO). Raises FailedPrecondition for a device that this node lacks."""
-        document: dict[str, Any] = {} if self.weight is None else {"weight": self.weight}
-        for name, values, kind in (
-            ("weightDevice", self.weights, "weight"),
-            ("throttleReadBpsDevice", self.read_bytes, "rate"),
-            ("throttleWriteBpsDevice", self.write_bytes, "rate"),
-            ("throttleReadIOPSDevice", self.read_operations, "rate"),
-            ("throttleWriteIOPSDevice", self.write_operations, "rate"),
-        ):
-            if values:
-                document[name] = [{**_numbers(path), kind: value} for path, value in values.items()]
-        return document
 
 
 class RuntimeSettings(Section):
@@ -110,15 +93,3 @@ class RuntimeSettings(Section):
                 f"default_handler {self.default_handler!r} is none of handlers: {', '.join(self.handlers)}"
             )
         return self
-
-
-def _numbers(path: str) -> dict[str, int]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"runtime.blockio_classes: {path}: {error.strerror}", field="runtime.blockio_classes"
-        ) from error
-    if not stat.S_ISBLK(status.st_mode):
-        raise FailedPrecondition(f"runtime.blockio_classes: {path} is no block device", field="runtime.blockio_classes")
-    return {"major": os.major(status.st_rdev), "minor": os.minor(status.st_rdev)}

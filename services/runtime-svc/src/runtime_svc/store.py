@@ -1,7 +1,8 @@
-"""What runtime-svc knows, in SQLite: pods and containers as they were asked for and made."""
+"""runtime-svc's database: pods and containers as requested and made, and running checkpoints."""
 
 import sqlite3
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from crisp_proto.config import ContainerConfig, ContainerMetadata, PodSandboxConfig, PodSandboxMetadata
@@ -35,10 +36,30 @@ CREATE INDEX containers_by_pod ON containers (pod)""",
 
 
 _UNREADABLE = "unreadable"
+"""The name of pods and containers whose records cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartAttempt:
+    """What was known before an attempt to start a container.
+
+    `before` is the previous attempt, `started_at` when one succeeded (ns since the epoch).
+    """
+
+    before: str | None
+    started_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """A running checkpoint: the path of its archive, and when it is due (s since the epoch)."""
+
+    location: str
+    due: float
 
 
 class Store:
-    """runtime-svc's rows."""
+    """The rows of pods, containers and checkpoints."""
 
     def __init__(self, path: Path) -> None:
         self._db = Database(path, _MIGRATIONS)
@@ -51,7 +72,7 @@ class Store:
         self._db.close()
 
     def version(self) -> str:
-        """Another word whenever a pod or container may have changed."""
+        """Returns a token that changes whenever a pod or container may have changed."""
         return self._db.version()
 
     # Pods
@@ -68,35 +89,35 @@ class Store:
         )
 
     def complete_pod(self, pod_id: str) -> None:
-        """All that the pod needs is there."""
+        """Records that the pod is complete."""
         self._db.run("UPDATE pods SET complete = 1 WHERE id = ?", pod_id)
 
     def update_pod(self, pod: Pod) -> None:
-        """The pod's limits are new."""
+        """Records new limits of the pod."""
         self._db.run("UPDATE pods SET record = ? WHERE id = ?", pod.model_dump_json(), pod.id)
 
     def stop_pod(self, pod_id: str) -> None:
-        """The pod is NOTREADY from now on."""
+        """Records that the pod is NOTREADY."""
         self._db.run("UPDATE pods SET state = ? WHERE id = ?", PodState.NOTREADY, pod_id)
 
     def remove_pod(self, pod_id: str) -> None:
-        """Nothing of the pod is left."""
+        """Forgets a pod of which nothing is left."""
         self._db.run("DELETE FROM pods WHERE id = ?", pod_id)
 
     def pod(self, pod_id: str) -> tuple[Pod, bool] | None:
-        """A pod, and whether it is complete."""
+        """Returns a pod, and whether it is complete; None if there is no such pod."""
         row = self._db.row("SELECT * FROM pods WHERE id = ?", pod_id)
         return None if row is None else (self._pod(row["record"], row["state"], row["boot"]), bool(row["complete"]))
 
     def pods(self) -> list[Pod]:
-        """All complete pods."""
+        """Returns all complete pods, the oldest first."""
         return [
             self._pod(row["record"], row["state"], row["boot"])
             for row in self._db.rows("SELECT * FROM pods WHERE complete = 1 ORDER BY rowid")
         ]
 
     def incomplete(self, age: float) -> tuple[list[str], list[str]]:
-        """Ids of pods and of containers that were begun over `age` seconds ago and never completed."""
+        """Returns the ids of pods and containers that are incomplete and over `age` seconds old."""
         before = time.time() - age
         pods = self._db.rows("SELECT id FROM pods WHERE complete = 0 AND begun < ?", before)
         containers = self._db.rows("SELECT id FROM containers WHERE record = '' AND begun < ?", before)
@@ -120,34 +141,35 @@ class Store:
         )
 
     def complete_container(self, container: Container) -> None:
-        """The container is made, or its limits are new."""
+        """Records a container that is made, or its new limits."""
         self._db.run("UPDATE containers SET record = ? WHERE id = ?", container.model_dump_json(), container.id)
 
     def container(self, container_id: str) -> Container | None:
-        """A complete container."""
+        """Returns a complete container; None if there is no such container."""
         row = self._db.row("SELECT * FROM containers WHERE id = ? AND record != ''", container_id)
         return None if row is None else _container(row)
 
     def containers(self, pod_id: str | None = None) -> list[Container]:
-        """All complete containers, or a pod's."""
+        """Returns all complete containers, or a pod's, the oldest first."""
         rows = self._db.rows(
             "SELECT * FROM containers WHERE record != '' AND (? IS NULL OR pod = ?) ORDER BY rowid", pod_id, pod_id
         )
         return [_container(row) for row in rows]
 
     def handler_of(self, container_id: str) -> str | None:
-        """The handler of a container, complete or not."""
+        """Returns the handler of a container, complete or not; None if there is no container."""
         row = self._db.row("SELECT handler FROM containers WHERE id = ?", container_id)
         return None if row is None else str(row["handler"])
 
     def container_ids(self, pod_id: str) -> list[str]:
-        """Ids of a pod's containers, complete or not."""
+        """Returns the ids of a pod's containers, complete or not."""
         return [row["id"] for row in self._db.rows("SELECT id FROM containers WHERE pod = ?", pod_id)]
 
-    def begin_start(self, container_id: str, attempt: str) -> tuple[str, int]:
-        """Records the intent to start; answers the attempt that came before, if any, and when it succeeded (ns; 0 if not).
+    def begin_start(self, container_id: str, attempt: str) -> StartAttempt:
+        """Records the intent to start a container, and returns what was known before.
 
-        That it starts now is recorded before it does, and kept if the attempt's outcome is lost: no program ends before its start.
+        The time is recorded before the container starts, and kept if the outcome of the attempt is
+        lost: so no program ends before its recorded start.
         """
         with self._db.write() as db:
             row = db.execute(
@@ -159,28 +181,34 @@ class Store:
                     "UPDATE containers SET attempt = ?, starting = ?, start_error = '' WHERE id = ?",
                     (attempt, starting or time.time_ns(), container_id),
                 )
-        return str(row["attempt"]), int(row["started"])
+        return StartAttempt(row["attempt"] or None, row["started"] or None)
 
-    def started(self, container_id: str) -> int:
-        """The container runs; answers since when (ns since the epoch), 0 if it has been removed meanwhile."""
+    def started(self, container_id: str) -> int | None:
+        """Records that the container runs, and returns since when (ns since the epoch).
+
+        Returns None if the container has been removed meanwhile.
+        """
         with self._db.write() as db:
             row = db.execute(
                 "UPDATE containers SET started = starting WHERE id = ? RETURNING started", (container_id,)
             ).fetchone()
-        return int(row["started"]) if row else 0
+        return int(row["started"]) if row else None
 
     def start_failed(self, container_id: str, error: str) -> None:
-        """The OCI runtime could not start it."""
+        """Records why the OCI runtime could not start the container."""
         self._db.run("UPDATE containers SET start_error = ? WHERE id = ?", error, container_id)
 
     def remove_container(self, container_id: str) -> None:
-        """Nothing of the container is left."""
+        """Forgets a container of which nothing is left."""
         self._db.run("DELETE FROM containers WHERE id = ?", container_id)
 
     # Checkpoints
 
     def begin_checkpoint(self, container_id: str, location: str, due: float) -> bool:
-        """Records the intent to checkpoint; False if one is under way. What is not finished when it is due is given up."""
+        """Records the intent to checkpoint a container; False if a checkpoint is under way.
+
+        What is not finished when it is due (seconds since the epoch) is abandoned.
+        """
         return bool(
             self._db.run(
                 "INSERT INTO checkpoints (container, location, due) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
@@ -191,20 +219,29 @@ class Store:
         )
 
     def prolong_checkpoint(self, container_id: str, due: float) -> None:
-        """The checkpoint is due at another time (seconds since the epoch)."""
+        """Gives the checkpoint a new due time (seconds since the epoch)."""
         self._db.run("UPDATE checkpoints SET due = ? WHERE container = ?", due, container_id)
 
-    def checkpoints(self) -> dict[str, tuple[str, float]]:
-        """Location and due time of every checkpoint under way, by container."""
-        return {row["container"]: (row["location"], row["due"]) for row in self._db.rows("SELECT * FROM checkpoints")}
+    def checkpoint(self, container_id: str) -> CheckpointRow | None:
+        """Returns the checkpoint of a container that is under way; None if there is none."""
+        row = self._db.row("SELECT * FROM checkpoints WHERE container = ?", container_id)
+        return None if row is None else CheckpointRow(row["location"], row["due"])
+
+    def checkpoints(self) -> dict[str, CheckpointRow]:
+        """Returns all checkpoints under way, by container."""
+        rows = self._db.rows("SELECT * FROM checkpoints")
+        return {row["container"]: CheckpointRow(row["location"], row["due"]) for row in rows}
 
     def end_checkpoint(self, container_id: str) -> None:
-        """Nothing half-done of the checkpoint is left."""
+        """Forgets a checkpoint of which nothing half-done is left."""
         self._db.run("DELETE FROM checkpoints WHERE container = ?", container_id)
 
 
 def _unreadable_pod(row: sqlite3.Row) -> str:
-    """What stands for a pod whose record can't be read: NOTREADY, so that kubelet or an operator removes it."""
+    """Returns a record for a pod whose own cannot be read.
+
+    The pod is NOTREADY, so that kubelet or an operator removes it.
+    """
     config = PodSandboxConfig(metadata=PodSandboxMetadata(name=_UNREADABLE, namespace=_UNREADABLE, uid=row["id"]))
     pod = Pod(
         id=row["id"], state=PodState.NOTREADY, created_at=int(row["begun"] * 1e9), handler="", config=config, cgroup=""
@@ -213,7 +250,7 @@ def _unreadable_pod(row: sqlite3.Row) -> str:
 
 
 def _unreadable_container(row: sqlite3.Row) -> str:
-    """The same for a container; it can be stopped and removed."""
+    """Returns a record for a container whose own cannot be read; it can be stopped and removed."""
     return Container(
         id=row["id"],
         pod_id=row["pod"],

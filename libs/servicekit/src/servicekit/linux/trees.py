@@ -141,13 +141,26 @@ def remove(root: Path | str) -> None:
         pass
     else:
         return
+    _remove_folder(root, with_files=True)
+
+
+def remove_folders(root: Path | str) -> None:
+    """Removes a tree of folders whose files disappear with them, as in cgroupfs.
+
+    Fine if there is none. Goes on past what cannot be removed, then raises the first OSError.
+    """
+    _remove_folder(root, with_files=False)
+
+
+def _remove_folder(root: Path | str, *, with_files: bool) -> None:
+    names = _names if with_files else _folder_names
     first: OSError | None = None
     try:
         descent = _Descent(root)
     except FileNotFoundError:
         return
     try:
-        pending = [_names(descent.fd)]
+        pending = [names(descent.fd)]
         parts: list[bytes] = []
         while True:
             if not pending[-1]:
@@ -165,8 +178,8 @@ def remove(root: Path | str) -> None:
                     first = first or (None if error.errno == errno.ENOENT else error)
                 else:
                     parts.append(name)
-                    pending.append(_names(descent.fd))
-            else:
+                    pending.append(names(descent.fd))
+            elif with_files:
                 first = _attempt(os.unlink, name, descent.fd, first)
     finally:
         descent.close()
@@ -190,6 +203,11 @@ def _identity(fd: int) -> tuple[int, int]:
 
 def _names(fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(fd)]
+
+
+def _folder_names(fd: int) -> list[bytes]:
+    with os.scandir(fd) as entries:
+        return [os.fsencode(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _is_folder(name: bytes, fd: int) -> bool:
