@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from servicekit.linux import files, trees
+from servicekit.linux import files, processes, trees
+from servicekit.linux.descriptors import Pipe
 
 DEPTH = 3000
 
@@ -135,3 +136,27 @@ def test_a_lock_is_exclusive(tmp_path: Path) -> None:
         pass
     with files.locked(tmp_path, wait=False):
         pass
+
+
+def test_a_pipe_closes_each_end_once() -> None:
+    with Pipe() as pipe:
+        os.write(pipe.write_fd, b"text")
+        assert pipe.is_writable
+        pipe.close_writer()
+        pipe.close_writer()
+        assert not pipe.is_writable
+        reused = os.open("/dev/null", os.O_RDONLY)  # gets the number of the closed end
+        assert os.read(pipe.read_fd, 100) == b"text"
+    os.fstat(reused)
+    os.close(reused)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(pipe.read_fd)
+
+
+def test_a_pidfile_that_is_missing_or_not_written_yet_holds_no_pid(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    assert processes.read_pidfile(file) is None
+    file.touch()
+    assert processes.read_pidfile(file) is None
+    file.write_text("42\n")
+    assert processes.read_pidfile(file) == 42

@@ -329,11 +329,11 @@ def _signal(name: str) -> "api_pb2.Signal.ValueType":
 
 
 def _monitor_request(container: Container) -> MonitorRequest:
-    config, launch = container.config, container.launch
+    config = container.config
     return MonitorRequest(
         pod_id=container.pod_id,
         name=config.metadata.name,
-        **launch.model_dump(),
+        launch=container.launch,
         log_path=container.log_path,
         tty=config.tty,
         stdin=config.stdin,
