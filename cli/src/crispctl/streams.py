@@ -182,7 +182,7 @@ async def _received(channels: Channels, show: Callable[[int, bytes], None]) -> i
         channel, data = message
         if channel == Channel.ERROR:
             code, fault = outcome(data)
-            if code < 0:
+            if code is None:
                 raise Unknown(fault)
             return code
         show(channel, data)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from servicekit.linux import files, processes, selinux, syscalls, trees
+from servicekit.linux.descriptors import Pipe
 from servicekit.linux.processes import ProcessRef
 
 DEPTH = 3000
@@ -186,3 +187,27 @@ def test_a_process_may_have_a_name_that_is_not_utf_8() -> None:
         processes.kill_tree(child.pid)
         assert child.wait(10) == -9
         assert not ProcessRef.of(child.pid).alive()
+
+
+def test_a_pipe_closes_each_end_once() -> None:
+    with Pipe() as pipe:
+        os.write(pipe.write_fd, b"text")
+        assert pipe.is_writable
+        pipe.close_writer()
+        pipe.close_writer()
+        assert not pipe.is_writable
+        reused = os.open("/dev/null", os.O_RDONLY)  # gets the number of the closed end
+        assert os.read(pipe.read_fd, 100) == b"text"
+    os.fstat(reused)
+    os.close(reused)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(pipe.read_fd)
+
+
+def test_a_pidfile_that_is_missing_or_not_written_yet_holds_no_pid(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    assert processes.read_pidfile(file) is None
+    file.touch()
+    assert processes.read_pidfile(file) is None
+    file.write_text("42\n")
+    assert processes.read_pidfile(file) == 42

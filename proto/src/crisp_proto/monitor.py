@@ -1,36 +1,46 @@
-"""monitor-svc's contract: processes of containers, their output, their end, and the journal of it all."""
+"""monitor-svc's contract: containers' processes, their output and end, and the event journal."""
 
 from enum import StrEnum
+from typing import Any
 
-from pydantic import Base64Bytes, Field
+from pydantic import Base64Bytes, Field, model_validator
 
 from crisp_proto.contract import Contract
+from crisp_proto.launch import Launch
 
 
 class MonitorRequest(Contract):
-    """Have conmon create a container. The first fields come from runtime-svc's answer, unchanged."""
+    """A request to have conmon create a container."""
 
     pod_id: str
     name: str
-    bundle: str
-    runtime: list[str] = Field(description="The OCI runtime and its global flags")
-    stop_signal: str = "SIGTERM"
-    systemd_cgroup: bool = False
-    cgroups: list[str] = Field([], description="Folders of the cgroup that conmon is started in, one per hierarchy")
-    scope: str = Field("", description="systemd scope that conmon gets; empty for none")
-    scope_slice: str = Field("", description="systemd slice that the scope is in")
-    conmon: str = Field("", description="The conmon to use; empty for monitor.conmon")
-    restore: str = Field(
-        "", description="Folder of CRIU's images to restore the container from, instead of creating it"
-    )
+    launch: Launch = Field(description="runtime-svc's answer, unchanged")
     log_path: str = Field("", description="CRI log file; empty keeps no log")
     tty: bool = False
     stdin: bool = False
     stdin_once: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nest_launch(cls, data: Any) -> Any:
+        """Accepts the older, flat shape, in which the fields of `launch` stood beside the others.
+
+        Rows of containers that an older monitor-svc created have it, and requests of an older
+        gateway.
+        """
+        if not isinstance(data, dict) or "launch" in data:
+            return data
+        launch = {name: value for name, value in data.items() if name in Launch.model_fields}
+        others = {name: value for name, value in data.items() if name not in Launch.model_fields}
+        return others | {"launch": {"stop_signal": "SIGTERM"} | launch}
+
 
 class ProcessState(StrEnum):
-    """CREATING: there is no process yet. ALIVE is also one that is created but not started: only runtime-svc knows about starts."""
+    """The state of a container's process.
+
+    CREATING: there is no process yet. ALIVE includes a process that is created but not started:
+    only runtime-svc knows about starts.
+    """
 
     CREATING = "creating"
     ALIVE = "alive"
@@ -49,7 +59,7 @@ class Process(Contract):
     finished_at: int = 0
     reason: str = ""
     message: str = ""
-    begun: float = Field(0, description="When the monitor was asked for, in seconds since the epoch")
+    begun: float = Field(0, description="When the monitor was requested, in seconds since the epoch")
 
 
 class ProcessList(Contract):
@@ -59,17 +69,17 @@ class ProcessList(Contract):
 
 
 class StopRequest(Contract):
-    """signal by name or number, empty for the container's own; grace in seconds until SIGKILL, 0 kills at once."""
+    """A request to end a container."""
 
-    signal: str = ""
-    grace: float = Field(0, ge=0)
+    signal: str = Field("", description="Name or number; empty for the container's own stop signal")
+    grace: float = Field(0, ge=0, description="Seconds until SIGKILL; 0 kills at once")
 
 
 class ExecRequest(Contract):
-    """Run a command in a container and wait; timeout in seconds, 0 waits for ever."""
+    """A command to run in a container and to wait for."""
 
     command: list[str] = Field(min_length=1)
-    timeout: float = Field(0, ge=0)
+    timeout: float = Field(0, ge=0, description="Seconds; 0 waits for ever")
 
 
 class ExecResult(Contract):
@@ -81,7 +91,7 @@ class ExecResult(Contract):
 
 
 class EventKind(StrEnum):
-    """What happened to a container; the last two are no events of CRI's."""
+    """What happened to a container. CRI has no event for the last two."""
 
     CREATED = "created"
     STARTED = "started"
@@ -92,26 +102,26 @@ class EventKind(StrEnum):
 
 
 class Event(Contract):
-    """A line of the journal; cursor grows by at least one with every event, at is ns since the epoch."""
+    """An event in the journal."""
 
-    cursor: int
+    cursor: int = Field(description="Grows by at least one with each event")
     kind: EventKind
     container_id: str
     pod_id: str
-    at: int
+    at: int = Field(description="When the event was recorded, in ns since the epoch")
 
 
 class EventList(Contract):
-    """Events after a cursor, oldest first; the cursors of the journal's oldest and newest event, 0 if it has none."""
+    """Events after a cursor, oldest first."""
 
     events: list[Event]
-    first: int = 0
-    last: int = 0
+    first: int = Field(0, description="Cursor of the oldest event in the journal; 0 if the journal is empty")
+    last: int = Field(0, description="Cursor of the newest event in the journal; 0 if the journal is empty")
 
 
 class Note(Contract):
-    """What the gateway saw happen to a container, or to a pod (container_id is the pod's id then)."""
+    """An event that the gateway reports."""
 
     kind: EventKind
-    container_id: str
+    container_id: str = Field(description="The container's id; the pod's id for an event of a pod")
     pod_id: str

@@ -7,6 +7,7 @@ from pydantic import Field
 from crisp_proto.config import ContainerConfig, LinuxContainerResources, PodSandboxConfig
 from crisp_proto.contract import Contract
 from crisp_proto.image import ImageConfig
+from crisp_proto.launch import Launch as Launch
 
 
 class PodState(StrEnum):
@@ -81,20 +82,6 @@ class ContainerUser(Contract):
     uid: int = 0
     gid: int = 0
     supplemental_groups: list[int] = []
-
-
-class Launch(Contract):
-    """How the monitor creates the container (fields as in crisp_proto.monitor.MonitorRequest)."""
-
-    bundle: str
-    runtime: list[str]
-    stop_signal: str
-    systemd_cgroup: bool = False
-    cgroups: list[str] = []
-    scope: str = ""
-    scope_slice: str = ""
-    conmon: str = ""
-    restore: str = ""
 
 
 class Container(Contract):

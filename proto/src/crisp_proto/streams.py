@@ -1,7 +1,9 @@
-"""Streams between the gateway and monitor-svc (exec, attach) or net-svc (port-forward): messages on a WebSocket, as Kubernetes' v5.channel.k8s.io.
+"""Streams between the gateway and monitor-svc (exec, attach, log) or net-svc (port-forward).
 
-The first message is text: the request as JSON. All later ones are binary: a byte that names the channel, then data. Both sides send CLOSE with the
-number of a channel when nothing more comes on it. The service's last message is on ERROR: a metav1.Status as JSON, that says how it ended.
+They are messages on a WebSocket, as in Kubernetes' v5.channel.k8s.io. The first message is text:
+the request as JSON. All later messages are binary: a byte that names the channel, then data. Either
+side sends CLOSE with the number of a channel when it has nothing more to send on that channel. The
+service's last message goes to ERROR: a metav1.Status as JSON with the outcome.
 """
 
 import json
@@ -32,7 +34,7 @@ class SessionKind(StrEnum):
 
 
 class Session(Contract):
-    """What a client may do once it shows its token."""
+    """What a client may do with its token."""
 
     kind: SessionKind
     id: str = Field(description="The container, or the pod whose ports are forwarded")
@@ -42,11 +44,11 @@ class Session(Contract):
     stdout: bool = False
     stderr: bool = False
     ports: list[int] = []
-    node_network: bool = Field(False, description="The pod has the node's network")
+    node_network: bool = Field(False, description="The pod uses the node's network")
 
 
 class SessionToken(Contract):
-    """128 random bits in hexadecimal, good once and for a minute."""
+    """128 random bits in hexadecimal, valid once and for a minute."""
 
     token: str
 
@@ -68,33 +70,36 @@ class AttachRequest(Contract):
 
 
 class LogRequest(Contract):
-    """The first message to /v1/monitors/{id}/log, which is answered with lines as they are in the log."""
+    """The first message to /v1/monitors/{id}/log. The answer is lines as in the log."""
 
     follow: bool = False
-    tail: int | None = Field(None, ge=0, description="Only the last lines, this many")
+    tail: int | None = Field(None, ge=0, description="Only this many of the last lines")
     since: str = Field("", description="Only lines from this time on (ISO 8601 with an offset)")
 
 
 class DialRequest(Contract):
-    """The first message to /v1/dial: a TCP port on the loopback interface of a pod, or of the node if pod_id is empty."""
+    """The first message to /v1/dial: a TCP port on the loopback interface of a pod.
+
+    An empty pod_id stands for the node.
+    """
 
     pod_id: str = ""
     port: int = Field(ge=1, le=65535)
 
 
 class WindowSize(Contract):
-    """What comes on RESIZE; names as Kubernetes' clients have them."""
+    """The data of a RESIZE message; the names are those of Kubernetes' clients."""
 
     width: int = Field(alias="Width", ge=0, le=65535)
     height: int = Field(alias="Height", ge=0, le=65535)
 
 
 SUCCESS = json.dumps({"metadata": {}, "status": "Success"}).encode()
-"""The last message when all went well (meta/v1 Status)."""
+"""The last message after a success (meta/v1 Status)."""
 
 
 def exited(code: int) -> bytes:
-    """The last message when a command ended with this exit code (meta/v1 Status, reason NonZeroExitCode)."""
+    """Returns the last message for an exit code (meta/v1 Status, reason NonZeroExitCode)."""
     if code == 0:
         return SUCCESS
     status = {
@@ -108,18 +113,22 @@ def exited(code: int) -> bytes:
 
 
 def failed(message: str) -> bytes:
-    """The last message when it could not be done (meta/v1 Status, reason InternalError)."""
+    """Returns the last message after a failure (meta/v1 Status, reason InternalError)."""
     return json.dumps(
         {"metadata": {}, "status": "Failure", "message": message, "reason": "InternalError", "code": 500}
     ).encode()
 
 
-def outcome(status: bytes) -> tuple[int, str]:
-    """The exit code and the message of a last message; 0 and nothing for a success, -1 where there is no exit code."""
+def outcome(status: bytes) -> tuple[int | None, str]:
+    """Returns the exit code and the error message of a last message.
+
+    The message is empty after a success. The exit code is None if the command could not be run, or
+    if there was no command.
+    """
     document = json.loads(status)
     if document["status"] == "Success":
         return 0, ""
     for cause in document.get("details", {}).get("causes", []):
         if cause["reason"] == "ExitCode":
             return int(cause["message"]), str(document["message"])
-    return -1, str(document["message"])
+    return None, str(document["message"])

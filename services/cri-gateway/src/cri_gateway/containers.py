@@ -288,11 +288,11 @@ class Containers:
 
 
 def _monitor_request(container: Container) -> MonitorRequest:
-    config, launch = container.config, container.launch
+    config = container.config
     return MonitorRequest(
         pod_id=container.pod_id,
         name=config.metadata.name,
-        **launch.model_dump(),
+        launch=container.launch,
         log_path=container.log_path,
         tty=config.tty,
         stdin=config.stdin,

@@ -2,7 +2,7 @@
 
 import gc
 
-gc.disable()  # until the service is ready (servicekit.server): looking through what is being loaded was a seventh of a start
+gc.disable()  # until the service is ready (servicekit.server): collections took a seventh of the start
 
 import os
 from collections.abc import AsyncIterator
@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 
 from monitor_svc.api import routes
 from monitor_svc.conmon import Conmon
+from monitor_svc.container_io import ContainerIO
+from monitor_svc.log_disks import LogDisks
 from monitor_svc.monitors import Monitors
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import Store
@@ -21,20 +23,25 @@ from servicekit.settings import Settings
 
 @asynccontextmanager
 async def opened(settings: Settings[MonitorSettings]) -> AsyncIterator[Frontend]:
-    """The service with its database, watching all containers that are alive."""
+    """Opens the service: its database, and a watch on each container that is alive."""
     run = settings.node.run_dir / "monitor-svc"
     store = Store(settings.node.state_dir / "monitor-svc" / "monitor.db", settings.own.journal_events)
-    monitors = Monitors(store, Conmon(settings.own.conmon, run, settings.own.create_timeout), settings.own, run)
+    conmon = Conmon(settings.own.conmon, run, settings.own.create_timeout)
+    disks = LogDisks(store.journal, settings.own)
+    monitors = Monitors(store, conmon, disks, settings.own)
+    io = ContainerIO(monitors, conmon, disks, settings.own, run)
+    io.open()
     monitors.watch_all()
 
     async def ready() -> None:
         if not os.access(settings.own.conmon, os.X_OK):
-            raise Unavailable(f"{settings.own.conmon} can't be run; install conmon or set monitor.conmon")
+            raise Unavailable(f"{settings.own.conmon} can't be run", hint="install conmon or set monitor.conmon")
 
     try:
-        yield Frontend([routes(monitors, store)], ready, monitors.drain)
+        yield Frontend([routes(store, monitors, io)], ready, store.journal.drain)
     finally:
         await monitors.close()
+        await io.close()
         store.close()
 
 
@@ -42,7 +49,7 @@ SERVICE = Service("monitor-svc", "monitor", MonitorSettings, opened)
 
 
 def main() -> None:
-    """The command crisp-monitor-svc."""
+    """Runs the command crisp-monitor-svc."""
     server.main(SERVICE)
 
 

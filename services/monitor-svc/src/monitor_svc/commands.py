@@ -1,10 +1,19 @@
-"""Commands run in a container by the OCI runtime's exec: with the container's user, groups, environment, folder, capabilities and limits."""
+"""Commands in a container, run by the OCI runtime's exec.
+
+They get the user, groups, environment, working directory, capabilities and limits of the
+container's own process. While a command runs, a folder below <run>/exec holds its files; the
+folder's name begins with the pid of the service that made it:
+
+    process.json    the process to run (OCI runtime spec, config.md)
+    pid             written by the OCI runtime: the command's pid on the node
+    log             written by the OCI runtime: its errors, as JSON lines
+    console         socket on which the OCI runtime hands over the terminal
+"""
 
 import asyncio
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -14,53 +23,75 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from crisp_proto.monitor import MonitorRequest
-from monitor_svc.orphans import Orphans, reap
+from crisp_proto.launch import Launch
+from monitor_svc.orphans import Orphans
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Unknown
-from servicekit.linux import processes
+from servicekit.linux import processes, trees
 from servicekit.linux.processes import ProcessRef
 from servicekit.linux.programs import Child, start
 
 
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """A command to run in a container; `scratch` is the folder for the commands' folders."""
+
+    container_id: str
+    launch: Launch
+    command: Sequence[str]
+    scratch: Path
+
+    @property
+    def name(self) -> str:
+        """The program, for messages."""
+        return self.command[0]
+
+
 class Command(Protocol):
-    """A command under way."""
+    """A running command."""
 
     async def wait(self) -> int:
-        """Waits for its end and answers its exit code, 128 + n after signal n. Raises Unknown if it could not be run."""
+        """Waits for the end and returns the exit code, 128 + n after signal n.
+
+        Raises Unknown if the command could not be run.
+        """
 
     async def kill(self) -> None:
-        """Ends it with its children; fine if it has ended."""
+        """Kills the command with its children; does nothing if it has ended."""
 
 
-class _WithPipes:
-    """A command behind the OCI runtime, which waits for it and passes its exit code on."""
+class _PipedCommand:
+    """A command whose OCI runtime waits for it and passes its exit code on."""
 
     def __init__(self, child: Child, call: "_Call") -> None:
         self._child = child
         self._call = call
 
     async def wait(self) -> int:
-        """Waits for its end and answers its exit code."""
+        """Waits for the end and returns the exit code."""
         code = await self._child.wait()
-        if code != 0 and not self._call.pid and (fault := self._call.fault()):
+        if code != 0 and self._call.pid is None and (fault := self._call.fault()):
             raise fault
         return code if code >= 0 else 128 - code
 
     async def kill(self) -> None:
-        """Ends it with its children; fine if it has ended."""
-        if self._child.returncode is None:
-            pid = self._call.pid
-            command = ProcessRef.of(pid)
-            if pid:
-                processes.kill_tree(pid)
-            processes.kill_tree(self._child.pid)
-            await self._child.wait()
+        """Kills the command with its children; does nothing if it has ended."""
+        if self._child.returncode is not None:
+            return
+        command = None if (pid := self._call.pid) is None else ProcessRef.of(pid)
+        if command is not None:
+            processes.kill_tree(command.pid)
+        processes.kill_tree(self._child.pid)
+        await self._child.wait()
+        if command is not None:
             await processes.ended(command)
-            reap(pid)
+            processes.reap(command.pid)
 
 
-class OnTerminal:
-    """A command that the OCI runtime left to us, with a terminal (pty(7)) of the container's, whose other end is `terminal`."""
+class TerminalCommand:
+    """A command that the OCI runtime has detached from.
+
+    `terminal` is the master end of its pseudo-terminal (pty(7)).
+    """
 
     def __init__(self, pid: int, orphans: Orphans, terminal: int) -> None:
         self._pid = pid
@@ -68,26 +99,24 @@ class OnTerminal:
         self.terminal = terminal
 
     async def wait(self) -> int:
-        """Waits for its end and answers its exit code."""
+        """Waits for the end and returns the exit code."""
         return await asyncio.shield(self._end)
 
     async def kill(self) -> None:
-        """Ends it with its children; fine if it has ended."""
+        """Kills the command with its children; does nothing if it has ended."""
         if not self._end.done():
             processes.kill_tree(self._pid)
             await self._end
 
 
 @asynccontextmanager
-async def with_pipes(
-    container_id: str, monitor: MonitorRequest, command: Sequence[str], scratch: Path, stdio: tuple[int, int, int]
-) -> AsyncIterator[Command]:
-    """A command for as long as the block runs; what is left of it then is killed. `stdio` are its standard streams.
+async def with_pipes(spec: ExecSpec, stdio: tuple[int, int, int]) -> AsyncIterator[Command]:
+    """Runs a command on the standard streams `stdio`, and kills it at the end of the block.
 
-    Raises FailedPrecondition if the container's bundle is gone, or there is no OCI runtime.
+    Raises FailedPrecondition if the container's bundle is gone, or if there is no OCI runtime.
     """
-    with _called(container_id, monitor, command, scratch, terminal=False) as call:
-        running = _WithPipes(call.start(stdio=stdio), call)
+    with _prepared(spec, terminal=False) as call:
+        running = _PipedCommand(call.start(stdio=stdio), call)
         try:
             yield running
         finally:
@@ -95,19 +124,26 @@ async def with_pipes(
 
 
 @asynccontextmanager
-async def on_terminal(
-    container_id: str, monitor: MonitorRequest, command: Sequence[str], scratch: Path, orphans: Orphans, deadline: float
-) -> AsyncIterator[OnTerminal]:
-    """A command with a terminal for as long as the block runs; what is left of it then is killed. Raises Unknown if it could not be run.
+async def on_terminal(spec: ExecSpec, orphans: Orphans, deadline: float) -> AsyncIterator[TerminalCommand]:
+    """Runs a command on a terminal of its own, and kills it at the end of the block.
 
-    The OCI runtime hands the terminal over (its --console-socket) and ends; as the subreaper that this service is, we hear of the command's
-    end. The other way, the OCI runtime copying from one terminal to another, loses what a short command writes (crun 1.8).
+    The OCI runtime hands the terminal over (its --console-socket) and ends. Because this service is
+    a subreaper, it becomes the command's parent and gets its exit code. The alternative, in which
+    the OCI runtime copies from one terminal to another, loses the output of a short command (crun
+    1.8).
+
+    Raises as `with_pipes` does, Unknown if the command could not be run, and DeadlineExceeded if it
+    has not started after `deadline` seconds.
     """
-    with _called(container_id, monitor, command, scratch, terminal=True) as call:
+    with _prepared(spec, terminal=True) as call:
         with orphans.expected():
-            terminal = await _handed_over(call, deadline)
-            orphans.adopt(call.pid)
-        running = OnTerminal(call.pid, orphans, terminal)
+            terminal = await _start_on_terminal(call, deadline)
+            pid = call.pid
+            if pid is None:
+                os.close(terminal)
+                raise Unknown(f"{spec.launch.runtime[0]} did not write the pid of {spec.name!r}")
+            orphans.adopt(pid)
+        running = TerminalCommand(pid, orphans, terminal)
         try:
             yield running
         finally:
@@ -115,8 +151,8 @@ async def on_terminal(
             os.close(terminal)
 
 
-async def _handed_over(call: "_Call", deadline: float) -> int:
-    """Has the OCI runtime start a command, and takes its terminal."""
+async def _start_on_terminal(call: "_Call", deadline: float) -> int:
+    """Has the OCI runtime start a command, and returns the master end of its terminal."""
     folder = os.open(call.folder, os.O_PATH | os.O_CLOEXEC)
     try:
         with socket.socket(socket.AF_UNIX) as listener:
@@ -124,23 +160,28 @@ async def _handed_over(call: "_Call", deadline: float) -> int:
             listener.bind(path)
             listener.listen(1)
             listener.setblocking(False)
-            child = call.start("--tty", "--detach", f"--console-socket={path}")
-            try:
-                async with asyncio.timeout(deadline):
-                    code = await child.wait()
-            except TimeoutError as error:
-                processes.kill_tree(child.pid)
-                await child.wait()
-                raise DeadlineExceeded(
-                    f"the OCI runtime did not start {call.command!r} in container {call.container_id} within {deadline:g} s"
-                ) from error
-            if code != 0:
-                raise call.fault() or Unknown(f"{call.runtime[0]} ended with {code} and did not say why")
-            with listener.accept()[0] as connection:  # the OCI runtime has connected and sent by now
+            await _start_detached(call, path, deadline)
+            with listener.accept()[0] as connection:  # the OCI runtime has connected and sent before it ended
                 _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
                 return descriptors[0]
     finally:
         os.close(folder)
+
+
+async def _start_detached(call: "_Call", console: str, deadline: float) -> None:
+    child = call.start("--tty", "--detach", f"--console-socket={console}")
+    spec = call.spec
+    try:
+        async with asyncio.timeout(deadline):
+            code = await child.wait()
+    except TimeoutError as error:
+        processes.kill_tree(child.pid)
+        await child.wait()
+        raise DeadlineExceeded(
+            f"the OCI runtime did not start {spec.name!r} in container {spec.container_id} within {deadline:g} s"
+        ) from error
+    if code != 0:
+        raise call.fault() or Unknown(f"{spec.launch.runtime[0]} ended with {code} and did not say why")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,64 +189,62 @@ class _Call:
     """A call of the OCI runtime's exec, and the folder of its files."""
 
     folder: Path
-    container_id: str
-    runtime: Sequence[str]
-    command: str
+    spec: ExecSpec
 
     def start(self, *flags: str, stdio: tuple[int, int, int] = (subprocess.DEVNULL,) * 3) -> Child:
-        """Starts it. Raises FailedPrecondition if there is no OCI runtime."""
-        argv = [*self.runtime, f"--log={self.folder}/log", "--log-format=json", "exec", *flags]
-        argv += [f"--pid-file={self.folder}/pid", f"--process={self.folder}/process.json", self.container_id]
+        """Starts the OCI runtime. Raises FailedPrecondition if there is none."""
+        argv = [*self.spec.launch.runtime, f"--log={self.folder}/log", "--log-format=json", "exec", *flags]
+        argv += [f"--pid-file={self.folder}/pid", f"--process={self.folder}/process.json", self.spec.container_id]
         return start(argv, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2])
 
     @property
-    def pid(self) -> int:
-        """The command's pid on the node; 0 as long as the OCI runtime has not started it."""
-        try:
-            return int((self.folder / "pid").read_text())
-        except (FileNotFoundError, ValueError):
-            return 0
+    def pid(self) -> int | None:
+        """The command's pid on the node; None until the OCI runtime has started the command."""
+        return processes.read_pidfile(self.folder / "pid")
 
     def fault(self) -> Unknown | None:
-        """The last error that the OCI runtime logged, if it did."""
+        """Returns the last error that the OCI runtime logged, if any."""
         text = _last_error(self.folder / "log")
-        return Unknown(f"cannot run {self.command!r} in container {self.container_id}: {text}") if text else None
+        if not text:
+            return None
+        return Unknown(f"cannot run {self.spec.name!r} in container {self.spec.container_id}: {text}")
 
 
 @contextmanager
-def _called(
-    container_id: str, monitor: MonitorRequest, command: Sequence[str], scratch: Path, *, terminal: bool
-) -> Iterator[_Call]:
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{os.getpid()}-") as name:
+def _prepared(spec: ExecSpec, *, terminal: bool) -> Iterator[_Call]:
+    """Makes the folder of a call, and removes it at the end of the block."""
+    with tempfile.TemporaryDirectory(dir=spec.scratch, prefix=f"{os.getpid()}-") as name:
         folder = Path(name)
-        (folder / "process.json").write_text(
-            json.dumps({**_process(monitor.bundle), "args": list(command), "terminal": terminal})
-        )
-        yield _Call(folder, container_id, monitor.runtime, command[0])
+        process = {**_container_process(spec.launch.bundle), "args": list(spec.command), "terminal": terminal}
+        (folder / "process.json").write_text(json.dumps(process))
+        yield _Call(folder, spec)
 
 
 def sweep(scratch: Path) -> None:
-    """At start: ends a killed predecessor's commands, whose clients are gone. A folder is named after the pid of the service that made it."""
+    """Kills the commands of a predecessor that was killed, at the start: their clients are gone."""
     for folder in scratch.iterdir():
         maker = folder.name.partition("-")[0]
         if maker == str(os.getpid()) or not os.path.exists(f"/proc/{maker}"):
             with contextlib.suppress(OSError, ValueError):
                 pid, written = int((folder / "pid").read_text()), (folder / "pid").stat().st_mtime
-                if 0 < processes.started_at(pid) <= written + 1:  # one that began later only has the same pid
+                if 0 < processes.started_at(pid) <= written + 1:  # a later process only has the same pid
                     processes.kill_tree(pid)
-            shutil.rmtree(folder, ignore_errors=True)
+            trees.remove_quietly(folder)
 
 
-def _process(bundle: str) -> Mapping[str, Any]:
-    """The container's own process (OCI runtime spec, config.md)."""
+def _container_process(bundle: str) -> Mapping[str, Any]:
+    """Returns the container's own process (OCI runtime spec, config.md)."""
     try:
         process: dict[str, Any] = json.loads((Path(bundle) / "config.json").read_text())["process"]
     except (OSError, ValueError, KeyError) as error:
-        raise FailedPrecondition(f"the container's bundle {bundle} can't be read: {error}; was it removed?") from error
+        raise FailedPrecondition(
+            f"the container's bundle {bundle} can't be read: {error}", hint="was it removed?"
+        ) from error
     return process
 
 
 def _last_error(log: Path) -> str:
+    """Returns the last error in the OCI runtime's log; empty if there is none."""
     try:
         lines = log.read_text().splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Commands whose streams are a client's (CRI Exec), with pipes or with a terminal."""
+"""Commands on a client's streams (CRI Exec), with pipes or with a terminal."""
 
 import asyncio
 import contextlib
@@ -10,15 +10,13 @@ import subprocess
 import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
-from crisp_proto.monitor import MonitorRequest
 from crisp_proto.streams import Channel, ExecStreamRequest, WindowSize, exited
 from monitor_svc import commands
-from monitor_svc.commands import Command
+from monitor_svc.commands import Command, ExecSpec
 from monitor_svc.orphans import Orphans
 from servicekit.channels import Channels
-from servicekit.linux.descriptors import readable, write_all
+from servicekit.linux.descriptors import Pipe, readable, write_all
 from servicekit.tasks import race
 
 _PIECE = 1 << 16
@@ -26,52 +24,34 @@ _DRAIN_SECONDS = 0.5
 
 
 async def run(
-    container_id: str,
-    monitor: MonitorRequest,
-    request: ExecStreamRequest,
-    scratch: Path,
-    orphans: Orphans,
-    deadline: float,
-    channels: Channels,
+    spec: ExecSpec, request: ExecStreamRequest, orphans: Orphans, deadline: float, channels: Channels
 ) -> None:
-    """Runs a command with a client's channels until it ends, which the client is told; it is killed when the client goes.
+    """Runs a command on a client's channels until it ends, and reports the exit code to the client.
 
-    Raises Unknown if it could not be run. With a terminal, DeadlineExceeded if it has not begun after `deadline` seconds.
+    Kills the command if the client disconnects. Raises Unknown if the command could not be run, and
+    DeadlineExceeded if it has a terminal and has not started after `deadline` seconds.
     """
-    beginning = (
-        _on_terminal(container_id, monitor, request, scratch, orphans, deadline)
-        if request.tty
-        else _with_pipes(container_id, monitor, request, scratch)
-    )
-    async with beginning as (command, stdio):
+    starting = _on_terminal(spec, orphans, deadline) if request.tty else _with_pipes(spec, request.stdin)
+    async with starting as (command, stdio):
         await race(_input(channels, stdio), _output(channels, stdio, command))
 
 
 @asynccontextmanager
-async def _on_terminal(
-    container_id: str,
-    monitor: MonitorRequest,
-    request: ExecStreamRequest,
-    scratch: Path,
-    orphans: Orphans,
-    deadline: float,
-) -> AsyncIterator[tuple[Command, "_Terminal"]]:
-    async with commands.on_terminal(container_id, monitor, request.command, scratch, orphans, deadline) as command:
+async def _on_terminal(spec: ExecSpec, orphans: Orphans, deadline: float) -> AsyncIterator[tuple[Command, "_Terminal"]]:
+    async with commands.on_terminal(spec, orphans, deadline) as command:
         yield command, _Terminal(command.terminal)
 
 
 @asynccontextmanager
-async def _with_pipes(
-    container_id: str, monitor: MonitorRequest, request: ExecStreamRequest, scratch: Path
-) -> AsyncIterator[tuple[Command, "_Pipes"]]:
-    with _Pipes(request.stdin) as pipes:
-        async with commands.with_pipes(container_id, monitor, request.command, scratch, pipes.theirs) as command:
+async def _with_pipes(spec: ExecSpec, stdin: bool) -> AsyncIterator[tuple[Command, "_Pipes"]]:
+    with _Pipes(stdin) as pipes:
+        async with commands.with_pipes(spec, pipes.of_command) as command:
             pipes.started()
             yield command, pipes
 
 
 async def _input(channels: Channels, stdio: "_Terminal | _Pipes") -> None:
-    """Until the client is gone."""
+    """Passes the client's input on until the client disconnects."""
     while (message := await channels.receive()) is not None:
         channel, data = message
         if channel == Channel.STDIN:
@@ -83,7 +63,7 @@ async def _input(channels: Channels, stdio: "_Terminal | _Pipes") -> None:
 
 
 async def _output(channels: Channels, stdio: "_Terminal | _Pipes", command: Command) -> None:
-    """Until the command has ended and all it wrote is on its way."""
+    """Passes the output on until the command has ended, then sends its exit code."""
     ended = asyncio.Event()
     copying = [asyncio.create_task(_copy(fd, channel, channels, ended)) for channel, fd in stdio.outputs]
     try:
@@ -98,17 +78,21 @@ async def _output(channels: Channels, stdio: "_Terminal | _Pipes", command: Comm
 
 
 async def _copy(fd: int, channel: Channel, channels: Channels, ended: asyncio.Event) -> None:
-    """One stream, to its end. After the command's end only what is there: a child left in the background may hold it open."""
+    """Copies a stream to a channel, to its end.
+
+    Once the command has ended, copies only what is there: a child left in the background may hold
+    the stream open.
+    """
     os.set_blocking(fd, False)
     while True:
         try:
             piece = os.read(fd, _PIECE)
         except BlockingIOError:
-            if not await _more(fd, ended):
+            if not await _has_more(fd, ended):
                 return
             continue
         except OSError as error:
-            if error.errno == errno.EIO:  # a terminal that nobody has open any more
+            if error.errno == errno.EIO:  # no process has the terminal open any more
                 return
             raise
         if not piece:
@@ -116,7 +100,8 @@ async def _copy(fd: int, channel: Channel, channels: Channels, ended: asyncio.Ev
         await channels.send(channel, piece)
 
 
-async def _more(fd: int, ended: asyncio.Event) -> bool:
+async def _has_more(fd: int, ended: asyncio.Event) -> bool:
+    """Waits until a stream may have more; after the command's end only for a moment."""
     if not ended.is_set():
         await race(readable(fd), ended.wait())
         return True
@@ -129,60 +114,60 @@ async def _more(fd: int, ended: asyncio.Event) -> bool:
 
 
 class _Pipes:
-    """Three pipes; no input is /dev/null."""
+    """Three pipes; without standard input, /dev/null takes the place of the first."""
 
     def __init__(self, stdin: bool) -> None:
-        self._stdin = os.pipe2(os.O_CLOEXEC) if stdin else (-1, -1)
-        self._stdout, self._stderr = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-        self._open = {*self._stdin, *self._stdout, *self._stderr} - {-1}
-        self.theirs = (self._stdin[0] if stdin else subprocess.DEVNULL, self._stdout[1], self._stderr[1])
-        self.outputs = ((Channel.STDOUT, self._stdout[0]), (Channel.STDERR, self._stderr[0]))
+        with contextlib.ExitStack() as stack:
+            self._stdin = stack.enter_context(Pipe()) if stdin else None
+            self._stdout, self._stderr = stack.enter_context(Pipe()), stack.enter_context(Pipe())
+            self._opened = stack.pop_all()
+        input_fd = subprocess.DEVNULL if self._stdin is None else self._stdin.read_fd
+        self.of_command = (input_fd, self._stdout.write_fd, self._stderr.write_fd)
+        self.outputs = ((Channel.STDOUT, self._stdout.read_fd), (Channel.STDERR, self._stderr.read_fd))
 
     def __enter__(self) -> "_Pipes":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close(*self._open)
+        self._opened.close()
 
     def started(self) -> None:
-        """The command has its own copies."""
-        self._close(*(fd for fd in self.theirs if fd >= 0))
+        """Closes the command's ends: the command has its own copies."""
+        if self._stdin is not None:
+            self._stdin.close_reader()
+        self._stdout.close_writer()
+        self._stderr.close_writer()
 
     async def write(self, data: bytes) -> None:
-        """To the command's standard input; dropped once nobody reads it."""
-        if self._stdin[1] in self._open:
+        """Writes to the command's standard input; drops the data once nobody reads it."""
+        if self._stdin is not None and self._stdin.is_writable:
             try:
-                await write_all(self._stdin[1], data)
+                await write_all(self._stdin.write_fd, data)
             except BrokenPipeError:
                 self.end_input()
 
     def end_input(self) -> None:
-        """The command reads its end."""
-        self._close(self._stdin[1])
-
-    def _close(self, *fds: int) -> None:
-        for fd in fds:
-            if fd in self._open:
-                self._open.remove(fd)
-                os.close(fd)
+        """Ends the command's standard input."""
+        if self._stdin is not None:
+            self._stdin.close_writer()
 
 
 class _Terminal:
-    """Our end of the container's pseudo-terminal."""
+    """The master end of a command's pseudo-terminal."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.outputs = ((Channel.STDOUT, fd),)
 
     async def write(self, data: bytes) -> None:
-        """As if typed; dropped once nobody has the terminal open."""
+        """Writes as if typed; drops the data once nobody has the terminal open."""
         with contextlib.suppress(OSError):
             await write_all(self._fd, data)
 
     def end_input(self) -> None:
-        """A terminal has no end; who wants to end what reads it types Ctrl-D."""
+        """Does nothing: a terminal has no end. A user types Ctrl-D to end what reads it."""
 
     def resize(self, size: WindowSize) -> None:
-        """Gives the terminal a size (ioctl_tty(2), TIOCSWINSZ); the command gets SIGWINCH."""
+        """Sets the terminal's size (ioctl_tty(2), TIOCSWINSZ); the command gets SIGWINCH."""
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", size.height, size.width, 0, 0))

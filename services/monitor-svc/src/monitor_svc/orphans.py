@@ -1,7 +1,8 @@
-"""Processes that become our children when their parent ends: the ones that we wait for, and the rest, which is buried.
+"""Orphans: descendants of this service that become its children when their parent ends.
 
-A service that has asked to be the subreaper gets every orphan among its descendants (PR_SET_CHILD_SUBREAPER(2const)): commands that the OCI
-runtime left to us, conmons, and what a failed `exec` forgot.
+This service is a subreaper (PR_SET_CHILD_SUBREAPER(2const)), so the kernel gives it every orphan
+among its descendants: commands that the OCI runtime has detached from, conmons, and what a failed
+`exec` left behind. Adopted orphans are waited for; all others are reaped, so that no zombie stays.
 """
 
 import contextlib
@@ -14,11 +15,11 @@ from servicekit.linux.programs import Child
 from servicekit.tasks import repeat_every
 
 _PR_SET_CHILD_SUBREAPER = 36
-_LOOK_SECONDS = 5
+_REAP_SECONDS = 5
 
 
 class Orphans:
-    """All of this service's."""
+    """The orphans of this service, which becomes a subreaper with the first instance."""
 
     def __init__(self) -> None:
         syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -27,7 +28,11 @@ class Orphans:
 
     @contextlib.contextmanager
     def expected(self) -> Iterator[None]:
-        """While the block runs, a process may become ours of which we do not know yet: nobody is buried."""
+        """Suspends reaping while the block runs.
+
+        We may inherit a process that we do not know yet. If it were reaped before it is adopted,
+        its exit code would be lost.
+        """
         self._expected += 1
         try:
             yield
@@ -35,11 +40,11 @@ class Orphans:
             self._expected -= 1
 
     def adopt(self, pid: int) -> None:
-        """This one `ended` will be asked for."""
+        """Keeps an orphan from being reaped; `ended` must be called for it."""
         self._adopted.add(pid)
 
     async def ended(self, pid: int) -> int:
-        """Waits for the end of an adopted process and answers its exit code, 128 + n after signal n."""
+        """Waits for the end of an adopted orphan; returns its exit code, 128 + n after signal n."""
         fd = os.pidfd_open(pid)
         try:
             await readable(fd)
@@ -49,26 +54,20 @@ class Orphans:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 — it has ended
         return code if code >= 0 else 128 - code
 
-    async def reap_all(self) -> None:
-        """From time to time waits for those that nobody asks for, so that no zombie stays."""
-        await repeat_every("burial", _LOOK_SECONDS, self._reap_all)
+    async def reap_for_ever(self) -> None:
+        """Reaps all orphans that are not adopted, every few seconds."""
+        await repeat_every("reap-orphans", _REAP_SECONDS, self._reap)
 
-    async def _reap_all(self) -> None:
+    async def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            while (
-                not self._expected and (pid := _dead_child()) and pid not in self._adopted and pid not in Child.unreaped
-            ):
+            while not self._expected and (pid := _find_zombie()) and not self._is_awaited(pid):
                 os.waitpid(pid, 0)  # noqa: ASYNC222 — it has ended
 
-
-def reap(pid: int) -> None:
-    """Waits for a child that has ended and that nobody asks for; fine if it is no child of ours, or pid is 0."""
-    if pid:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+    def _is_awaited(self, pid: int) -> bool:
+        return pid in self._adopted or pid in Child.unreaped
 
 
-def _dead_child() -> int:
-    """A child that has ended and was not waited for; 0 if there is none."""
-    dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    return 0 if dead is None else dead.si_pid
+def _find_zombie() -> int | None:
+    """Returns the pid of a child that has ended and is not reaped; None if there is none."""
+    zombie = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return None if zombie is None else zombie.si_pid

@@ -18,18 +18,18 @@ class MonitorSettings(Section):
     attach_backlog: int = Field(
         16 << 20,
         gt=0,
-        description="Bytes that an attached client may be behind the container's log before it is dropped",
+        description="Bytes that an attached client may fall behind the container's log before it is disconnected",
     )
     full_log_disk: Literal["drop", "hold"] = Field(
         "drop",
-        description="What becomes of a container's output while its log's disk has no room: it is dropped, or the container waits when it writes",
+        description="What happens to a container's output while the disk of its log is full: drop it, or hold the container when it writes",
     )
     log_reserve: int = Field(
         64 << 20,
         ge=0,
-        description="Bytes of a log's disk; with less free (or less than half of a small one) it counts as short of room",
+        description="Free bytes on the disk of a log below which it counts as short of room; half of a smaller disk",
     )
     log_hold_timeout: float = Field(
-        30, gt=0, description="Seconds that containers wait for room at most, if full_log_disk is hold"
+        30, gt=0, description="Most seconds that containers are held for want of room, if full_log_disk is hold"
     )
     journal_events: int = Field(10_000, gt=0, description="Events that the journal keeps")

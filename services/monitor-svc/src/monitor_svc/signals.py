@@ -1,4 +1,4 @@
-"""Signals by the names that images and CRI use."""
+"""Signals by the names that images and CRI use for them."""
 
 import re
 import signal
@@ -9,7 +9,10 @@ _REALTIME = re.compile(r"^RT(MIN|MAX)(?:([+-])(\d{1,2}))?$")
 
 
 def number(name: str) -> int:
-    """SIGTERM, TERM, 15, SIGRTMIN+3 → 15 … Raises InvalidArgument."""
+    """Returns the number of a signal: "SIGTERM", "term" and "15" give 15; "SIGRTMIN+3" gives 37.
+
+    Raises InvalidArgument.
+    """
     short = name.upper().removeprefix("SIG")
     if short.isdecimal() and 1 <= int(short) <= 64:
         return int(short)
@@ -22,4 +25,4 @@ def number(name: str) -> int:
     found = getattr(signal, f"SIG{short}", None)
     if isinstance(found, signal.Signals):
         return int(found)
-    raise InvalidArgument(f"signal {name!r} is unknown; see signal(7)", field="signal")
+    raise InvalidArgument(f"signal {name!r} is unknown", hint="see signal(7)", field="signal")

@@ -1,13 +1,18 @@
-"""What monitor-svc knows, in SQLite: a row for each container's process, and the journal of what happened."""
+"""monitor-svc's database: containers' processes, the event journal and sessions.
+
+Times in the table `monitors`: begun is seconds, finished is ns since the epoch.
+"""
 
 import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from crisp_proto.monitor import Event, EventKind, EventList, MonitorRequest, Note, Process, ProcessState
+from crisp_proto.launch import Launch
+from crisp_proto.monitor import EventKind, MonitorRequest, Process, ProcessState
 from crisp_proto.streams import Session
 from monitor_svc.conmon import Created, Exit
+from monitor_svc.journal import Journal
 from servicekit.database import Database
 from servicekit.linux.boot import boot_id
 from servicekit.linux.processes import ProcessRef
@@ -45,12 +50,12 @@ CREATE TABLE events (
 )""",
 ]
 UNKNOWN_EXIT = 255
-"""The exit code of what nobody saw the end of, as CRI-O and containerd have it."""
+"""The exit code of a container whose end was not observed, as in CRI-O and containerd."""
 
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """A row: what was asked for, and the processes that came of it."""
+    """A row: what was requested, and the processes that resulted."""
 
     id: str
     request: MonitorRequest
@@ -61,20 +66,20 @@ class Monitor:
 
 
 class Store:
-    """monitor-svc's rows."""
+    """The rows of monitor-svc; changes of state are recorded in `journal` as well."""
 
     def __init__(self, path: Path, keep_events: int) -> None:
         self._db = Database(path, _MIGRATIONS)
         self._boot = boot_id()
         self._db.set_aside("monitors", "request", MonitorRequest.model_validate_json, _unreadable)
-        self._keep_events = keep_events
+        self.journal = Journal(self._db, keep_events)
 
     def close(self) -> None:
         """Closes the database."""
         self._db.close()
 
     def version(self) -> str:
-        """Another word whenever a process may have changed."""
+        """Returns a token that changes whenever any row may have changed."""
         return self._db.version()
 
     def begin(self, container_id: str, request: MonitorRequest) -> None:
@@ -90,8 +95,8 @@ class Store:
         )
 
     def created(self, container_id: str, created: Created) -> None:
-        """The container exists."""
-        with self._db.write() as db:
+        """Records that conmon has created the container."""
+        with self.journal.transaction() as db:
             row = db.execute(
                 "UPDATE monitors SET state = ?, conmon = ?, conmon_start = ?, pid = ?, pid_start = ? WHERE id = ? RETURNING pod",
                 (
@@ -104,11 +109,11 @@ class Store:
                 ),
             ).fetchone()
             if row is not None:
-                self._append(db, EventKind.CREATED, container_id, row["pod"])
+                self.journal.append(db, EventKind.CREATED, container_id, row["pod"])
 
     def exited(self, container_id: str, exit: Exit, reason: str, message: str) -> bool:
-        """The container ended; False if that was known already."""
-        with self._db.write() as db:
+        """Records the end of the container; returns False if it was known already."""
+        with self.journal.transaction() as db:
             row = db.execute(
                 "UPDATE monitors SET state = ?, exit_code = ?, oom = ?, finished = ?, reason = ?, message = ?"
                 " WHERE id = ? AND state = ? RETURNING pod",
@@ -124,18 +129,18 @@ class Store:
                 ),
             ).fetchone()
             if row is not None:
-                self._append(db, EventKind.STOPPED, container_id, row["pod"])
+                self.journal.append(db, EventKind.STOPPED, container_id, row["pod"])
         return row is not None
 
     def remove(self, container_id: str) -> None:
-        """Nothing of the container's process is left."""
-        with self._db.write() as db:
+        """Removes the row, once nothing is left of the container's process."""
+        with self.journal.transaction() as db:
             row = db.execute("DELETE FROM monitors WHERE id = ? RETURNING pod, state", (container_id,)).fetchone()
             if row is not None and row["state"] != ProcessState.CREATING:
-                self._append(db, EventKind.DELETED, container_id, row["pod"])
+                self.journal.append(db, EventKind.DELETED, container_id, row["pod"])
 
     def monitor(self, container_id: str) -> Monitor | None:
-        """A row."""
+        """Returns a row; None if there is none."""
         row = self._db.row("SELECT * FROM monitors WHERE id = ?", container_id)
         if row is None:
             return None
@@ -149,8 +154,9 @@ class Store:
         )
 
     def end_other_boots(self) -> list[str]:
-        """Records the end of what ran when the machine went down; answers its ids."""
-        # A row of before there was this column says nothing: its processes' start times are what tells.
+        """Records the end of containers that ran before this boot, and returns their ids."""
+        # A row that is older than the column `boot` has '' there. The start times of its processes
+        # show that they are gone.
         rows = self._db.rows(
             "SELECT id FROM monitors WHERE state = ? AND boot NOT IN ('', ?)", ProcessState.ALIVE, self._boot
         )
@@ -164,11 +170,11 @@ class Store:
         return [row["id"] for row in rows]
 
     def alive_ids(self) -> list[str]:
-        """Containers that have not ended as far as we know."""
+        """Returns the ids of containers that have not ended as far as we know."""
         return [row["id"] for row in self._db.rows("SELECT id FROM monitors WHERE state = ?", ProcessState.ALIVE)]
 
     def processes(self, container_id: str | None = None) -> list[Process]:
-        """All processes, or one."""
+        """Returns all processes, or the one of a container."""
         return [
             Process(
                 id=row["id"],
@@ -188,7 +194,7 @@ class Store:
         ]
 
     def add_session(self, token: str, session: Session, seconds: float, limit: int) -> bool:
-        """Keeps a session for some time; False if `limit` are kept already."""
+        """Keeps a session for `seconds`; returns False if `limit` sessions are kept already."""
         now = time.time()
         with self._db.write() as db:
             db.execute("DELETE FROM sessions WHERE expires < ?", (now,))
@@ -198,64 +204,15 @@ class Store:
         return True
 
     def take_session(self, token: str) -> Session | None:
-        """A session that is still kept; from now on it is not."""
+        """Removes a session and returns it; None if there is none, or if it has expired."""
         with self._db.write() as db:
             row = db.execute("DELETE FROM sessions WHERE token = ? RETURNING session, expires", (token,)).fetchone()
         return (
             Session.model_validate_json(row["session"]) if row is not None and row["expires"] >= time.time() else None
         )
 
-    def record(self, kind: EventKind, container_id: str, pod_id: str) -> None:
-        """Writes an event down."""
-        with self._db.write() as db:
-            self._append(db, kind, container_id, pod_id)
-
-    def note(self, note: Note) -> bool:
-        """Writes an event down, unless it is there already or the container is deleted: notes may come twice, and late."""
-        with self._db.write() as db:
-            if db.execute(
-                "SELECT 1 FROM events WHERE container = ? AND kind IN (?, ?) LIMIT 1",
-                (note.container_id, note.kind, EventKind.DELETED),
-            ).fetchone():
-                return False
-            self._append(db, note.kind, note.container_id, note.pod_id)
-        return True
-
-    def _append(self, db: sqlite3.Connection, kind: EventKind, container_id: str, pod_id: str) -> None:
-        """One more event in the journal, which forgets its oldest for it.
-
-        Its time is now, also where what it tells is older, and never before the last one's: kubelet drops an event that is older than one
-        it had of the same pod.
-        """
-        db.execute(
-            "INSERT INTO events (kind, container, pod, at)"
-            " VALUES (?, ?, ?, max(?, coalesce((SELECT at FROM events ORDER BY cursor DESC LIMIT 1), 0)))",
-            (kind, container_id, pod_id, time.time_ns()),
-        )
-        db.execute("DELETE FROM events WHERE cursor <= (SELECT max(cursor) FROM events) - ?", (self._keep_events,))
-
-    def journal(self, after: int, limit: int) -> EventList:
-        """Events whose cursor is greater than `after`, and what the journal reaches from and to."""
-        bounds = self._db.rows(
-            "SELECT coalesce(min(cursor), 0) AS first, coalesce(max(cursor), 0) AS last FROM events"
-        )[0]
-        return EventList(events=self.events(after, limit), first=bounds["first"], last=bounds["last"])
-
-    def events(self, after: int, limit: int) -> list[Event]:
-        """Events whose cursor is greater than `after`, oldest first."""
-        rows = self._db.rows("SELECT * FROM events WHERE cursor > ? ORDER BY cursor LIMIT ?", after, limit)
-        return [
-            Event(
-                cursor=row["cursor"],
-                kind=EventKind(row["kind"]),
-                container_id=row["container"],
-                pod_id=row["pod"],
-                at=row["at"],
-            )
-            for row in rows
-        ]
-
 
 def _unreadable(row: sqlite3.Row) -> str:
-    """What stands for a request that can't be read: enough to stop the container."""
-    return MonitorRequest(pod_id=row["pod"], name=row["id"], bundle="", runtime=["false"]).model_dump_json()
+    """Returns a replacement for an unreadable request; it suffices to stop the container."""
+    launch = Launch(bundle="", runtime=["false"], stop_signal="SIGTERM")
+    return MonitorRequest(pod_id=row["pod"], name=row["id"], launch=launch).model_dump_json()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from typing import Self
 
 _PIECE = 1 << 16
 
@@ -55,3 +56,36 @@ async def write_all(fd: int, data: bytes) -> None:
             rest = rest[os.write(fd, rest) :]
         except BlockingIOError:
             await writable(fd)
+
+
+class Pipe:
+    """A pipe(2). Each end can be closed early and repeatedly; leaving the block closes the rest."""
+
+    def __init__(self) -> None:
+        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC)
+        self._open = {self.read_fd, self.write_fd}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_reader()
+        self.close_writer()
+
+    @property
+    def is_writable(self) -> bool:
+        """Tells whether the write end is open here."""
+        return self.write_fd in self._open
+
+    def close_reader(self) -> None:
+        """Closes the read end."""
+        self._close(self.read_fd)
+
+    def close_writer(self) -> None:
+        """Closes the write end."""
+        self._close(self.write_fd)
+
+    def _close(self, fd: int) -> None:
+        if fd in self._open:
+            self._open.remove(fd)
+            os.close(fd)

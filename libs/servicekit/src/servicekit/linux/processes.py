@@ -163,6 +163,14 @@ def find_by_arguments(*arguments: str) -> list[int]:
     return found
 
 
+def read_pidfile(file: Path) -> int | None:
+    """Returns the pid that a file holds; None if the file is missing or not written yet."""
+    try:
+        return int(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
