@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cluster as clusters
 import pytest
+from box import Box, running_box
 from traces import started, traces, wait_until_clean
 from world import PAGE, World
 
@@ -40,6 +41,13 @@ def cri_client(node: Node) -> Iterator[Cri]:
     with Cri(node.socket) as client:
         yield client
     wait_until_clean(node, before)
+
+
+@pytest.fixture
+def box(cri_client: Cri, world: World, tmp_path: Path) -> Iterator[Box]:
+    """A running pod on the shared node for tests of streams."""
+    with running_box(cri_client, world, tmp_path) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,15 @@
-"""Clients of the streaming server, as small as can be: SPDY/3.1 on a plain socket, and WebSockets by the websockets library."""
+"""Minimal clients of the streaming server: SPDY/3.1 on a plain socket, WebSockets by the library of that name.
+
+The SPDY client uses the frame codec of the gateway itself; services/cri-gateway/tests/test_spdystream.py
+compares that codec with recordings of the library that Kubernetes' Go clients use.
+"""
 
 import base64
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -14,18 +19,20 @@ from websockets.typing import Subprotocol
 
 from cri_gateway.streaming import spdy_frames
 from cri_gateway.streaming.spdy_frames import Data, Decoder, Encoder, Frame, Ping, Reset
+from crisplab import clone
 
 V4 = "v4.channel.k8s.io"
 SECONDS = 30
+"""How long a client waits for any one message."""
 
 
 class Refused(Exception):
-    """The server answered something else than 101."""
+    """The server answered something other than 101."""
 
 
 @dataclass
 class Spdy:
-    """A connection, and what came on each stream."""
+    """A connection and what has been received on each of its streams."""
 
     socket: socket.socket
     protocol: str
@@ -39,23 +46,35 @@ class Spdy:
     _next: int = 1
 
     def open(self, **headers: str) -> int:
-        """Opens a stream."""
+        """Opens a stream and returns its number."""
         stream, self._next = self._next, self._next + 2
         self.socket.sendall(self._encoder.syn_stream(stream, headers))
         self.received[stream] = b""
         return stream
 
     def send(self, stream: int, data: bytes, *, fin: bool = False) -> None:
-        """Sends on a stream."""
+        """Sends data on a stream; `fin` closes our side of it."""
         self.socket.sendall(spdy_frames.data(stream, data, fin=fin))
 
-    def read_until_ended(self, *streams: int) -> None:
-        """Reads until the server has closed these streams, or the connection."""
-        while not self.over and not self.ended.issuperset(streams):
-            self.step()
+    def read_until(self, reached: Callable[[], object], wanted: str) -> None:
+        """Reads until `reached()` is true. AssertionError: the server closed the connection, or time is up, before `wanted` came."""
+        deadline = time.monotonic() + SECONDS * clone.SLOWNESS
+        while not reached():
+            assert not self.over, f"the server closed the connection before {wanted} came; received: {self.received}"
+            assert time.monotonic() < deadline, f"no {wanted} within {SECONDS} s; received: {self.received}"
+            self._read()
 
-    def step(self) -> None:
-        """Reads once."""
+    def read_until_ended(self, *streams: int) -> None:
+        """Reads until the server has closed these streams or the whole connection."""
+        while not self.over and not self.ended.issuperset(streams):
+            self._read()
+
+    def read_until_closed(self) -> None:
+        """Reads until the server has closed the connection. TimeoutError: it sent nothing for SECONDS and left it open."""
+        while not self.over:
+            self._read()
+
+    def _read(self) -> None:
         data = self.socket.recv(65536)
         self.over = not data
         for frame in self._decoder.feed(data):
@@ -76,7 +95,7 @@ class Spdy:
 
 @contextmanager
 def spdy(url: str, *protocols: str) -> Iterator[Spdy]:
-    """A SPDY connection. Raises Refused with the server's words."""
+    """Opens a SPDY connection that offers these protocols. Raises Refused with the server's answer."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=SECONDS) as connection:
         head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
@@ -101,21 +120,21 @@ def spdy(url: str, *protocols: str) -> Iterator[Spdy]:
 
 @contextmanager
 def websocket(url: str, protocol: str) -> Iterator[ClientConnection]:
-    """A WebSocket with this subprotocol."""
+    """Opens a WebSocket with this subprotocol."""
     with connect(
         url.replace("http", "ws", 1),
         subprotocols=[Subprotocol(protocol)],
         compression=None,
         proxy=None,
         open_timeout=SECONDS,
-        ping_interval=None,  # a test that does not read for a while would take the answers for missing
+        ping_interval=None,  # pongs are only seen by a test that reads, and some do not for a while
     ) as connection:
         assert connection.subprotocol == protocol
         yield connection
 
 
 def channels(connection: ClientConnection, *, text: bool = False) -> dict[int, bytes]:
-    """All that comes until the server closes, by channel."""
+    """Reads until the server closes and returns what came, by channel; `text` is for the base64 protocols."""
     received: dict[int, bytes] = {}
     for message in connection:
         if text:
@@ -128,8 +147,40 @@ def channels(connection: ClientConnection, *, text: bool = False) -> dict[int, b
     return received
 
 
+def output(message: str | bytes) -> bytes:
+    """Returns what a message carries for stdout or stderr; nothing if it is of another channel."""
+    assert isinstance(message, bytes)
+    return message[1:] if message[0] in (1, 2) else b""
+
+
+def read_output(connection: ClientConnection, *wanted: bytes) -> bytes:
+    """Reads until all of `wanted` has come by stdout and stderr, and returns all output. AssertionError after SECONDS."""
+    seen, deadline = b"", time.monotonic() + SECONDS * clone.SLOWNESS
+    while not all(part in seen for part in wanted):
+        assert time.monotonic() < deadline, f"{wanted!r} did not come; seen: {seen[-2000:]!r}"
+        seen += output(connection.recv(timeout=SECONDS))
+    return seen
+
+
+def type_until_seen(
+    typist: ClientConnection, line: bytes, wanted: bytes, reader: ClientConnection | None = None
+) -> None:
+    """Types a line again and again until the output has `wanted`: the server does not say when a client is attached.
+
+    Another client may be the one that reads. AssertionError: `wanted` did not come within SECONDS.
+    """
+    seen, deadline = b"", time.monotonic() + SECONDS * clone.SLOWNESS
+    while wanted not in seen:
+        assert time.monotonic() < deadline, f"{wanted!r} did not come; seen: {seen[-2000:]!r}"
+        typist.send(b"\0" + line)
+        try:
+            seen += output((reader or typist).recv(timeout=0.3))
+        except TimeoutError:
+            continue
+
+
 def subject(url: str) -> str:
-    """Whom the server's certificate is for."""
+    """Returns the subject of the server's certificate."""
     parts = urlsplit(url)
     assert parts.hostname
     assert parts.port

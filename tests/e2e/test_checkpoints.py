@@ -76,6 +76,7 @@ def test_where_criu_does_not_work_the_answer_says_why(
     assert not list(tmp_path.glob("c.tar*"))
 
 
+@pytest.mark.vm
 @pytest.mark.usefixtures("able")
 def test_a_container_goes_on_from_its_checkpoint(
     cri_client: Cri, counting: tuple[str, str, cri.PodSandboxConfig], tmp_path: Path

@@ -134,6 +134,7 @@ def test_a_privileged_container_needs_a_privileged_pod_and_sees_devices(
         )
 
 
+@pytest.mark.vm
 def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     resources = cri.LinuxContainerResources(
         cpu_shares=512, cpu_quota=50_000, cpu_period=100_000, memory_limit_in_bytes=64 << 20
@@ -218,6 +219,7 @@ def test_running_out_of_memory_is_told_though_conmon_missed_it(own_node: Node, w
     assert (elsewhere / "exit").exists()  # conmon was there; whether it saw the cgroup is chance
 
 
+@pytest.mark.vm
 def test_mounts(cri_client: Cri, world: World, tmp_path: Path) -> None:
     host = tmp_path / "data"
     host.mkdir()

@@ -238,6 +238,7 @@ def _has_controller(name: str) -> bool:
     return name in (ROOT / "cgroup.controllers").read_text().split()
 
 
+@pytest.mark.vm
 def test_limits_of_every_kind_are_the_pods(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     """Those of linux.resources with what linux.overhead adds; and the score of the one process that is the pod's own."""
     config = pod_config("whole", log_directory=tmp_path)

@@ -18,6 +18,7 @@ from crisplab.node import Node, cgroup_folders, remove_cgroup, uses_systemd
 SLEEP = ["sleep", "600"]
 
 
+@pytest.mark.vm
 def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world: World, tmp_path: Path) -> None:
     hooks, devices, root = (own_node.root / name for name in ("hooks", "cdi", "mine"))
     for folder in (hooks, devices):
@@ -124,6 +125,7 @@ def block_device() -> tuple[str, str]:
     pytest.skip("this machine has no disk of its own whose input and output could be limited")
 
 
+@pytest.mark.vm
 def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World, tmp_path: Path) -> None:
     disk, number = block_device()
     own_node.settings = {
@@ -174,6 +176,7 @@ def pod_memory(node: Node, pod: str) -> int:
     return int(kernels(node.names.pod_cgroup(pod), "memory.max" if VERSION_2 else "memory/memory.limit_in_bytes"))
 
 
+@pytest.mark.vm
 def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     config = pod_config("limited", log_directory=tmp_path)
     config.linux.resources.memory_limit_in_bytes = 128 << 20
@@ -195,6 +198,7 @@ def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: 
     assert code == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.vm
 @pytest.mark.skipif(uses_systemd(), reason="systemd's slices are systemd's; the parent here is a cgroup of our own")
 def test_a_pod_may_be_told_of_more_processor_than_its_parent_has_yet(
     cri_client: Cri, node: Node, world: World, tmp_path: Path
@@ -218,6 +222,7 @@ def test_a_pod_may_be_told_of_more_processor_than_its_parent_has_yet(
             remove_cgroup(folder)
 
 
+@pytest.mark.vm
 @pytest.mark.skipif(not uses_systemd(), reason="slices are systemd's; this node's driver is cgroupfs")
 def test_a_slice_may_be_given_by_its_path(cri_client: Cri, node: Node, tmp_path: Path) -> None:
     """As kubelet does it; by its name, which crictl's manuals show, is the rest of the tests' way."""

@@ -218,8 +218,7 @@ def test_who_says_nothing_is_given_up(own_node: Node, world: World, tmp_path: Pa
             wanted = cri.ExecRequest(container_id=container, cmd=["touch", "/ran"], stdout=True)
             with spdy(client.runtime.Exec(wanted, timeout=20).url, V4) as late:
                 error = late.open(streamtype="error")
-                while not late.over:
-                    late.step()
+                late.read_until_closed()
                 assert b"did not open its streams stdout within 1 s" in late.received[error]
             assert client.exec(container, "test", "-e", "/ran").exit_code == 1
             ports = cri.PortForwardRequest(pod_sandbox_id=pod, port=[80])
