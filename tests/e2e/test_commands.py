@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def crispctl(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_crispctl_shows_the_node(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     config = pod_config("seen", log_directory=tmp_path)
+    last = get(node, "monitor-svc", "/v1/events?limit=0").json()["last"]
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, name="web"), config)
         shown = crispctl(node, "status")
@@ -36,7 +38,8 @@ def test_crispctl_shows_the_node(cri_client: Cri, node: Node, world: World, tmp_
         line = next(line for line in crispctl(node, "containers").stdout.splitlines() if container[:13] in line)
         assert "running" in line
         assert world.image in crispctl(node, "images").stdout
-        assert "created" in crispctl(node, "events").stdout
+        events = crispctl(node, "events", "--after", str(last)).stdout.splitlines()
+        assert len([line for line in events if "created" in line and container[:12] in line]) == 1
 
 
 def test_crispctl_pulls_and_loads(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
@@ -119,7 +122,9 @@ def test_events_are_streamed_as_they_happen(cri_client: Cri, node: Node, world: 
                 cri_client.stop(container)
             if wanted == "deleted":
                 cri_client.remove(container)
+            deadline = time.monotonic() + 30 * clone.SLOWNESS
             while not seen or seen[-1] != wanted:
+                assert time.monotonic() < deadline, f"no event {wanted} after {seen}"
                 path = f"/v1/events/stream?after={last}"
                 with client_of(node, "monitor-svc") as client, client.stream("GET", path) as stream:
                     event = next(

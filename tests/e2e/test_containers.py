@@ -9,6 +9,7 @@ import grpc
 import pytest
 from cgroup_files import VERSION_2, kernels
 from expect import code_of, error_of, exited, log_lines, output_of, wait_for
+from traces import traces
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -84,9 +85,14 @@ def test_the_default_seccomp_profile_forbids_and_allows(
 ) -> None:
     config = pod_config("seccomp", log_directory=tmp_path)
     with cri_client.pod(config, handler) as pod:
-        container = cri_client.run(
-            pod, container_config(world.image, SLEEP, linux=security(seccomp=DEFAULT_SECCOMP)), config
+        unconfined = cri.SecurityProfile(profile_type=cri.SecurityProfile.Unconfined)
+        container, free = (
+            cri_client.run(pod, container_config(world.image, SLEEP, name, linux=security(seccomp=profile)), config)
+            for name, profile in (("default", DEFAULT_SECCOMP), ("free", unconfined))
         )
+        # A new user namespace needs no capability, so that only the profile can forbid it.
+        assert cri_client.exec(free, "unshare", "-U", "true").exit_code == 0
+        assert cri_client.exec(container, "unshare", "-U", "true").exit_code != 0
         assert cri_client.exec(container, "unshare", "-n", "true").exit_code != 0
         assert cri_client.exec(container, "sh", "-c", "echo fine | cat").stdout == b"fine\n"
         assert b"Seccomp:\t2" in cri_client.exec(container, "cat", "/proc/self/status").stdout
@@ -282,7 +288,9 @@ def test_exec_past_its_timeout_is_killed_with_its_children(cri_client: Cri, worl
 
 def commands(client: Cri, container: str) -> set[bytes]:
     """The command lines of all processes in a container."""
-    return {line.split(None, 3)[-1].strip() for line in client.exec(container, "ps").stdout.splitlines()}
+    found = {line.split(None, 3)[-1].strip() for line in client.exec(container, "ps").stdout.splitlines()}
+    assert b"sleep 600" in found, "ps itself failed"
+    return found
 
 
 def test_exec_runs_as_the_containers_user_in_its_folder_with_its_variables(
@@ -341,14 +349,20 @@ def test_stop_sends_the_signal_first_and_kills_after_the_grace_time(
         assert cri_client.status(deaf).exit_code == 137
 
 
-def test_a_program_that_is_not_there_fails_the_start_or_create(cri_client: Cri, world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_a_program_that_is_not_there_fails_the_create_and_leaves_nothing(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str
+) -> None:
     config = pod_config("absent", log_directory=tmp_path)
-    with cri_client.pod(config) as pod:
+    with cri_client.pod(config, handler) as pod:
+        before = traces(node)
         code, message = error_of(
-            lambda: cri_client.run(pod, container_config(world.image, ["/no/such/program"]), config)
+            lambda: cri_client.create(pod, container_config(world.image, ["/no/such/program"]), config)
         )
         assert code == grpc.StatusCode.UNKNOWN
         assert "/no/such/program" in message
+        assert cri_client.containers() == []
+        assert traces(node) == before
 
 
 def test_a_container_starts_only_once(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -358,14 +372,25 @@ def test_a_container_starts_only_once(cri_client: Cri, world: World, tmp_path: P
         assert code_of(lambda: cri_client.start(container)) == grpc.StatusCode.FAILED_PRECONDITION
 
 
+def processor_time(node: Node, pod: str, container: str) -> int:
+    """Returns the processor time that a container has used, in nanoseconds, as the kernel counts it."""
+    cgroup = node.names.container_cgroup(pod, container)
+    if not VERSION_2:
+        return int(kernels(cgroup, "cpuacct/cpuacct.usage"))
+    usage = next(line for line in kernels(cgroup, "cpu.stat").splitlines() if line.startswith("usage_usec"))
+    return int(usage.split()[1]) * 1000
+
+
 def test_statistics_agree_with_the_kernel(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     config = pod_config("stats", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         script = "dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 600"
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
         wait_for(lambda: log_lines(tmp_path / "main.log"))
+        before = processor_time(node, pod, container)
         stats = cri_client.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), timeout=20).stats
         assert stats.cpu.usage_core_nano_seconds.value > 10_000_000
+        assert before <= stats.cpu.usage_core_nano_seconds.value <= processor_time(node, pod, container)
         assert 0 < stats.memory.working_set_bytes.value < 64 << 20
         assert stats.writable_layer.used_bytes.value >= 3 << 20
         listed = cri_client.runtime.ListContainerStats(cri.ListContainerStatsRequest(), timeout=20).stats

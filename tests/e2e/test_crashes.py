@@ -275,12 +275,19 @@ def test_what_a_killed_gateway_left_is_found(own_node: Node, world: World, tmp_p
     assert "leftover-removed" in own_node.log("cri-gateway")
 
 
-def test_a_flushed_firewall_comes_back_with_the_next_pod(own_node: Node, world: World, tmp_path: Path) -> None:
+def test_a_flushed_firewall_comes_back_by_itself_and_with_a_restarted_net_svc(own_node: Node, tmp_path: Path) -> None:
     own_node.start()
     table = own_node.names.table
+
+    def is_there() -> bool:
+        return subprocess.run(["nft", "list", "table", "inet", table], capture_output=True, check=False).returncode == 0
+
     with Cri(own_node.socket) as client:
         with client.pod(pod_config("first", log_directory=tmp_path)):
             subprocess.run(["nft", "list", "table", "inet", table], check=True, capture_output=True)
+        subprocess.run(["nft", "delete", "table", "inet", table], check=True)
+        wait_for(is_there, seconds=60)  # net-svc looks every half minute
+        assert "firewall-table-gone" in own_node.log("net-svc")
         subprocess.run(["nft", "delete", "table", "inet", table], check=True)
         own_node.kill("net-svc")
         with client.pod(pod_config("second", log_directory=tmp_path)):

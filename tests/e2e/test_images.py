@@ -177,6 +177,24 @@ def test_a_pull_by_a_digest_that_is_another_images_is_refused(cri_client: Cri, w
     assert "1" * 64 in message
 
 
+def test_another_manifest_than_the_digest_names_is_refused(cri_client: Cri, node: Node, world: World) -> None:
+    """The registry answers with the manifest of another image, which is in order by itself."""
+    wanted, other = small("wanted"), small("other")
+    for image in (wanted, other):
+        image.push(world.registry, "test/swapped", "1")
+    digest = wanted.digest.removeprefix("sha256:")
+    blobs = world.folder / "registry/data/docker/registry/v2/blobs/sha256"
+    (blobs / digest[:2] / digest / "data").write_bytes(other.manifest)
+    before = sorted(path.name for path in (node.root / "state/image-svc/layers").iterdir())
+    name = f"{world.registry}/test/swapped@{wanted.digest}"
+    code, message = error_of(lambda: cri_client.pull(name))
+    assert code == grpc.StatusCode.FAILED_PRECONDITION, message
+    assert f"manifest {wanted.digest} has digest {other.digest}" in message
+    assert image_of(cri_client, name) is None
+    assert image_of(cri_client, other.id) is None
+    assert sorted(path.name for path in (node.root / "state/image-svc/layers").iterdir()) == before
+
+
 def test_a_registry_with_a_password(cri_client: Cri, world: World, tmp_path: Path, names: list[str]) -> None:
     htpasswd = f"kubelet:{bcrypt.hashpw(b'secret', bcrypt.gensalt(4)).decode()}\n"
     image = small("secret")

@@ -98,7 +98,9 @@ def test_containers_of_a_pod_share_its_network_and_not_its_processes(
         other = cri_client.run(pod, container_config(world.image, ["sleep", "600"], name="client"), config)
         page = wait_for(lambda: cri_client.exec(other, "wget", "-q", "-O", "-", "http://127.0.0.1/").stdout.decode())
         assert page == PAGE
-        assert b"httpd" not in cri_client.exec(other, "ps").stdout
+        processes = cri_client.exec(other, "ps").stdout
+        assert b"sleep 600" in processes
+        assert b"httpd" not in processes
 
 
 def test_a_shared_pid_namespace_is_shared(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -253,7 +255,7 @@ def test_thirty_containers_of_a_pod_stop_at_the_same_time(cri_client: Cri, world
             cri_client.run(pod, container_config(world.image, ["sh", "-c", script], name=f"c{n}"), config)
             for n in range(30)
         ]
-        wait_for(lambda: all(log_lines(log) for log in tmp_path.glob("*.log")))
+        wait_for(lambda: all(log_lines(tmp_path / f"c{n}.log") for n in range(30)))
         begun = time.monotonic()
         with ThreadPoolExecutor(30) as pool:
             list(pool.map(lambda container: cri_client.stop(container, timeout=60), containers))

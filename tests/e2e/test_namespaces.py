@@ -135,7 +135,13 @@ def test_zombies_of_a_shared_pid_namespace_are_reaped(cri_client: Cri, world: Wo
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, SLEEP, linux=linux(options(pid=cri.POD))), config)
         cri_client.exec(container, "sh", "-c", "(sleep 0.1 & ) ; true")
-        wait_for(lambda: b"[sleep]" not in (out := cri_client.exec(container, "ps").stdout) and b"sleep 0.1" not in out)
+
+        def processes() -> bytes:
+            found = cri_client.exec(container, "ps").stdout
+            assert b"sleep 600" in found, "ps itself failed"
+            return found
+
+        wait_for(lambda: b"[sleep]" not in (found := processes()) and b"sleep 0.1" not in found)
 
 
 def test_a_pod_with_a_user_namespace(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
@@ -285,6 +291,7 @@ def test_a_repeated_create_with_a_wrong_volume_leaves_the_running_container_its_
         cri_client.exec(container, "sh", "-c", "echo kept > /kept")
         wrong = container_config(world.image, SLEEP)
         wrong.mounts.add(container_path="/x", image=cri.ImageSpec(image=world.image), image_sub_path="no/such/path")
-        error_of(lambda: cri_client.create(pod, wrong, config))
+        code, message = error_of(lambda: cri_client.create(pod, wrong, config))
+        assert (code, "image_sub_path" in message) == (grpc.StatusCode.INVALID_ARGUMENT, True), message
         assert cri_client.exec(container, "cat", "/kept").stdout == b"kept\n"
         assert (node.root / f"state/image-svc/containers/{container}/upper/kept").read_text() == "kept\n"

@@ -4,12 +4,13 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import networks
 import pytest
-from expect import NO_FOLDERS, error_of, network_condition
+from expect import NO_FOLDERS, error_of, network_condition, wait_for
 from streams import V4, spdy
 from world import World
 
@@ -145,20 +146,25 @@ def test_what_takes_too_long_is_given_up_and_leaves_nothing(own_node: Node, worl
     own_node.settings = {
         "runtime.handlers.crun": {"path": "/usr/bin/crun"},
         "runtime.handlers.stuck": {"path": str(stuck)},
-        "monitor": {"create_timeout": 1},
-        "net": {"cni_timeout": 1, "cni_bin_dirs": [str(plugin.parent), "/opt/cni/bin", "/usr/lib/cni"]},
+        "monitor": {"create_timeout": 2},
+        "net": {"cni_timeout": 2, "cni_bin_dirs": [str(plugin.parent), "/opt/cni/bin", "/usr/lib/cni"]},
     }
     own_node.start()
-    with Cri(own_node.socket) as client:
+    with Cri(own_node.socket) as client, ThreadPoolExecutor(1) as pool:
         client.pull(world.image)
         config = pod_config("stuck", log_directory=tmp_path)
         with client.pod(config, "stuck") as pod:
-            code, message = error_of(lambda: client.create(pod, container_config(world.image, SLEEP), config))
+            creating = pool.submit(error_of, lambda: client.create(pod, container_config(world.image, SLEEP), config))
+            wait_for(lambda: _running(hanging))
+            code, message = creating.result(60)
             assert code == grpc.StatusCode.DEADLINE_EXCEEDED
             assert "did not create container" in message
             assert client.containers() == []
+        assert _running(hanging) == []
         networks.use(own_node, plugin)
-        code, message = error_of(lambda: client.run_pod(config))
+        adding = pool.submit(error_of, lambda: client.run_pod(config))
+        wait_for(lambda: _running(hanging))
+        code, message = adding.result(60)
         assert code == grpc.StatusCode.DEADLINE_EXCEEDED
         assert "stuck-plugin" in message
         assert client.pods() == []
