@@ -1,7 +1,7 @@
-"""Minimal clients of the streaming server: SPDY/3.1 on a plain socket, WebSockets by the library of that name.
+"""Minimal clients of the streaming server: SPDY/3.1 on a plain socket, and WebSockets.
 
-The SPDY client uses the frame codec of the gateway itself; services/cri-gateway/tests/test_spdystream.py
-compares that codec with recordings of the library that Kubernetes' Go clients use.
+The SPDY client uses the gateway's own frame codec. test_spdystream.py of cri-gateway compares that
+codec with recordings of the library that Kubernetes' Go clients use.
 """
 
 import base64
@@ -57,7 +57,10 @@ class Spdy:
         self.socket.sendall(spdy_frames.data(stream, data, fin=fin))
 
     def read_until(self, reached: Callable[[], object], wanted: str) -> None:
-        """Reads until `reached()` is true. AssertionError: the server closed the connection, or time is up, before `wanted` came."""
+        """Reads until `reached()` is true.
+
+        Raises AssertionError if the server closes or SECONDS pass before `wanted` comes.
+        """
         deadline = time.monotonic() + SECONDS * clone.SLOWNESS
         while not reached():
             assert not self.over, f"the server closed the connection before {wanted} came; received: {self.received}"
@@ -70,7 +73,10 @@ class Spdy:
             self._read()
 
     def read_until_closed(self) -> None:
-        """Reads until the server has closed the connection. TimeoutError: it sent nothing for SECONDS and left it open."""
+        """Reads until the server has closed the connection.
+
+        Raises TimeoutError if the server sends nothing for SECONDS and leaves the connection open.
+        """
         while not self.over:
             self._read()
 
@@ -95,7 +101,7 @@ class Spdy:
 
 @contextmanager
 def spdy(url: str, *protocols: str) -> Iterator[Spdy]:
-    """Opens a SPDY connection that offers these protocols. Raises Refused with the server's answer."""
+    """Opens a SPDY connection that offers these protocols; raises Refused with another answer."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=SECONDS) as connection:
         head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
@@ -134,7 +140,10 @@ def websocket(url: str, protocol: str) -> Iterator[ClientConnection]:
 
 
 def channels(connection: ClientConnection, *, text: bool = False) -> dict[int, bytes]:
-    """Reads until the server closes and returns what came, by channel; `text` is for the base64 protocols."""
+    """Reads until the server closes, and returns what came by channel.
+
+    `text` is for the protocols that use base64.
+    """
     received: dict[int, bytes] = {}
     for message in connection:
         if text:
@@ -148,13 +157,16 @@ def channels(connection: ClientConnection, *, text: bool = False) -> dict[int, b
 
 
 def output(message: str | bytes) -> bytes:
-    """Returns what a message carries for stdout or stderr; nothing if it is of another channel."""
+    """Returns a message's part of stdout or stderr; b"" if it is of another channel."""
     assert isinstance(message, bytes)
     return message[1:] if message[0] in (1, 2) else b""
 
 
 def read_output(connection: ClientConnection, *wanted: bytes) -> bytes:
-    """Reads until all of `wanted` has come by stdout and stderr, and returns all output. AssertionError after SECONDS."""
+    """Reads until all of `wanted` has come by stdout and stderr.
+
+    Raises AssertionError after SECONDS.
+    """
     seen, deadline = b"", time.monotonic() + SECONDS * clone.SLOWNESS
     while not all(part in seen for part in wanted):
         assert time.monotonic() < deadline, f"{wanted!r} did not come; seen: {seen[-2000:]!r}"
@@ -165,9 +177,9 @@ def read_output(connection: ClientConnection, *wanted: bytes) -> bytes:
 def type_until_seen(
     typist: ClientConnection, line: bytes, wanted: bytes, reader: ClientConnection | None = None
 ) -> None:
-    """Types a line again and again until the output has `wanted`: the server does not say when a client is attached.
+    """Types a line repeatedly until `wanted` is in the output, which another client may read.
 
-    Another client may be the one that reads. AssertionError: `wanted` did not come within SECONDS.
+    The server does not say when a client is attached. Raises AssertionError after SECONDS.
     """
     seen, deadline = b"", time.monotonic() + SECONDS * clone.SLOWNESS
     while wanted not in seen:

@@ -1,4 +1,4 @@
-"""What a container's configuration asks for, seen from inside the container and in the kernel's own files."""
+"""Effects of a container's configuration, seen inside the container and in the kernel's files."""
 
 import time
 from functools import partial
@@ -21,7 +21,7 @@ SLEEP = ["sleep", "600"]
 
 
 def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: Any) -> tuple[int, str]:
-    """Runs a command in a pod of its own and answers its exit code and standard output."""
+    """Runs a command in a pod of its own and returns its exit code and standard output."""
     config = pod_config("once", log_directory=logs)
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, command, **more), config)
@@ -34,7 +34,7 @@ DEFAULT_SECCOMP = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDe
 
 
 def security(**fields: Any) -> cri.LinuxContainerConfig:
-    """A Linux part with this security context."""
+    """Returns a Linux configuration with this security context."""
     return cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(**fields))
 
 
@@ -101,7 +101,7 @@ def test_the_default_seccomp_profile_forbids_and_allows(
 def test_masked_and_readonly_paths_and_a_readonly_root(cri_client: Cri, world: World, tmp_path: Path) -> None:
     script = "cat /proc/timer_list | wc -c; cat /etc/passwd | wc -c; echo x > /proc/sys/kernel/hostname || echo refused; touch /x || echo readonly"
     assert Path("/proc/timer_list").read_text(), "this machine's own file is empty, so the test would show nothing"
-    # As kubelet sends it for procMount: Default; empty lists are procMount: Unmasked.
+    # kubelet sends these for procMount: Default, and empty lists for procMount: Unmasked.
     linux = security(readonly_rootfs=True, masked_paths=["/proc/timer_list"], readonly_paths=["/proc/sys"])
     code, text = run_once(cri_client, world, tmp_path / "default", ["sh", "-c", script], linux=linux)
     assert (code, text.splitlines()[0], text.splitlines()[2:]) == (0, "0", ["refused", "readonly"])
@@ -162,14 +162,17 @@ def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node
 
 
 def kept(shares: int) -> int:
-    """What is left of shares after version 2's weight, which is coarser; the OCI runtimes convert so."""
+    """Returns the shares that remain when OCI runtimes convert them to version 2's weight."""
     if not VERSION_2:
         return shares
     return round(2 + (shares - 2) * 9999 // 262142 * 262142 / 9999)
 
 
 def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
-    """cpu shares, quota in µs and memory in bytes as the kernel has them; version 2's weight is turned back into shares."""
+    """Returns CPU shares, quota in µs and memory in bytes as the kernel has them.
+
+    The weight of version 2 is converted back into shares.
+    """
     cgroup = node.names.container_cgroup(pod, container)
     if VERSION_2:
         quota = int(kernels(cgroup, "cpu.max").split()[0].replace("max", "-1"))
@@ -190,18 +193,27 @@ LITTLE_MEMORY = cri.LinuxContainerResources(memory_limit_in_bytes=24 << 20, memo
 
 
 @pytest.mark.parametrize("limited", ["container", "pod"])
-def test_running_out_of_memory_is_told(cri_client: Cri, node: Node, world: World, tmp_path: Path, limited: str) -> None:
+def test_running_out_of_memory_is_reported(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path, limited: str
+) -> None:
     config, linux = pod_config("hungry", log_directory=tmp_path), cri.LinuxContainerConfig()
     (linux if limited == "container" else config.linux).resources.MergeFrom(LITTLE_MEMORY)
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", EAT], linux=linux), config)
         status = wait_for(partial(exited, cri_client, container))
         assert (status.exit_code, status.reason) == (137, "OOMKilled")
-    assert not Path(f"/proc/{node.service_pid('monitor-svc')}/cwd/oom").exists()  # conmon makes one where it is started
+    assert not Path(
+        f"/proc/{node.service_pid('monitor-svc')}/cwd/oom"
+    ).exists()  # conmon makes this file in its working directory
 
 
-def test_running_out_of_memory_is_told_though_conmon_missed_it(own_node: Node, world: World, tmp_path: Path) -> None:
-    """As when systemd has removed the cgroup before conmon looks: this one says it where nobody reads."""
+def test_running_out_of_memory_is_reported_though_conmon_missed_it(
+    own_node: Node, world: World, tmp_path: Path
+) -> None:
+    """conmon misses an OOM kill when systemd has removed the cgroup before it looks.
+
+    The conmon of this test writes its report into a folder that nobody reads.
+    """
     monitor, elsewhere = tmp_path / "conmon", tmp_path / "elsewhere"
     elsewhere.mkdir()
     monitor.write_text(f'#!/bin/bash\ncd {elsewhere}; exec conmon "$@" --persist-dir {elsewhere}\n')
@@ -222,7 +234,7 @@ def test_running_out_of_memory_is_told_though_conmon_missed_it(own_node: Node, w
                 )
                 status = wait_for(partial(exited, client, container))
                 assert (status.exit_code, status.reason) == (137, reason)
-    assert (elsewhere / "exit").exists()  # conmon was there; whether it saw the cgroup is chance
+    assert (elsewhere / "exit").exists()  # conmon ran; whether it saw the cgroup is chance
 
 
 @pytest.mark.vm
@@ -287,8 +299,8 @@ def test_exec_past_its_timeout_is_killed_with_its_children(cri_client: Cri, worl
 
 
 def commands(client: Cri, container: str) -> set[bytes]:
-    """The command lines of all processes in a container."""
-    found = {line.split(None, 3)[-1].strip() for line in client.exec(container, "ps").stdout.splitlines()}
+    """Returns the command lines of all processes in a container."""
+    found = set(client.exec(container, "ps", "-o", "args").stdout.splitlines())
     assert b"sleep 600" in found, "ps itself failed"
     return found
 
@@ -373,7 +385,7 @@ def test_a_container_starts_only_once(cri_client: Cri, world: World, tmp_path: P
 
 
 def processor_time(node: Node, pod: str, container: str) -> int:
-    """Returns the processor time that a container has used, in nanoseconds, as the kernel counts it."""
+    """Returns the kernel's count of a container's processor time in nanoseconds."""
     cgroup = node.names.container_cgroup(pod, container)
     if not VERSION_2:
         return int(kernels(cgroup, "cpuacct/cpuacct.usage"))

@@ -1,4 +1,4 @@
-"""Every command of crictl against a node, as an operator types it; those with --output in json, yaml and as a table."""
+"""Every command of crictl against a node; those with --output in JSON, YAML and as a table."""
 
 import json
 import os
@@ -29,7 +29,7 @@ LINES = "for i in 1 2 3; do echo line $i; done; echo trouble >&2; exec sleep 600
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """crictl."""
+    """Returns the path of crictl, built if need be."""
     try:
         return golang.program("crictl")
     except golang.NoGo as error:
@@ -106,7 +106,7 @@ class Desk:
 
 
 def command_for(node: Node, program: Path, folder: Path) -> list[str]:
-    """Returns the command line of crictl for a node; its configuration is written into a folder."""
+    """Returns a command line of crictl for a node, with a configuration in this folder."""
     config = folder / "crictl.yaml"
     config.write_text(
         f"runtime-endpoint: unix://{node.socket}\nimage-endpoint: unix://{node.socket}\ntimeout: {int(30 * clone.SLOWNESS)}\n"

@@ -1,4 +1,4 @@
-"""crispctl's streams, typed as an operator types them."""
+"""crispctl's streaming commands as an operator types them."""
 
 import os
 import pty
@@ -28,7 +28,10 @@ CRISPCTL = [sys.executable, "-m", "crispctl"]
 
 @dataclass(frozen=True)
 class Desk:
-    """A node with a pod called desk: a web server, a talker that has printed its lines and ended, and a cat."""
+    """A node with a pod called desk.
+
+    Its containers are a web server, a talker that has printed its lines and ended, and a cat.
+    """
 
     node: Node
     client: Cri

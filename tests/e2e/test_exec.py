@@ -1,4 +1,4 @@
-"""Exec by SPDY/3.1 and WebSocket, with each protocol version that Kubernetes' clients have."""
+"""Exec by SPDY/3.1 and WebSocket, with each protocol version of Kubernetes' clients."""
 
 import json
 import subprocess

@@ -17,17 +17,18 @@ from crisplab.node import Node
 pytestmark = pytest.mark.vm
 LIMIT = 64 << 20
 SLACK = 64 << 10
-"""Bytes by which a reading may differ from the kernel's counters: each processor counts some pages by itself first."""
-# A container of which no counter stays at 0, and that is quiet in the end. First it runs out of memory, which drops its
-# page cache. Then it reads a file often enough to make it active, runs for more than a second (field 14 of
-# /proc/PID/stat, in hundredths), and maps a program that was read on its own account. The second process has a socket.
+"""Bytes by which readings may differ: each processor counts some pages by itself first."""
+# A container none of whose counters stays at 0, and which is quiet in the end. First it runs out of
+# memory, which drops its page cache. Then it reads a file often enough to make its pages active,
+# runs for more than a second (field 14 of /proc/PID/stat, in hundredths), and maps a program whose
+# pages are its own. The second process has a socket.
 BUSY = (
     "(tail /dev/zero); dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; cat /file /file >/dev/null; cp /bin/busybox /busybox;"
     " while :; do i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; read -r line </proc/$$/stat; set -- $line; [ ${14} -ge 110 ] && break; done;"
     " /busybox nc -l -p 7000 & exec /busybox sleep 600"
 )
 Metrics = dict[tuple[str, ...], cri.Metric]
-# The metrics of the cadvisor in kubelet, without cpu_load and tasks_state, which kubelet switches off.
+# The metrics of kubelet's cadvisor, but for cpu_load and tasks_state, which kubelet switches off.
 CADVISOR = {
     "container_" + name
     for name in """cpu_user_seconds_total cpu_system_seconds_total cpu_usage_seconds_total cpu_cfs_periods_total
@@ -53,7 +54,7 @@ class Busy:
         self._cgroup = node.names.container_cgroup(pod, container)
 
     def kernel(self, controller: str, file: str) -> str:
-        """Returns the text of a file of the container's cgroup; version 2 has no controller in its path."""
+        """Returns a file of the container's cgroup; the controller is for version 1."""
         return kernels(self._cgroup, file if VERSION_2 else f"{controller}/{file}")
 
     def entry(self, controller: str, file: str, key: str) -> int:
@@ -116,7 +117,7 @@ def test_every_family_is_described_and_fits_its_description(busy: Busy) -> None:
         "pod": "metrics",
     }
     seen = {"container_" + name for name, *_ in (*container, *by_name(listed.metrics))}
-    # The kernel counts some of them only with a device, a controller or PSI; elsewhere they have no sample.
+    # The kernel counts some only with a device, a controller or PSI; elsewhere there is no sample.
     lacking = {
         name
         for name in CADVISOR - seen
@@ -258,7 +259,7 @@ def test_the_stream_has_what_the_list_has(busy: Busy) -> None:
 
 
 def _stalled(busy: Busy, resource: str) -> dict[str, int]:
-    """Returns the nanoseconds for which some or all tasks have been stalled, as the kernel counts them."""
+    """Returns the nanoseconds for which the kernel says that some or all tasks were stalled."""
     lines = [line.split() for line in busy.kernel(resource, f"{resource}.pressure").splitlines()]
     return {line[0]: int(line[4].removeprefix("total=")) * 1000 for line in lines}  # total is in microseconds
 

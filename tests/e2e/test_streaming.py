@@ -1,4 +1,4 @@
-"""Attach, PortForward and the streaming server itself, by SPDY/3.1 and WebSocket; test_exec.py has Exec."""
+"""Attach, PortForward and the streaming server, by SPDY/3.1 and WebSocket (Exec: test_exec.py)."""
 
 import itertools
 import json

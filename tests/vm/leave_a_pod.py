@@ -1,4 +1,7 @@
-"""Leaves a pod running on the installed crisp, for the power cut that follows; test_rebooted.py looks at what is left of it."""
+"""Leaves a pod running on the installed crisp for the power cut that follows.
+
+test_rebooted.py checks what is left of it.
+"""
 
 import json
 import time

@@ -1,8 +1,8 @@
-"""SPDY frames against recordings of moby/spdystream, the library that Kubernetes' Go clients use.
+"""Compares SPDY frames with recordings of moby/spdystream, the library of Kubernetes' Go clients.
 
 Decoder and Encoder share one header dictionary, so a wrong one would pass any test that uses both.
-spdystream/main.go made the recordings: client.txt holds what a Go client writes, read.txt how the
-library reads server.txt. `python test_spdystream.py >spdystream/server.txt` writes the latter.
+spdystream/main.go made the recordings: client.txt has what a Go client writes, and read.txt how the
+library reads server.txt, which `python test_spdystream.py >spdystream/server.txt` makes.
 """
 
 import struct
@@ -15,7 +15,7 @@ from cri_gateway.streaming import spdy_frames
 from cri_gateway.streaming.spdy_frames import Data, Decoder, Encoder, Frame, GoAway, Ping, Reset, SynStream
 
 RECORDINGS = Path(__file__).parent / "spdystream"
-# What a client of the recording does, in its order, and what crisp is to read.
+# The actions of the recorded client in their order, and the frame that crisp must read for each.
 CLIENT: dict[str, Frame] = {
     "open error": SynStream(1, {"streamtype": "error"}),
     "open stdin": SynStream(3, {"streamtype": "stdin"}),
@@ -32,7 +32,7 @@ CLIENT: dict[str, Frame] = {
     "ping": Ping(1),
     "close": GoAway(),
 }
-# What the library is to read in the frames of `server`.
+# What the library must read from the frames of `server`.
 READ = [
     "SYN_REPLY stream=1 headers=[]",
     "SYN_REPLY stream=3 headers=[]",
@@ -103,25 +103,26 @@ def test_the_go_library_reads_what_crisp_writes() -> None:
     assert _lines("read.txt") == READ
     recorded, written = _recorded("server.txt"), server()
     assert list(recorded) == list(written)
-    # Another zlib may compress otherwise, so the frames are compared as they are when inflated.
+    # Another version of zlib may compress differently, so the frames are compared inflated.
     assert _inflated(b"".join(written.values())) == _inflated(b"".join(recorded.values()))
 
 
 def test_headers_are_compressed_with_the_go_librarys_dictionary() -> None:
-    # RFC 1950, section 2.2: two bytes, then the dictionary's Adler-32 checksum.
+    # RFC 1950, section 2.2: two bytes, then the Adler-32 checksum of the dictionary.
     ours, theirs = server()["reply 1"][12:18], _recorded("client.txt")["open error"][18:24]
     assert ours[1] & theirs[1] & 0x20, "there is a dictionary"
     assert ours[2:] == theirs[2:] == struct.pack(">I", zlib.adler32(spdy_frames._DICTIONARY))
 
 
 def _inflated(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """Takes frames apart by hand: the first word with the flags, what is not compressed, the headers."""
+    """Parses frames without Decoder: first word and flags, uncompressed part, inflated headers."""
     inflate = zlib.decompressobj(zdict=spdy_frames._DICTIONARY)
     found = []
     while data:
         word, flags, length = data[:4], data[4:5], int.from_bytes(data[5:8])
         body, data = data[8 : 8 + length], data[8 + length :]
-        # SPDY draft 3.1, sections 2.6.1 and 2.6.2: ten bytes before a SYN_STREAM's headers, four before a SYN_REPLY's.
+        # SPDY draft 3.1, sections 2.6.1 and 2.6.2: ten bytes precede the headers of a SYN_STREAM,
+        # four those of a SYN_REPLY.
         plain = {b"\x80\x03\x00\x01": 10, b"\x80\x03\x00\x02": 4}.get(word)
         headers = b"" if plain is None else inflate.decompress(body[plain:])
         found.append((word + flags, body[:plain], headers))
