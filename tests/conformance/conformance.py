@@ -1,6 +1,9 @@
-"""`make conformance`: builds critest, runs it against a node of its own, writes docs/conformance.md, fails if something got worse.
+"""`make conformance`: builds critest, runs it against a node and writes docs/conformance.md.
 
-python tests/conformance/conformance.py [--handler NAME] [--focus REGEXP] [--jobs N] [--build | --as-built]
+It fails if a spec got worse.
+
+python tests/conformance/conformance.py [--handler NAME] [--focus REGEXP] [--jobs N]
+                                        [--build | --as-built]
 """
 
 import argparse
@@ -28,13 +31,15 @@ def main() -> int:
         prog="conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--handler", default="", help="the one runtime handler to test; docs/conformance.md stays as it is"
+        "--handler", default="", help="test this runtime handler alone; docs/conformance.md stays as it is"
     )
-    parser.add_argument("--focus", default="", help="only specs whose names match; docs/conformance.md stays as it is")
-    parser.add_argument("--jobs", type=int, default=4, help="specs at once")
+    parser.add_argument(
+        "--focus", default="", help="run only specs whose names match; docs/conformance.md stays as it is"
+    )
+    parser.add_argument("--jobs", type=int, default=4, help="how many specs run at once")
     parser.add_argument("--build", action="store_true", help="only build critest, for --as-built")
     parser.add_argument(
-        "--as-built", action="store_true", help="with what is in .cache/conformance, on a machine that can't have Go"
+        "--as-built", action="store_true", help="use what is in .cache/conformance, on a machine without Go"
     )
     options = parser.parse_args()
     built = clone.ROOT / ".cache/conformance"
@@ -78,7 +83,7 @@ def main() -> int:
 
 
 def _told(handler: str, specs: list[report.Spec], *, part: bool) -> bool:
-    """Prints how the specs went, of a part only what failed; answers whether something got worse."""
+    """Prints the outcomes, of a part only failures, and tells whether a spec got worse."""
     print(
         f"{handler}:",
         ", ".join(
@@ -94,7 +99,11 @@ def _told(handler: str, specs: list[report.Spec], *, part: bool) -> bool:
 
 
 def _build_tools(built: Path, digest: str) -> None:
-    """critest's constants name an image by digest; ours has another one, so critest is built from a copy with that one constant replaced."""
+    """Builds ginkgo and critest.
+
+    critest names one image by its digest. The digest of ours is another, so critest is built from a
+    copy in which that constant is replaced.
+    """
     _go("mod", "download")
     source, copy = Path(_go("list", "-m", "-f", "{{.Dir}}", _TOOLS).strip()), built / "cri-tools"
     shutil.rmtree(copy, ignore_errors=True)
@@ -105,7 +114,7 @@ def _build_tools(built: Path, digest: str) -> None:
     text = constants.read_text()
     if _DIGEST not in text:
         raise RuntimeError(
-            f"{constants} has no digest {_DIGEST} any more; look at what the new version of cri-tools wants"
+            f"{constants} no longer has the digest {_DIGEST}; look at which one the new version of cri-tools wants"
         )
     constants.write_text(text.replace(_DIGEST, digest))
     (built / "go.mod").write_text((GO / "go.mod").read_text() + f"\nreplace {_TOOLS} => {copy}\n")
@@ -116,7 +125,7 @@ def _build_tools(built: Path, digest: str) -> None:
 
 
 def _run(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int) -> list[report.Spec]:
-    """All specs with one handler, over SPDY; those that stream over WebSockets too."""
+    """Runs all specs with one handler over SPDY, and those that stream over WebSockets as well."""
     folder.mkdir()
     first = _specs(node, built, folder / "spdy", handler, focus, jobs, [])
     if focus:
@@ -133,13 +142,16 @@ def _run(node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: 
 def _specs(
     node: Node, built: Path, folder: Path, handler: str, focus: str, jobs: int, flags: list[str]
 ) -> list[report.Spec]:
-    """Specs, several at once; what fails is asked once more, alone, since specs share ports and images."""
+    """Runs specs, several at once.
+
+    Failed ones run once more, one at a time, since specs share ports and images.
+    """
     folder.mkdir()
     first = _ginkgo(node, built, folder / "first", handler, [f"--focus={focus}"] if focus else [], jobs, flags)
     failed = [spec for spec in first if spec.outcome == "failed"]
     if not failed or len(failed) > 40:
         return first
-    print(f"{len(failed)} failed; once more, one at a time", flush=True)
+    print(f"{len(failed)} failed; running them once more, one at a time", flush=True)
     again = _ginkgo(
         node, built, folder / "again", handler, [f"--focus={_literal(spec.name)}" for spec in failed], 1, flags
     )

@@ -1,4 +1,4 @@
-"""What critest said, against what it said when this was last written down."""
+"""Compares critest's outcomes with those in known.toml, and writes docs/conformance.md."""
 
 import tomllib
 import xml.etree.ElementTree as ElementTree
@@ -16,7 +16,7 @@ failing or skipped; otherwise `make conformance` fails.
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A spec's outcome: passed, failed or skipped, and critest's words for it."""
+    """A spec's outcome (passed, failed or skipped) and critest's message."""
 
     name: str
     outcome: str
@@ -24,14 +24,14 @@ class Spec:
 
 
 def read(junit: Path) -> list[Spec]:
-    """The specs of a JUnit report, sorted by name."""
+    """Returns the specs of a JUnit report, sorted by name."""
     found = []
     for case in ElementTree.parse(junit).getroot().iter("testcase"):
         name = case.get("name", "")
         if not name.startswith("[It]"):
-            continue  # suite-wide set-up
+            continue  # set-up of the whole suite
         if " benchmark about " in name:
-            continue  # critest's benchmarks are no specs of behaviour; bench/ measures
+            continue  # critest's benchmarks test no behaviour; bench/ measures speed
         skipped, failed = case.find("skipped"), case.find("failure")
         if failed is None:
             failed = case.find("error")
@@ -43,18 +43,18 @@ def read(junit: Path) -> list[Spec]:
 
 
 def regressions(specs: list[Spec], handler: str) -> list[Spec]:
-    """Specs that fail or are skipped with a handler and are not known to do just that."""
+    """Returns the specs that fail or are skipped with a handler without known.toml saying so."""
     return [spec for spec in specs if spec.outcome != "passed" and (spec.name, spec.outcome) not in _known(handler)]
 
 
 def improvements(specs: list[Spec], handler: str) -> list[Spec]:
-    """Specs that pass although they are known not to: known.toml is to be mended."""
+    """Returns the specs that pass although known.toml says otherwise, and so must leave it."""
     known = {name for name, _ in _known(handler)}
     return [spec for spec in specs if spec.outcome == "passed" and spec.name in known]
 
 
 def write(outcomes: dict[str, list[Spec]], path: Path) -> None:
-    """Writes docs/conformance.md: what does not pass with each handler, and why."""
+    """Writes which specs do not pass with each handler, and why."""
     lines = [_HEAD, "| handler | passed | failed | skipped |", "|---|---|---|---|"]
     for handler, specs in outcomes.items():
         counts = " | ".join(

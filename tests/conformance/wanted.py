@@ -1,4 +1,4 @@
-"""The images that critest pulls, made here of this machine's programs and two of our own, and pushed to a registry."""
+"""Builds the images that critest pulls, from programs of this machine and two of our own."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ STAGING = "gcr/k8s-staging-cri-tools"
 
 
 def mirrors(registry: str) -> str:
-    """registries.conf: upstream's registries are mirrored by ours."""
+    """Returns a registries.conf in which our registry mirrors the upstream ones."""
     entries = (("registry.k8s.io", "k8s"), ("k8s.gcr.io", "k8s"), ("gcr.io", "gcr"))
     return "".join(
         f'[[registry]]\nprefix = "{prefix}"\n[[registry.mirror]]\nlocation = "{registry}/{path}"\ninsecure = true\n'
@@ -20,7 +20,10 @@ def mirrors(registry: str) -> str:
 
 
 def push_all(registry: str, programs: Path) -> str:
-    """Pushes all images; answers the digest of the one that critest pulls by digest. `programs` has webserver and whoami."""
+    """Pushes all images and returns the digest of the one that critest pulls by digest.
+
+    `programs` is the folder of webserver and whoami.
+    """
     busybox = _busybox()
     web = _server(programs, "80")
     built: dict[tuple[str, tuple[str, ...]], Image] = {

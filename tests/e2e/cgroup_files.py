@@ -1,4 +1,4 @@
-"""What the kernel has in the files of a cgroup, on version 1 and on version 2."""
+"""The kernel's files of a cgroup, on version 1 and on version 2."""
 
 from pathlib import Path
 
@@ -7,6 +7,6 @@ VERSION_2 = (ROOT / "cgroup.controllers").exists()
 
 
 def kernels(cgroup: str, file: str) -> str:
-    """A file's text: `memory.max`, or on version 1 `CONTROLLER/FILE`."""
+    """Returns the text of a file such as `memory.max`, or on version 1 `CONTROLLER/FILE`."""
     controller, _, name = file.rpartition("/")
     return Path(f"{ROOT}/{controller}{cgroup}/{name}").read_text().strip()

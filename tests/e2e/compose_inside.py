@@ -1,4 +1,7 @@
-"""What test_compose runs inside its namespaces: a registry, dockerd, the five services by docker-compose, and the demo's pod."""
+"""The program that test_compose runs in its namespaces.
+
+It starts a registry, dockerd, and the five services by docker-compose, and runs the demo's pod.
+"""
 
 import contextlib
 import os
@@ -65,14 +68,14 @@ def main(folder: Path, base: Path, cgroup: str) -> None:
 
 
 def remove_cgroups(name: str) -> None:
-    """The services' cgroup parent, which they leave for their successors."""
+    """Removes the services' cgroup parent, which they keep for their successors."""
     for group in Path("/sys/fs/cgroup").glob(f"*/{name}"):
-        if group.parent.name != "unified":  # that one is a folder of this namespace's own
+        if group.parent.name != "unified":  # a plain folder of this mount namespace
             group.rmdir()
 
 
 def outlive(client: Cri, image: str, folder: Path, show: Show) -> None:
-    """A pod goes on while each service's container is stopped and started anew."""
+    """Checks that a pod goes on while the container of each service is restarted."""
     config = pod_config("steady", log_directory=folder / "logs/steady")
     with client.pod(config) as pod:
         container = client.run(pod, container_config(image), config)
@@ -89,7 +92,7 @@ def outlive(client: Cri, image: str, folder: Path, show: Show) -> None:
 
 @contextlib.contextmanager
 def dockerd(folder: Path) -> Iterator[None]:
-    """Debian's dockerd with everything below `folder`, and no bridge and no firewall rules."""
+    """Runs Debian's dockerd with its files below `folder`, without bridge or firewall rules."""
     command = [
         "dockerd", f"--data-root={folder}/docker", f"--exec-root={folder}/docker-run", f"--pidfile={folder}/docker.pid", f"--host=unix://{folder}/docker.sock",
         "--bridge=none", "--iptables=false", "--ip6tables=false", "--storage-driver=overlay2",
@@ -112,7 +115,7 @@ def dockerd(folder: Path) -> Iterator[None]:
 
 
 def wait_until_ready(run: Path) -> None:
-    """Until all five answer and CRI's conditions are all true."""
+    """Waits until all five services answer and all of CRI's conditions are true."""
 
     def ready() -> bool:
         with Cri(run / "cri.sock", timeout=10) as client:
@@ -122,12 +125,12 @@ def wait_until_ready(run: Path) -> None:
 
 
 def compose(*arguments: str) -> None:
-    """docker-compose with the checkout's file."""
+    """Runs docker-compose with the checkout's file."""
     run("docker-compose", *arguments)
 
 
 def run(*command: str) -> None:
-    """A command that must succeed."""
+    """Runs a command that must succeed."""
     environment = {**os.environ, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
     finished = subprocess.run(command, cwd=clone.ROOT, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode != 0:

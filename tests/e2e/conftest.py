@@ -1,4 +1,7 @@
-"""A real registry with an image, and a real node, for each worker; tests that break things start a node of their own."""
+"""Fixtures: for each worker a real registry with an image, and a real node.
+
+Tests that break things start a node of their own.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import cluster as clusters
 import pytest
+from box import Box, running_box
 from traces import started, traces, wait_until_clean
 from world import PAGE, World
 
@@ -14,7 +18,8 @@ from crisplab.cri import Cri
 from crisplab.kubelet import Kubelet
 from crisplab.node import Node
 
-# A shell ignores SIGINT for what it runs with `&`, and programs inherit that; the tests end some of theirs with it.
+# A shell makes its background jobs ignore SIGINT, and their children inherit that. Some tests end a
+# program with SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -28,18 +33,25 @@ def world() -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def node(world: World) -> Iterator[Node]:
-    """The node that most tests share. What they run on it they take away again."""
+    """The node that most tests share; each of them removes what it ran there."""
     with started(Node(world.folder / "node"), world.image) as node:
         yield node
 
 
 @pytest.fixture
 def cri_client(node: Node) -> Iterator[Cri]:
-    """A client of the shared node; afterwards the node must be as empty as before."""
+    """A client of the shared node, which must be as empty afterwards as before."""
     before = traces(node)
     with Cri(node.socket) as client:
         yield client
     wait_until_clean(node, before)
+
+
+@pytest.fixture
+def box(cri_client: Cri, world: World, tmp_path: Path) -> Iterator[Box]:
+    """A running pod on the shared node for tests of streams."""
+    with running_box(cri_client, world, tmp_path) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +60,7 @@ def crash_node(world: World) -> Iterator[Node]:
     with scratch.folder("crash") as folder:
         armed = folder / "armed"
         armed.mkdir()
-        armed.chmod(0o777)  # the gateway, which is not root, takes its own away
+        armed.chmod(0o777)  # the gateway, which is not root, removes the files of its own points
         node = Node(folder / "node", environment={"CRISP_CRASHPOINTS": str(armed)})
         with started(node, world.image):
             yield node
@@ -56,7 +68,7 @@ def crash_node(world: World) -> Iterator[Node]:
 
 @pytest.fixture
 def own_node(world: World, tmp_path: Path) -> Iterator[Node]:
-    """A node for one test alone, not started yet: the test may set its settings first."""
+    """A node for one test alone, not started yet: the test can change its settings first."""
     with scratch.folder("node") as folder:
         node = Node(folder / "node")
         try:
@@ -69,7 +81,7 @@ def own_node(world: World, tmp_path: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def kubernetes() -> None:
-    """kubelet and the rest, built; that takes minutes where nothing is built yet."""
+    """Builds kubelet, kubectl, kube-apiserver and etcd, which takes minutes the first time."""
     try:
         for name in ("kubelet", "kubectl", "kube-apiserver", "etcd"):
             golang.program(name)
@@ -79,14 +91,17 @@ def kubernetes() -> None:
 
 @pytest.fixture(scope="session")
 def cluster(kubernetes: None, world: World) -> Iterator[clusters.Cluster]:
-    """A node whose kubelet belongs to an API server. One for all tests, which name their pods themselves."""
+    """A node whose kubelet has an API server, shared by all tests; each chooses its pods' names."""
     with scratch.folder("kubelet") as folder, clusters.running(folder, world) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def alone(kubernetes: None, world: World) -> Iterator[Kubelet]:
-    """A kubelet without an API server, not started yet, on a node of its own: it runs what is in its folder of manifests."""
+    """A kubelet without an API server, not started yet, on a node of its own.
+
+    It runs the static pods in its folder of manifests.
+    """
     with scratch.folder("alone") as folder, started(Node(folder / "node"), world.image) as node:
         kubelet = Kubelet(node, folder / "kubelet", clusters.SETTINGS)
         try:

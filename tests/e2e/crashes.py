@@ -1,4 +1,4 @@
-"""Crash points: which there are, how one is armed, and how a client like kubelet gets over it."""
+"""Crash points: their names, how to arm one, and how a client such as kubelet retries after it."""
 
 import re
 import time
@@ -15,20 +15,23 @@ T = TypeVar("T")
 
 
 def crashpoints() -> list[str]:
-    """The names in the services' sources."""
+    """Returns the names of all crash points in the services' sources."""
     sources = (clone.ROOT / "services").glob("*/src/*/*.py")
     return sorted({name for file in sources for name in re.findall(r'crashpoint\("([a-z-]+)"\)', file.read_text())})
 
 
 def arm(node: Node, point: str) -> Path:
-    """The file that stands for the armed point; gone once a process has died there."""
+    """Arms a point and returns its file, which a process removes when it dies there."""
     file = Path(node.environment["CRISP_CRASHPOINTS"]) / point
     file.touch()
     return file
 
 
 def retried(call: Callable[[], T]) -> T:
-    """As kubelet does it: the same call again while the runtime is away. Nothing else is forgiven."""
+    """Repeats a call for up to a minute while a service is away, as kubelet does.
+
+    Any other error is raised.
+    """
     deadline = time.monotonic() + 60
     while True:
         try:

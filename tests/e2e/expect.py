@@ -1,4 +1,4 @@
-"""What tests wait for and compare with."""
+"""Conditions to wait for, and calls that must be refused."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ from crisplab.cri import Cri
 
 T = TypeVar("T")
 NO_FOLDERS = '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]}'
-"""A seccomp profile under which no folder can be made."""
+"""A seccomp profile that forbids to make folders."""
 
 
 def wait_for(
     ask: Callable[[], T | None], *, seconds: float = 20, ignore: type[Exception] | tuple[type[Exception], ...] = ()
 ) -> T:
-    """The first answer that is true; asks every 20 ms. Fails after `seconds`."""
+    """Asks every 20 ms and returns the first answer that is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds * clone.SLOWNESS
     last: Exception | None = None
     while time.monotonic() < deadline:
@@ -39,34 +39,37 @@ def wait_for(
 
 
 def when(path: str) -> str:
-    """The part of a script that waits for a file."""
+    """Returns the part of a shell script that waits for a file."""
     return f"while ! test -e {path}; do sleep 0.1; done;"
 
 
 def exited(client: Cri, container: str) -> cri.ContainerStatus | None:
-    """The status of a container once it has ended, for `until`."""
+    """Returns a container's status if it has ended, for `wait_for`."""
     status = client.status(container)
     return status if status.state == cri.CONTAINER_EXITED else None
 
 
 def network_condition(client: Cri, timeout: float = 20) -> cri.RuntimeCondition:
-    """What the node says of its network (Status)."""
+    """Returns the condition NetworkReady of Status."""
     status = client.runtime.Status(cri.StatusRequest(), timeout=timeout).status
     return next(condition for condition in status.conditions if condition.type == "NetworkReady")
 
 
 def page(address: str, timeout: float = 5) -> str:
-    """What a web server says at its root. verify: nothing is encrypted there, and to load the certificate authorities takes 20 ms."""
+    """Returns a web server's root page.
+
+    verify=False saves 20 ms of loading certificate authorities: the connection is not encrypted.
+    """
     return httpx.get(f"http://{address}/", timeout=timeout, trust_env=False, verify=False).raise_for_status().text
 
 
 def page_once_up(address: str, timeout: float = 5) -> str:
-    """The same of a web server that may not listen yet."""
+    """Returns the root page of a web server that may not listen yet."""
     return wait_for(partial(page, address, timeout), ignore=httpx.HTTPError)
 
 
 def error_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
-    """The code and message that a call is refused with."""
+    """Returns the code and message of a call that must fail."""
     try:
         call()
     except grpc.RpcError as error:
@@ -76,7 +79,7 @@ def error_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
 
 @contextmanager
 def refused(code: grpc.StatusCode, text: str = "") -> Iterator[None]:
-    """A call in the block must be refused with this code, and with this in its message."""
+    """Checks that a call in the block fails with this code and this text in its message."""
     try:
         yield
     except grpc.RpcError as error:
@@ -87,13 +90,13 @@ def refused(code: grpc.StatusCode, text: str = "") -> Iterator[None]:
 
 
 def code_of(call: Callable[[], object]) -> grpc.StatusCode:
-    """The code that a call is refused with."""
+    """Returns the code of a call that must fail."""
     return error_of(call)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A line of a CRI log file."""
+    """One line of a CRI log file."""
 
     time: str
     stream: str
@@ -102,14 +105,14 @@ class LogLine:
 
 
 def log_lines(path: Path) -> list[LogLine]:
-    """The lines of a log file so far."""
+    """Returns the lines that a log file has so far."""
     if not path.exists():
         return []
     return [LogLine(*line.split(" ", 3)) for line in path.read_text().splitlines()]
 
 
 def output_of(path: Path) -> str:
-    """A container's standard output so far; pieces of a line (P) are put together."""
+    """Returns a container's standard output so far; the pieces of a line (tag P) are joined."""
     return "".join(
         line.text + ("" if line.tag == "P" else "\n") for line in log_lines(path) if line.stream == "stdout"
     ).rstrip("\n")

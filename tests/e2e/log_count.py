@@ -1,4 +1,4 @@
-"""Counts the numbered lines of a log over its rotations."""
+"""Counts the numbered lines of a log across its rotations."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REST = "x" * 110
-"""What follows each line's number."""
+"""The text after each line's number."""
 LAST = "end"
 """The last line."""
 _REST = f" {REST}\n".encode()
@@ -17,14 +17,20 @@ _TIME = len("2026-11-25T03:11:25.123456789+00:00")
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How far a log is; sent to another process and back, for one alone is slower than fifty writers."""
+    """How much of a log has been counted.
+
+    It is sent to another process and back, because one process is slower than fifty writers.
+    """
 
     lines: int = 0
     ended: bool = False
     pending: bytes = b""
 
     def after(self, file: Path) -> "Count":
-        """With the lines of a file that nobody writes any more, which is removed. AssertionError: a line is missing, or there twice."""
+        """Returns the count after a file that nobody writes any more, and removes the file.
+
+        Raises AssertionError if a line is missing or is there twice.
+        """
         text = self.pending + _written(file.read_bytes())
         ended = text.endswith(_LAST)
         whole, newline, pending = text.removesuffix(_LAST).rpartition(b"\n")
@@ -40,7 +46,10 @@ class Count:
 
 
 def _written(log: bytes) -> bytes:
-    """What the container wrote to stdout, and to nothing else; twice as fast as log_lines takes a log apart."""
+    """Returns what the container wrote to stdout, the only stream it may have used.
+
+    This is twice as fast as parsing with log_lines.
+    """
     if not log:
         return b""
     time, *rest = log.split(_MARK)
@@ -51,8 +60,11 @@ def _written(log: bytes) -> bytes:
 
 
 def go_first() -> None:
-    """This process gets the CPU that it wants: among a hundred writers it would fall behind until the disk is full."""
+    """Gives this process priority, so that it keeps up with a hundred writers.
+
+    Otherwise the disk would fill up.
+    """
     os.nice(-20)
-    with contextlib.suppress(OSError):  # sched(7), the autogroup feature: nice values count within a session alone
+    with contextlib.suppress(OSError):  # sched(7), autogroup: nice values only count within a session
         os.setsid()
         Path("/proc/self/autogroup").write_text("-20")

@@ -1,4 +1,4 @@
-"""CNI configurations like those that network add-ons write, and a plugin that takes its time."""
+"""CNI configurations like those that network add-ons write, and a plugin that is slow."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from crisplab.node import Node
 
 
 def conflist(node: Node, **plugin: object) -> str:
-    """A configuration list on this node's own bridge and subnet."""
+    """Returns a configuration list for the node's own bridge and subnet."""
     bridge = {
         "type": "bridge",
         "bridge": node.names.bridge,
@@ -32,7 +32,10 @@ def conflist(node: Node, **plugin: object) -> str:
 
 
 def use(node: Node, plugin: Path) -> None:
-    """Has the node's pods connected by this program as well, after all others; its folder must be one of net.cni_bin_dirs."""
+    """Adds a plugin at the end of the node's CNI configuration.
+
+    The plugin's folder must be one of net.cni_bin_dirs.
+    """
     plugin.chmod(0o755)
     document = json.loads(conflist(node))
     document["plugins"].append({"type": plugin.name})
@@ -40,9 +43,10 @@ def use(node: Node, plugin: Path) -> None:
 
 
 def slow(node: Node, folder: Path) -> tuple[Path, Path]:
-    """Has the node's pods wait for a plugin in this folder, which must be one of net.cni_bin_dirs.
+    """Makes the node's pods wait for a plugin in this folder.
 
-    The first file is there once it has been asked to add a pod; it answers once there is the second one.
+    The folder must be one of net.cni_bin_dirs. Returns two files: the plugin makes the first when
+    it is asked to add a pod, and answers once the second exists.
     """
     asked, go = folder / "asked", folder / "go"
     plugin = folder / "slow"

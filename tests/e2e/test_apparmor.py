@@ -1,4 +1,7 @@
-"""AppArmor, enforced by the kernel, where it has it; that a kernel without it says so is in test_lsm.py and in test_bad_input.py."""
+"""AppArmor profiles are enforced by a kernel that has AppArmor.
+
+Errors on a kernel without it are tested in test_lsm.py and test_bad_input.py.
+"""
 
 import subprocess
 from collections.abc import Iterator
@@ -37,7 +40,7 @@ def own_profile(tmp_path: Path) -> Iterator[str]:
 
 
 def tried(client: Cri, world: World, logs: Path, **security: object) -> list[str]:
-    """What a container that may mount (but for AppArmor) could do."""
+    """Returns what a container could do that only AppArmor may keep from it."""
     pod = pod_config("apparmor", log_directory=logs)
     pod.linux.security_context.privileged = bool(security.get("privileged"))
     with client.pod(pod) as pod_id:

@@ -1,4 +1,7 @@
-"""Requests that can't be right: each gets a code that kubelet acts on and a message that names the field, and leaves nothing."""
+"""Invalid requests: each gets a code that kubelet acts on and a message that names the field.
+
+None of them leaves a trace.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +59,7 @@ def test_pods_that_cannot_be(cri_client: Cri, node: Node, case: str) -> None:
     code, message = error_of(lambda: cri_client.run_pod(config))
     assert code == INVALID, message
     assert said in message
-    wait_until_clean(node, before)  # net-svc takes a veth away behind its answer
+    wait_until_clean(node, before)  # net-svc removes a veth after it has answered
     assert traces(node) == before
 
 
@@ -151,7 +154,7 @@ def test_containers_that_cannot_be(cri_client: Cri, node: Node, world: World, tm
         assert code == expected, message
         assert said in message
         assert traces(node) == before
-        cri_client.run(pod, container_config(world.image, SLEEP), config)  # the pod is as good as before
+        cri_client.run(pod, container_config(world.image, SLEEP), config)  # the pod still works
 
 
 def test_a_container_without_anything_to_run(cri_client: Cri, world: World, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Whatever a container's configuration is: an error that names a field, or a bundle that fits OCI's schema and that the OCI runtime takes."""
+"""Any configuration of a container is refused or becomes a valid bundle.
+
+A refusal names a field. A bundle fits OCI's schema, and the OCI runtime accepts it.
+"""
 
 import json
 from collections.abc import Iterator
@@ -29,7 +32,7 @@ MIB = 1 << 20
 
 @cache
 def schema() -> Draft4Validator:
-    """OCI's own schema of config.json (opencontainers/runtime-spec, schema/)."""
+    """Returns OCI's own schema of config.json (opencontainers/runtime-spec, schema/)."""
     base = "https://opencontainers.org/schema/"
     documents = {path.name: json.loads(path.read_text()) for path in SCHEMAS.glob("*.json")}
     registry: Registry[Any] = Registry().with_resources(
@@ -43,7 +46,7 @@ def schema() -> Draft4Validator:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Path]:
-    """A folder with something of each kind to mount."""
+    """A folder with a file of each kind to mount."""
     with scratch.folder("bundles") as folder:
         (folder / "dir/below").mkdir(parents=True)
         (folder / "file").write_text("text")
@@ -52,12 +55,15 @@ def host() -> Iterator[Path]:
 
 
 def message(kind: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A protobuf message with some of these fields, each left out in half of the cases."""
+    """Draws a protobuf message; each of these fields is left out in half of the cases."""
     return st.fixed_dictionaries({}, optional=fields).map(lambda given: kind(**given))
 
 
 def of(*good: Any, bad: tuple[Any, ...] = ()) -> st.SearchStrategy[Any]:
-    """A good value nearly always: a configuration has dozens of them, and is right only if all are."""
+    """Draws a valid value nearly always.
+
+    A configuration has dozens of values and is valid only if all of them are.
+    """
     return st.sampled_from([*good * (40 * len(bad) // len(good) + 1), *bad])
 
 
@@ -105,7 +111,7 @@ SECURITY = message(
 
 
 def configs(image: str, host: Path) -> st.SearchStrategy[cri.ContainerConfig]:
-    """Configurations, most of them right."""
+    """Draws configurations, most of them valid."""
     mounts = message(
         cri.Mount,
         container_path=of(
@@ -181,7 +187,8 @@ def test_any_configuration_is_refused_by_name_or_makes_a_bundle(
     with cri_client.pod(pod_of_all, handler) as pod:
         made = [0]
 
-        # The same examples each time: a find here is a test's to keep, not the next one's to stumble over.
+        # The examples are the same each time: what they find belongs in a test of its own, and must
+        # not fail a later run by chance.
         @settings(
             max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
         )
@@ -190,7 +197,7 @@ def test_any_configuration_is_refused_by_name_or_makes_a_bundle(
             made[0] += _created(cri_client, node, pod, config, pod_of_all)
 
         try_it()
-        assert made[0] >= 10, "the strategy makes hardly anything that is right"
+        assert made[0] >= 10, "the strategy draws hardly any valid configuration"
 
 
 def _created(client: Cri, node: Node, pod: str, config: cri.ContainerConfig, of: cri.PodSandboxConfig) -> bool:

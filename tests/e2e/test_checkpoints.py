@@ -1,4 +1,7 @@
-"""Containers and pods that are frozen to a file and go on from it. Real CRIU, where the machine can; where not, a clear no."""
+"""Checkpoint and restore of containers and pods, with real CRIU where the machine supports it.
+
+Elsewhere a clear refusal is tested.
+"""
 
 import re
 import tarfile
@@ -17,7 +20,7 @@ from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
-# Counts in its memory; has changed, deleted and added files.
+# Counts in memory, and has deleted, added and changed files.
 COUNTER = [
     "sh",
     "-c",
@@ -28,7 +31,7 @@ HANDLER = "runc"
 
 @pytest.fixture
 def able(node: Node) -> None:
-    """Skips where CRIU does not work, with the reason that the product gives."""
+    """Skips the test where CRIU does not work, with the reason that crisp gives."""
     handlers = {
         handler["name"]: handler["no_checkpoint"] for handler in get(node, "runtime-svc", "/v1/info").json()["handlers"]
     }
@@ -38,7 +41,7 @@ def able(node: Node) -> None:
 
 @pytest.fixture
 def counting(cri_client: Cri, world: World, tmp_path: Path) -> Iterator[tuple[str, str, cri.PodSandboxConfig]]:
-    """A pod with a container that counts."""
+    """A pod with a container that counts in its log."""
     config = pod_config("count", log_directory=tmp_path / "logs")
     with cri_client.pod(config, HANDLER) as pod:
         container = cri_client.run(pod, container_config(world.image, COUNTER), config)
@@ -47,7 +50,7 @@ def counting(cri_client: Cri, world: World, tmp_path: Path) -> Iterator[tuple[st
 
 
 def last(log: Path) -> int:
-    """The last number of a log; 0 without one."""
+    """Returns the last number in a log, or 0 if there is none."""
     lines = log_lines(log) if log.exists() else []
     return int(lines[-1].text) if lines else 0
 
@@ -76,6 +79,7 @@ def test_where_criu_does_not_work_the_answer_says_why(
     assert not list(tmp_path.glob("c.tar*"))
 
 
+@pytest.mark.vm
 @pytest.mark.usefixtures("able")
 def test_a_container_goes_on_from_its_checkpoint(
     cri_client: Cri, counting: tuple[str, str, cri.PodSandboxConfig], tmp_path: Path
@@ -84,7 +88,7 @@ def test_a_container_goes_on_from_its_checkpoint(
     archive, log = tmp_path / "c.tar", tmp_path / "logs/main.log"
     checkpoint(cri_client, container, archive)
     seen = last(log)
-    wait_for(lambda: last(log) > seen + 2)  # it was thawed
+    wait_for(lambda: last(log) > seen + 2)  # the container was thawed
     assert archive.stat().st_mode & 0o777 == 0o600
     with tarfile.open(archive) as file:
         names = set(file.getnames())
@@ -200,6 +204,6 @@ def test_a_crash_leaves_nothing_frozen_and_nothing_half(
             assert answer.pod_sandbox_id == pod
             retried(lambda: client.start(answer.restored_containers[0].container_id))
             wait_for(lambda: last(log) > 3)
-            assert not armed.exists(), f"nobody passed the crash point {point}"
+            assert not armed.exists(), f"no process passed the crash point {point}"
         assert sorted(path.name for path in (tmp_path / "pod").iterdir()) == ["main.tar", "pod.json"]
     wait_until_clean(crash_node)

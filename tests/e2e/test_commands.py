@@ -1,8 +1,9 @@
-"""The commands that people type: crispctl, make demo's program, and two nodes at the same time."""
+"""Commands that people type: crispctl, the programs behind make; and two nodes at once."""
 
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from crisplab.node import Node
 
 
 def crispctl(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs crispctl against a node, wide enough for whole lines."""
+    """Runs crispctl against a node, with a terminal wide enough for whole lines."""
     command = [sys.executable, "-m", "crispctl", "--run-dir", str(node.run), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env={"COLUMNS": "220", "PATH": "/usr/bin:/bin"}
@@ -28,6 +29,7 @@ def crispctl(node: Node, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_crispctl_shows_the_node(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     config = pod_config("seen", log_directory=tmp_path)
+    last = get(node, "monitor-svc", "/v1/events?limit=0").json()["last"]
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, name="web"), config)
         shown = crispctl(node, "status")
@@ -36,7 +38,8 @@ def test_crispctl_shows_the_node(cri_client: Cri, node: Node, world: World, tmp_
         line = next(line for line in crispctl(node, "containers").stdout.splitlines() if container[:13] in line)
         assert "running" in line
         assert world.image in crispctl(node, "images").stdout
-        assert "created" in crispctl(node, "events").stdout
+        events = crispctl(node, "events", "--after", str(last)).stdout.splitlines()
+        assert len([line for line in events if "created" in line and container[:12] in line]) == 1
 
 
 def test_crispctl_pulls_and_loads(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
@@ -51,8 +54,11 @@ def test_crispctl_pulls_and_loads(cri_client: Cri, node: Node, world: World, tmp
     assert "does not exist" in refused.stderr
 
 
-def test_two_nodes_at_once_do_not_meet(node: Node, world: World, tmp_path: Path) -> None:
-    """The same pod on two nodes of one machine: other addresses, other namespaces, and each end leaves the other alone."""
+def test_two_nodes_at_once_do_not_interfere(node: Node, world: World, tmp_path: Path) -> None:
+    """The same pod runs on two nodes of one machine.
+
+    The two have different addresses and namespaces, and removing one leaves the other alone.
+    """
     config = pod_config("twin", log_directory=tmp_path / "one")
     with scratch.folder("twin") as folder, Cri(node.socket) as first:
         other = Node(folder / "node")
@@ -108,7 +114,7 @@ def test_make_up_leaves_a_node_make_kubelet_runs_static_pods_on_it_and_make_down
 
 
 def test_events_are_streamed_as_they_happen(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
-    """Server-sent events from a cursor on; a reader that comes back with its last cursor misses nothing."""
+    """A reader of server-sent events that comes back with its last cursor misses nothing."""
     config = pod_config("events", log_directory=tmp_path)
     last = get(node, "monitor-svc", "/v1/events?limit=0").json()["last"]
     seen: list[str] = []
@@ -119,7 +125,9 @@ def test_events_are_streamed_as_they_happen(cri_client: Cri, node: Node, world: 
                 cri_client.stop(container)
             if wanted == "deleted":
                 cri_client.remove(container)
+            deadline = time.monotonic() + 30 * clone.SLOWNESS
             while not seen or seen[-1] != wanted:
+                assert time.monotonic() < deadline, f"no event {wanted} after {seen}"
                 path = f"/v1/events/stream?after={last}"
                 with client_of(node, "monitor-svc") as client, client.stream("GET", path) as stream:
                     event = next(

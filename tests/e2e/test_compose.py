@@ -1,4 +1,4 @@
-"""docker-compose.yml on a real dockerd (Debian's), in network and mount namespaces of its own."""
+"""docker-compose.yml on Debian's dockerd, in network and mount namespaces of its own."""
 
 import os
 import subprocess
@@ -12,7 +12,10 @@ from crisplab import base_image, namespaces, scratch
 
 @pytest.mark.timeout(900)
 def test_the_demos_pod_runs_on_services_in_containers() -> None:
-    """The pod also outlives the restart of each service's container; its conmon is not in monitor-svc's cgroup."""
+    """The pod also outlives a restart of each service's container.
+
+    That shows that its conmon is not in monitor-svc's cgroup.
+    """
     base = base_image.tarball()
     with scratch.folder("compose") as folder:
         cgroup = f"crisp-{folder.name.rpartition('-')[2]}"

@@ -1,4 +1,4 @@
-"""What a container's configuration asks for, seen from inside the container and in the kernel's own files."""
+"""Effects of a container's configuration, seen inside the container and in the kernel's files."""
 
 import time
 from functools import partial
@@ -9,6 +9,7 @@ import grpc
 import pytest
 from cgroup_files import VERSION_2, kernels
 from expect import code_of, error_of, exited, log_lines, output_of, wait_for
+from traces import traces
 from world import World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -20,7 +21,7 @@ SLEEP = ["sleep", "600"]
 
 
 def run_once(client: Cri, world: World, logs: Path, command: list[str], **more: Any) -> tuple[int, str]:
-    """Runs a command in a pod of its own and answers its exit code and standard output."""
+    """Runs a command in a pod of its own and returns its exit code and standard output."""
     config = pod_config("once", log_directory=logs)
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, command, **more), config)
@@ -33,7 +34,7 @@ DEFAULT_SECCOMP = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDe
 
 
 def security(**fields: Any) -> cri.LinuxContainerConfig:
-    """A Linux part with this security context."""
+    """Returns a Linux configuration with this security context."""
     return cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(**fields))
 
 
@@ -84,9 +85,14 @@ def test_the_default_seccomp_profile_forbids_and_allows(
 ) -> None:
     config = pod_config("seccomp", log_directory=tmp_path)
     with cri_client.pod(config, handler) as pod:
-        container = cri_client.run(
-            pod, container_config(world.image, SLEEP, linux=security(seccomp=DEFAULT_SECCOMP)), config
+        unconfined = cri.SecurityProfile(profile_type=cri.SecurityProfile.Unconfined)
+        container, free = (
+            cri_client.run(pod, container_config(world.image, SLEEP, name, linux=security(seccomp=profile)), config)
+            for name, profile in (("default", DEFAULT_SECCOMP), ("free", unconfined))
         )
+        # A new user namespace needs no capability, so that only the profile can forbid it.
+        assert cri_client.exec(free, "unshare", "-U", "true").exit_code == 0
+        assert cri_client.exec(container, "unshare", "-U", "true").exit_code != 0
         assert cri_client.exec(container, "unshare", "-n", "true").exit_code != 0
         assert cri_client.exec(container, "sh", "-c", "echo fine | cat").stdout == b"fine\n"
         assert b"Seccomp:\t2" in cri_client.exec(container, "cat", "/proc/self/status").stdout
@@ -95,7 +101,7 @@ def test_the_default_seccomp_profile_forbids_and_allows(
 def test_masked_and_readonly_paths_and_a_readonly_root(cri_client: Cri, world: World, tmp_path: Path) -> None:
     script = "cat /proc/timer_list | wc -c; cat /etc/passwd | wc -c; echo x > /proc/sys/kernel/hostname || echo refused; touch /x || echo readonly"
     assert Path("/proc/timer_list").read_text(), "this machine's own file is empty, so the test would show nothing"
-    # As kubelet sends it for procMount: Default; empty lists are procMount: Unmasked.
+    # kubelet sends these for procMount: Default, and empty lists for procMount: Unmasked.
     linux = security(readonly_rootfs=True, masked_paths=["/proc/timer_list"], readonly_paths=["/proc/sys"])
     code, text = run_once(cri_client, world, tmp_path / "default", ["sh", "-c", script], linux=linux)
     assert (code, text.splitlines()[0], text.splitlines()[2:]) == (0, "0", ["refused", "readonly"])
@@ -134,6 +140,7 @@ def test_a_privileged_container_needs_a_privileged_pod_and_sees_devices(
         )
 
 
+@pytest.mark.vm
 def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     resources = cri.LinuxContainerResources(
         cpu_shares=512, cpu_quota=50_000, cpu_period=100_000, memory_limit_in_bytes=64 << 20
@@ -155,14 +162,17 @@ def test_limits_are_in_the_kernel_and_can_be_changed(cri_client: Cri, node: Node
 
 
 def kept(shares: int) -> int:
-    """What is left of shares after version 2's weight, which is coarser; the OCI runtimes convert so."""
+    """Returns the shares that remain when OCI runtimes convert them to version 2's weight."""
     if not VERSION_2:
         return shares
     return round(2 + (shares - 2) * 9999 // 262142 * 262142 / 9999)
 
 
 def limits(node: Node, pod: str, container: str) -> tuple[int, int, int]:
-    """cpu shares, quota in µs and memory in bytes as the kernel has them; version 2's weight is turned back into shares."""
+    """Returns CPU shares, quota in µs and memory in bytes as the kernel has them.
+
+    The weight of version 2 is converted back into shares.
+    """
     cgroup = node.names.container_cgroup(pod, container)
     if VERSION_2:
         quota = int(kernels(cgroup, "cpu.max").split()[0].replace("max", "-1"))
@@ -183,18 +193,27 @@ LITTLE_MEMORY = cri.LinuxContainerResources(memory_limit_in_bytes=24 << 20, memo
 
 
 @pytest.mark.parametrize("limited", ["container", "pod"])
-def test_running_out_of_memory_is_told(cri_client: Cri, node: Node, world: World, tmp_path: Path, limited: str) -> None:
+def test_running_out_of_memory_is_reported(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path, limited: str
+) -> None:
     config, linux = pod_config("hungry", log_directory=tmp_path), cri.LinuxContainerConfig()
     (linux if limited == "container" else config.linux).resources.MergeFrom(LITTLE_MEMORY)
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", EAT], linux=linux), config)
         status = wait_for(partial(exited, cri_client, container))
         assert (status.exit_code, status.reason) == (137, "OOMKilled")
-    assert not Path(f"/proc/{node.service_pid('monitor-svc')}/cwd/oom").exists()  # conmon makes one where it is started
+    assert not Path(
+        f"/proc/{node.service_pid('monitor-svc')}/cwd/oom"
+    ).exists()  # conmon makes this file in its working directory
 
 
-def test_running_out_of_memory_is_told_though_conmon_missed_it(own_node: Node, world: World, tmp_path: Path) -> None:
-    """As when systemd has removed the cgroup before conmon looks: this one says it where nobody reads."""
+def test_running_out_of_memory_is_reported_though_conmon_missed_it(
+    own_node: Node, world: World, tmp_path: Path
+) -> None:
+    """conmon misses an OOM kill when systemd has removed the cgroup before it looks.
+
+    The conmon of this test writes its report into a folder that nobody reads.
+    """
     monitor, elsewhere = tmp_path / "conmon", tmp_path / "elsewhere"
     elsewhere.mkdir()
     monitor.write_text(f'#!/bin/bash\ncd {elsewhere}; exec conmon "$@" --persist-dir {elsewhere}\n')
@@ -215,9 +234,10 @@ def test_running_out_of_memory_is_told_though_conmon_missed_it(own_node: Node, w
                 )
                 status = wait_for(partial(exited, client, container))
                 assert (status.exit_code, status.reason) == (137, reason)
-    assert (elsewhere / "exit").exists()  # conmon was there; whether it saw the cgroup is chance
+    assert (elsewhere / "exit").exists()  # conmon ran; whether it saw the cgroup is chance
 
 
+@pytest.mark.vm
 def test_mounts(cri_client: Cri, world: World, tmp_path: Path) -> None:
     host = tmp_path / "data"
     host.mkdir()
@@ -279,8 +299,10 @@ def test_exec_past_its_timeout_is_killed_with_its_children(cri_client: Cri, worl
 
 
 def commands(client: Cri, container: str) -> set[bytes]:
-    """The command lines of all processes in a container."""
-    return {line.split(None, 3)[-1].strip() for line in client.exec(container, "ps").stdout.splitlines()}
+    """Returns the command lines of all processes in a container."""
+    found = set(client.exec(container, "ps", "-o", "args").stdout.splitlines())
+    assert b"sleep 600" in found, "ps itself failed"
+    return found
 
 
 def test_exec_runs_as_the_containers_user_in_its_folder_with_its_variables(
@@ -339,14 +361,20 @@ def test_stop_sends_the_signal_first_and_kills_after_the_grace_time(
         assert cri_client.status(deaf).exit_code == 137
 
 
-def test_a_program_that_is_not_there_fails_the_start_or_create(cri_client: Cri, world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_a_program_that_is_not_there_fails_the_create_and_leaves_nothing(
+    cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str
+) -> None:
     config = pod_config("absent", log_directory=tmp_path)
-    with cri_client.pod(config) as pod:
+    with cri_client.pod(config, handler) as pod:
+        before = traces(node)
         code, message = error_of(
-            lambda: cri_client.run(pod, container_config(world.image, ["/no/such/program"]), config)
+            lambda: cri_client.create(pod, container_config(world.image, ["/no/such/program"]), config)
         )
         assert code == grpc.StatusCode.UNKNOWN
         assert "/no/such/program" in message
+        assert cri_client.containers() == []
+        assert traces(node) == before
 
 
 def test_a_container_starts_only_once(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -356,14 +384,25 @@ def test_a_container_starts_only_once(cri_client: Cri, world: World, tmp_path: P
         assert code_of(lambda: cri_client.start(container)) == grpc.StatusCode.FAILED_PRECONDITION
 
 
+def processor_time(node: Node, pod: str, container: str) -> int:
+    """Returns the kernel's count of a container's processor time in nanoseconds."""
+    cgroup = node.names.container_cgroup(pod, container)
+    if not VERSION_2:
+        return int(kernels(cgroup, "cpuacct/cpuacct.usage"))
+    usage = next(line for line in kernels(cgroup, "cpu.stat").splitlines() if line.startswith("usage_usec"))
+    return int(usage.split()[1]) * 1000
+
+
 def test_statistics_agree_with_the_kernel(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     config = pod_config("stats", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         script = "dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 600"
         container = cri_client.run(pod, container_config(world.image, ["sh", "-c", script]), config)
         wait_for(lambda: log_lines(tmp_path / "main.log"))
+        before = processor_time(node, pod, container)
         stats = cri_client.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), timeout=20).stats
         assert stats.cpu.usage_core_nano_seconds.value > 10_000_000
+        assert before <= stats.cpu.usage_core_nano_seconds.value <= processor_time(node, pod, container)
         assert 0 < stats.memory.working_set_bytes.value < 64 << 20
         assert stats.writable_layer.used_bytes.value >= 3 << 20
         listed = cri_client.runtime.ListContainerStats(cri.ListContainerStatsRequest(), timeout=20).stats

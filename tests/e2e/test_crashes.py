@@ -1,4 +1,4 @@
-"""Services that are killed: in the middle of a running pod, between any two side effects, and while calls are under way."""
+"""Services are killed: while a pod runs, between any two side effects, and during calls."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def test_a_pod_starts_and_ends_over_a_crash_at(crash_node: Node, world: World, t
         container = retried(lambda: client.create(pod, container_config(world.image), config))
         try:
             retried(lambda: client.start(container))
-        except grpc.RpcError as error:  # it did start, only the answer was lost
+        except grpc.RpcError as error:  # the container did start; only the answer was lost
             assert error.code() == grpc.StatusCode.FAILED_PRECONDITION
             assert client.status(container).state == cri.CONTAINER_RUNNING
         address = retried(lambda: client.pod_status(pod)).network.ip
@@ -46,7 +46,7 @@ def test_a_pod_starts_and_ends_over_a_crash_at(crash_node: Node, world: World, t
         retried(lambda: client.remove(container))
         retried(lambda: client.stop_pod(pod))
         retried(lambda: client.remove_pod(pod))
-        assert not armed.exists(), f"nobody passed the crash point {point}"
+        assert not armed.exists(), f"no process passed the crash point {point}"
         wait_for(lambda: all(crash_node.answers(service) for service in SERVICES))
         assert retried(client.pods) == []
     wait_until_clean(crash_node)
@@ -71,7 +71,7 @@ def test_a_pull_over_a_crash_leaves_no_half_image(crash_node: Node, world: World
 
 
 def test_no_container_ends_before_it_starts(crash_node: Node, world: World, tmp_path: Path) -> None:
-    """Its program is over long before runtime-svc comes back to record that it has started."""
+    """The program ends long before runtime-svc is back to record its start."""
     config = pod_config("instant", log_directory=tmp_path)
     with Cri(crash_node.socket) as client, client.pod(config) as pod:
         container = client.create(pod, container_config(world.image, ["true"]), config)
@@ -85,10 +85,10 @@ def test_no_container_ends_before_it_starts(crash_node: Node, world: World, tmp_
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_running_pod_does_not_notice_the_death_of(
+def test_a_running_pod_outlives_sigkill_of(
     node: Node, cri_client: Cri, world: World, tmp_path: Path, service: str
 ) -> None:
-    """SIGKILL in the middle of a running pod: it goes on serving and logging, and all answers are as before."""
+    """The pod goes on serving and logging, and all answers are as before."""
     config = pod_config("steady", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         web = cri_client.run(pod, container_config(world.image, name="web"), config)
@@ -105,7 +105,7 @@ def test_a_running_pod_does_not_notice_the_death_of(
         address = cri_client.pod_status(pod).network.ip
         page_once_up(address)
         before = (cri_client.status(web), cri_client.status(ticker), cri_client.pod_status(pod))
-        cri_client.start(short)  # it ends while the service is away
+        cri_client.start(short)  # this one ends while the service is away
 
         pid = node.service_pid(service)
         os.kill(pid, signal.SIGKILL)
@@ -128,7 +128,7 @@ def test_a_running_pod_does_not_notice_the_death_of(
 
 
 def test_a_failed_create_leaves_nothing(node: Node, cri_client: Cri, world: World, tmp_path: Path) -> None:
-    """The last step, in the OCI runtime, fails: everything before it is taken back."""
+    """The last step, in the OCI runtime, fails, and all steps before it are undone."""
     config = pod_config("fails", log_directory=tmp_path)
     linux = cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(cpuset_cpus="4095"))
     with cri_client.pod(config) as pod:
@@ -163,7 +163,7 @@ def test_a_service_that_is_away_is_named(own_node: Node, world: World, tmp_path:
 def test_restarting_a_service_under_load_fails_no_call(
     node: Node, cri_client: Cri, world: World, tmp_path: Path, service: str
 ) -> None:
-    """SIGTERM drains: pods are started and ended by three callers all the while, and not one call is refused."""
+    """SIGTERM drains: three callers start and end pods meanwhile, and no call is refused."""
 
     def life(number: int) -> None:
         config = pod_config(f"load{number}", log_directory=tmp_path / str(number))
@@ -181,7 +181,7 @@ def test_restarting_a_service_under_load_fails_no_call(
 
 
 def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Path) -> None:
-    """Two replicas of each service share the work; with the first ones gone the second ones go on alone."""
+    """Two replicas of each service share the work; the second ones go on without the first ones."""
     own_node.start()
     with Cri(own_node.socket) as client:
         client.pull(world.image)
@@ -213,7 +213,10 @@ def test_a_second_replica_takes_over(own_node: Node, world: World, tmp_path: Pat
 
 
 def test_lists_are_never_old_whichever_replica_answers(own_node: Node, world: World, tmp_path: Path) -> None:
-    """What was changed through one replica of runtime-svc is in every list after that, though most lists are not sent again."""
+    """A change through one replica of runtime-svc is in every later list.
+
+    This holds although most lists are not sent again (304).
+    """
     own_node.start()
     other = own_node.start_replica("runtime-svc", "1")
     try:
@@ -258,8 +261,8 @@ def test_lists_are_never_old_whichever_replica_answers(own_node: Node, world: Wo
     wait_until_clean(own_node)
 
 
-def test_what_a_killed_gateway_left_is_found(own_node: Node, world: World, tmp_path: Path) -> None:
-    """Parts of pods and containers that nobody asks for again are removed by the reconciler and the services' own sweeps."""
+def test_leftovers_of_a_killed_gateway_are_removed(own_node: Node, world: World, tmp_path: Path) -> None:
+    """The reconciler and the services' sweeps remove parts of pods that nobody asks for again."""
     own_node.settings = {"gateway": {"reconcile_interval": 0.2, "reconcile_grace": 0.5}}
     own_node.start()
     with Cri(own_node.socket) as client, client_of(own_node, "image-svc") as image_svc:
@@ -275,12 +278,19 @@ def test_what_a_killed_gateway_left_is_found(own_node: Node, world: World, tmp_p
     assert "leftover-removed" in own_node.log("cri-gateway")
 
 
-def test_a_flushed_firewall_comes_back_with_the_next_pod(own_node: Node, world: World, tmp_path: Path) -> None:
+def test_a_flushed_firewall_comes_back_by_itself_and_with_a_restarted_net_svc(own_node: Node, tmp_path: Path) -> None:
     own_node.start()
     table = own_node.names.table
+
+    def is_there() -> bool:
+        return subprocess.run(["nft", "list", "table", "inet", table], capture_output=True, check=False).returncode == 0
+
     with Cri(own_node.socket) as client:
         with client.pod(pod_config("first", log_directory=tmp_path)):
             subprocess.run(["nft", "list", "table", "inet", table], check=True, capture_output=True)
+        subprocess.run(["nft", "delete", "table", "inet", table], check=True)
+        wait_for(is_there, seconds=60)  # net-svc checks every half minute
+        assert "firewall-table-gone" in own_node.log("net-svc")
         subprocess.run(["nft", "delete", "table", "inet", table], check=True)
         own_node.kill("net-svc")
         with client.pod(pod_config("second", log_directory=tmp_path)):

@@ -1,4 +1,4 @@
-"""crispctl's streams, as an operator types them."""
+"""crispctl's streaming commands as an operator types them."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from expect import exited, page, wait_for
+from expect import exited, page, wait_for, when
 from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
@@ -28,19 +28,25 @@ CRISPCTL = [sys.executable, "-m", "crispctl"]
 
 @dataclass(frozen=True)
 class Desk:
-    """A node with a pod called desk, in it a web server, a talker that has said its lines, and a cat."""
+    """A node with a pod called desk.
+
+    Its containers are a web server, a talker that has printed its lines and ended, and a cat.
+    """
 
     node: Node
     client: Cri
+    world: World
+    pod: str
+    config: cri.PodSandboxConfig
     talker: str
 
     def run(self, *words: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
-        """A crispctl to its end."""
+        """Runs crispctl to its end."""
         command = [*CRISPCTL, "--run-dir", str(self.node.run), *words]
         return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=30 * clone.SLOWNESS)
 
     def start(self, *words: str) -> "subprocess.Popen[bytes]":
-        """A crispctl that goes on."""
+        """Starts a crispctl that goes on until it is ended."""
         command = [*CRISPCTL, "--run-dir", str(self.node.run), *words]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -54,7 +60,7 @@ def desk(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> Iterator[
         said = "for i in 1 2 3 4 5; do echo line $i; done; echo trouble >&2; printf unfinished"
         talker = cri_client.run(pod, container_config(world.image, ["sh", "-c", said], name="talker"), config)
         wait_for(partial(exited, cri_client, talker))
-        yield Desk(node, cri_client, talker)
+        yield Desk(node, cri_client, world, pod, config, talker)
 
 
 def test_logs_go_to_where_the_container_wrote_them(desk: Desk) -> None:
@@ -77,9 +83,15 @@ def test_logs_since_a_time(desk: Desk) -> None:
 
 
 def test_logs_that_are_followed_end_with_the_container(desk: Desk) -> None:
-    with desk.start("logs", "cat", "-f") as following:
-        cat = next(found.id for found in desk.client.containers() if found.metadata.name == "cat")
-        desk.client.stop(cat)
+    script = f"echo first; {when('/go')} echo last"
+    wanted = container_config(desk.world.image, ["sh", "-c", script], name="follow")
+    container = desk.client.run(desk.pod, wanted, desk.config)
+    with desk.start("logs", "follow", "-f") as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == b"first\n"
+        assert following.poll() is None
+        desk.client.exec(container, "touch", "/go")
+        assert following.stdout.read() == b"last\n"
         assert following.wait(20 * clone.SLOWNESS) == 0
 
 
@@ -150,8 +162,21 @@ def test_port_forward_serves_the_pods_page(desk: Desk) -> None:
 
 def test_events_and_top_show_the_pod(desk: Desk) -> None:
     with desk.start("events", "--follow") as following:
-        assert following.stdout is not None
-        assert b"cursor" in following.stdout.readline().lower() + following.stdout.readline().lower()
+        output = following.stdout
+        assert output is not None
+        os.set_blocking(output.fileno(), False)
+        shown = b""
+
+        def shows(*words: str) -> bool:
+            nonlocal shown
+            shown += output.read() or b""
+            return any(all(word.encode() in line for word in words) for line in shown.lower().splitlines())
+
+        wait_for(partial(shows, "cursor", "event", "container"))
+        wait_for(partial(shows, "started", desk.talker[:12], desk.pod[:12]))
+        brief = container_config(desk.world.image, ["true"], name="brief")
+        container = desk.client.run(desk.pod, brief, desk.config)
+        wait_for(partial(shows, "stopped", container[:12], desk.pod[:12]))
         following.send_signal(signal.SIGINT)
         following.wait(20 * clone.SLOWNESS)
     top = desk.run("top", "--seconds", "0.2").stdout.decode()

@@ -1,4 +1,4 @@
-"""GetContainerEvents: everybody who listens hears all, with the statuses of the pod and its containers."""
+"""GetContainerEvents: every subscriber gets all events, with statuses of pod and containers."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ CREATED, STARTED, STOPPED, DELETED = (
 
 @contextmanager
 def listening(client: Cri) -> Iterator[list[cri.ContainerEventResponse]]:
-    """Events as they come, from now on."""
+    """Collects events from now on."""
     heard: list[cri.ContainerEventResponse] = []
     call = client.runtime.GetContainerEvents(cri.GetEventsRequest())
     ended = threading.Event()
@@ -44,7 +44,7 @@ def listening(client: Cri) -> Iterator[list[cri.ContainerEventResponse]]:
 
 
 def _until_listening(client: Cri, *ears: list[cri.ContainerEventResponse]) -> None:
-    """A call's start has no answer, so a pod comes and goes until all have heard of one."""
+    """Runs pods until all subscribers have an event: the start of the call has no answer."""
 
     def heard() -> bool:
         with client.pod(pod_config("are-you-there")):
@@ -58,7 +58,7 @@ def _of(heard: list[cri.ContainerEventResponse], container: str) -> list[int]:
     return [event.container_event_type for event in heard if event.container_id == container]
 
 
-def test_two_subscribers_hear_the_whole_life_of_a_pod_with_statuses(
+def test_two_subscribers_get_the_whole_life_of_a_pod_with_statuses(
     cri_client: Cri, world: World, tmp_path: Path
 ) -> None:
     with listening(cri_client) as one, listening(cri_client) as two:
@@ -85,11 +85,11 @@ def test_two_subscribers_hear_the_whole_life_of_a_pod_with_statuses(
             assert (status.id, status.state, status.exit_code) == (container, cri.CONTAINER_EXITED, 3)
             assert stopped.created_at >= status.finished_at >= status.started_at
             times = [event.created_at for event in heard]
-            assert times == sorted(times)  # kubelet drops an event that is older than one it had
+            assert times == sorted(times)  # kubelet drops an event that is older than the last one
             assert times[0] > 0
 
 
-def test_a_subscription_goes_on_over_the_death_of_monitor_svc(
+def test_a_subscription_outlives_sigkill_of_monitor_svc(
     cri_client: Cri, node: Node, world: World, tmp_path: Path
 ) -> None:
     config = pod_config("death", log_directory=tmp_path)
@@ -103,14 +103,11 @@ def test_a_subscription_goes_on_over_the_death_of_monitor_svc(
         node.wait_for_new("monitor-svc", old)
         cri_client.stop(container)
         wait_for(lambda: len(_of(heard, container)) >= 3)
-        assert sorted(_of(heard, container)) == [
-            CREATED,
-            STARTED,
-            STOPPED,
-        ]  # the note of the start may have to be sent again, and late
+        # The note of the start may have to be sent again, and then comes late.
+        assert sorted(_of(heard, container)) == [CREATED, STARTED, STOPPED]
 
 
-def test_a_gateway_that_goes_ends_its_subscriptions_at_once(own_node: Node, world: World) -> None:
+def test_a_gateway_that_stops_ends_its_subscriptions_at_once(own_node: Node, world: World) -> None:
     own_node.start()
     with Cri(own_node.socket) as client:
         stream = client.runtime.GetContainerEvents(cri.GetEventsRequest())
@@ -128,10 +125,10 @@ def test_a_gateway_that_goes_ends_its_subscriptions_at_once(own_node: Node, worl
         assert time.monotonic() - begun < 5 * clone.SLOWNESS, own_node.log("monitor-svc")[-3000:]
 
 
-def test_a_subscriber_that_does_not_read_holds_nobody_up_and_is_told_that_it_missed_some(own_node: Node) -> None:
+def test_a_subscriber_that_does_not_read_delays_nobody_and_learns_that_it_missed_events(own_node: Node) -> None:
     own_node.settings = {"monitor": {"journal_events": 20}}
     own_node.start()
-    window = [("grpc.http2.bdp_probe", 0)]  # of 64 KiB, and it does not grow
+    window = [("grpc.http2.bdp_probe", 0)]  # a window of 64 KiB that does not grow
     with Cri(own_node.socket) as client, listening(client) as heard, Cri(own_node.socket, options=window) as sleeper:
         asleep = sleeper.runtime.GetContainerEvents(cri.GetEventsRequest())
         _until_listening(client, heard)

@@ -1,4 +1,7 @@
-"""Fields of PodSandboxConfig and ContainerConfig that no flow of the other tests needs, each seen by its effect (docs/cri-fields.md)."""
+"""Effects of fields of PodSandboxConfig and ContainerConfig that other tests do not use.
+
+See docs/cri-fields.md.
+"""
 
 import os
 import stat
@@ -20,7 +23,10 @@ SLEEP = ["sleep", "600"]
 
 
 def test_what_means_the_pause_container_changes_no_container(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    """There is no such container: its user, its files and its profiles are nobody's, and none has to exist."""
+    """crisp has no pause container, so its user, files and profiles apply to no container.
+
+    None of them has to exist.
+    """
     config = pod_config("paused", log_directory=tmp_path)
     security = config.linux.security_context
     security.run_as_user.value, security.run_as_group.value = 1000, 1000
@@ -62,7 +68,11 @@ def test_sysctls_hold_in_the_pod_alone(cri_client: Cri, world: World, tmp_path: 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
 def test_mounts_propagate_as_asked(cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str) -> None:
-    """What is mounted later: on the node, seen below the source by rslave and rshared; in the container, seen on the node by rshared."""
+    """Later mounts propagate in the directions of the mount's mode.
+
+    A mount on the node below the source is seen in the container with rslave and rshared. A mount
+    in the container is seen on the node with rshared.
+    """
     source = node.root / f"propagation-{handler}"
     for name in ("later", "inside"):
         (source / name).mkdir(parents=True)
@@ -101,7 +111,10 @@ def test_mounts_propagate_as_asked(cri_client: Cri, node: Node, world: World, tm
 
 
 def test_propagation_needs_a_source_that_propagates(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
-    """Also where another mount has a name that is no UTF-8, which is none for the source itself."""
+    """A source without propagation is refused, as is a source whose name is not UTF-8.
+
+    The name of any other mount need not be UTF-8.
+    """
     alone, strange, link = node.root / "alone", os.fsencode(node.root) + b"/strange-\xff", node.root / "link"
     link.symlink_to(os.fsdecode(strange))
     for folder in (os.fsencode(alone), strange):
@@ -168,16 +181,18 @@ def test_devices_are_there_with_the_access_that_was_asked_for(
             finished = cri_client.exec(container, "sh", "-c", script)
             return (finished.stdout + finished.stderr).decode()
 
-        assert "not permitted" not in said("exec 3< /dev/mine")  # whatever its driver says
+        assert "not permitted" not in said("exec 3< /dev/mine")  # whatever the driver answers
         assert "not permitted" in said("exec 3> /dev/mine")
         assert said("find /dev/many -type c | sort").split() == ["/dev/many/full"]
         assert "No space left" in said("echo > /dev/many/full")
-        assert "not permitted" in said(f"mknod /more c {fuse[0]} {fuse[1]}; exec 3< /more"), "one that nobody asked for"
+        assert "not permitted" in said(f"mknod /more c {fuse[0]} {fuse[1]}; exec 3< /more"), (
+            "a device that was not asked for"
+        )
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
 def test_limits_of_every_kind_are_the_kernels(cri_client: Cri, world: World, tmp_path: Path, handler: str) -> None:
-    """Seen from inside, where the container's own cgroup is."""
+    """The kernel's files are read inside the container, where its own cgroup is mounted."""
     config = pod_config("limited", log_directory=tmp_path)
     wanted = container_config(world.image, SLEEP)
     wanted.linux.resources.MergeFrom(
@@ -214,7 +229,7 @@ def test_limits_of_every_kind_are_the_kernels(cri_client: Cri, world: World, tmp
         shown = cri_client.status(container).resources.linux
         assert (shown.oom_score_adj, shown.cpuset_cpus, shown.cpuset_mems) == (321, "0", "0")
         swap = "memory.swap.max" if VERSION_2 else "memory/memory.memsw.limit_in_bytes"
-        for new, version_2, version_1 in (  # limited together, and changed one by one
+        for new, version_2, version_1 in (  # limited together, then changed one by one
             (cri.LinuxContainerResources(memory_limit_in_bytes=80 << 20), 16 << 20, 96 << 20),
             (cri.LinuxContainerResources(memory_swap_limit_in_bytes=128 << 20), 48 << 20, 128 << 20),
             (cri.LinuxContainerResources(memory_swap_limit_in_bytes=88 << 20), 8 << 20, 88 << 20),
@@ -238,8 +253,9 @@ def _has_controller(name: str) -> bool:
     return name in (ROOT / "cgroup.controllers").read_text().split()
 
 
+@pytest.mark.vm
 def test_limits_of_every_kind_are_the_pods(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
-    """Those of linux.resources with what linux.overhead adds; and the score of the one process that is the pod's own."""
+    """linux.overhead is added to linux.resources; the OOM score is the pause process's."""
     config = pod_config("whole", log_directory=tmp_path)
     config.linux.security_context.namespace_options.pid = cri.POD
     config.linux.resources.MergeFrom(
@@ -288,7 +304,7 @@ def test_limits_of_every_kind_are_the_pods(cri_client: Cri, node: Node, world: W
         )
         assert {file: kernels(cgroup, file) for file in files} == files
         assert cri_client.exec(container, "cat", "/proc/1/oom_score_adj").stdout == b"456\n"
-        less = cri.LinuxContainerResources(memory_limit_in_bytes=16 << 20)  # and what is not said stays
+        less = cri.LinuxContainerResources(memory_limit_in_bytes=16 << 20)  # fields that are not given stay
         cri_client.update_pod(pod, overhead=less)
         files = {"memory.max": str(144 << 20)} if VERSION_2 else {"memory/memory.limit_in_bytes": str(144 << 20)}
         assert {file: kernels(cgroup, file) for file in files} == files
@@ -335,7 +351,7 @@ def test_the_requests_stop_signal_comes_before_the_images(cri_client: Cri, world
 def test_a_localhost_seccomp_profile_is_enforced(
     cri_client: Cri, node: Node, world: World, tmp_path: Path, handler: str
 ) -> None:
-    """By the field of today and by the one that old clients write."""
+    """The profile is given by the current field and by the deprecated one."""
     profile = node.root / "no-folders.json"
     profile.write_text(NO_FOLDERS)
     today = cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=str(profile))

@@ -1,4 +1,7 @@
-"""A full disk, under the logs: containers go on, or wait for room; under the images. The operator is told (docs/operations.md)."""
+"""A disk is full: that of the logs, where containers go on or wait for room, or that of the images.
+
+The operator is told (docs/operations.md).
+"""
 
 import os
 import re
@@ -25,13 +28,14 @@ from crisplab.node import Node
 
 LINES = 900_000
 _WHOLE = re.compile(rb"\d{6} x{60}")
-# Some 100 MB of log in a few seconds, more than the disk has room for; then a word when it is told to.
+# Writes about 100 MB of log in a few seconds, more than the disk has room for, and one more line
+# when there is a file.
 SCRIPT = f"""awk 'BEGIN {{ for (i = 1; i <= {LINES}; i++) printf "%06d {"x" * 60}\\n", i }}'; touch /done; {when("/go")} echo later; exec sleep 600"""
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A small disk, in the node's mount namespace; with MiB of room."""
+    """A small disk in the node's mount namespace."""
 
     node: Node
     folder: Path
@@ -44,7 +48,7 @@ class Disk:
         subprocess.run([*self.node.enter(), "mount", "-o", f"remount,size={mebibytes}m", str(self.folder)], check=True)
 
     def numbers(self) -> list[int]:
-        """The numbers of the lines that are there whole."""
+        """Returns the numbers of the complete lines."""
         return [
             int(line[:6]) for line in written(entries(self.log.read_bytes())).splitlines() if _WHOLE.fullmatch(line)
         ]
@@ -66,7 +70,7 @@ def metric(node: Node, name: str) -> float:
 
 
 def kinds(node: Node, container: str) -> list[str]:
-    """What the journal has about a container."""
+    """Returns the kinds of all events of a container in the journal."""
     found, after = [], 0
     while events := get(node, "monitor-svc", f"/v1/events?limit=500&after={after}").json()["events"]:
         found += [event["kind"] for event in events if event["container_id"] == container]
@@ -75,7 +79,7 @@ def kinds(node: Node, container: str) -> list[str]:
 
 
 def wait_for_event(kind: str, node: Node, container: str) -> None:
-    """Waits for an event about a container; if it does not come, tells what there is instead."""
+    """Waits for an event of a container; if it does not come, fails with the events there are."""
     try:
         wait_for(lambda: kind in kinds(node, container))
     except AssertionError as error:
@@ -90,7 +94,7 @@ def is_held(node: Node) -> bool:
 
 
 def is_drained(node: Node) -> bool:
-    """Whether nothing is being dropped any more; monitor-svc counts four times a second."""
+    """Tells whether no more output is being dropped; monitor-svc counts four times a second."""
     before = metric(node, "crisp_log_lost_bytes_total")
     time.sleep(1)
     return metric(node, "crisp_log_lost_bytes_total") == before
@@ -102,7 +106,7 @@ def is_done(client: Cri, container: str) -> bool:
 
 @pytest.fixture
 def holding(own_node: Node, world: World) -> Iterator[tuple[Node, Cri]]:
-    """A node whose containers wait for room."""
+    """A node whose containers wait when the disk of their logs is full."""
     own_node.settings = {"monitor": {"full_log_disk": "hold", "log_hold_timeout": 600}}
     own_node.start()
     with Cri(own_node.socket) as client:
@@ -112,7 +116,7 @@ def holding(own_node: Node, world: World) -> Iterator[tuple[Node, Cri]]:
 
 @contextmanager
 def flooding(node: Node, client: Cri, world: World, folder: Path, *, mebibytes: int) -> Iterator[tuple[Disk, str]]:
-    """A disk, and a container that writes more than fits into it."""
+    """Provides a disk and a container that writes more than it has room for."""
     config = pod_config("flood", log_directory=folder / "small")
     with a_disk(node, folder / "small", mebibytes) as disk, client.pod(config) as pod:
         yield disk, client.run(pod, container_config(world.image, ["sh", "-c", SCRIPT]), config)
@@ -120,14 +124,14 @@ def flooding(node: Node, client: Cri, world: World, folder: Path, *, mebibytes: 
 
 @contextmanager
 def held(holding: tuple[Node, Cri], world: World, folder: Path) -> Iterator[tuple[Disk, str]]:
-    """The same, once the container waits for room."""
+    """Provides the same once the container waits for room."""
     node, client = holding
     with flooding(node, client, world, folder, mebibytes=40) as (disk, container):
         wait_for(lambda: is_held(node), seconds=60)
         yield disk, container
 
 
-def test_a_container_goes_on_and_what_found_no_room_is_told(
+def test_a_container_goes_on_and_lost_output_is_reported(
     cri_client: Cri, node: Node, world: World, tmp_path: Path
 ) -> None:
     lost = metric(node, "crisp_log_lost_bytes_total")
@@ -138,7 +142,7 @@ def test_a_container_goes_on_and_what_found_no_room_is_told(
         assert numbers == sorted(set(numbers))
         assert 5000 < len(numbers) < LINES
         wait_for_event("log-lost", node, container)
-        wait_for(lambda: is_drained(node))  # a megabyte in the pipe would fill the disk anew
+        wait_for(lambda: is_drained(node))  # the megabyte in the pipe would fill the disk again
         assert LINES * 67 * 0.4 < metric(node, "crisp_log_lost_bytes_total") - lost <= LINES * 67 * 1.01
         assert metric(node, "crisp_log_disks_short") == 1
 
@@ -150,12 +154,12 @@ def test_a_container_goes_on_and_what_found_no_room_is_told(
         assert metric(node, "crisp_log_disks_short") == 0
 
 
-def test_held_a_container_waits_and_nothing_is_lost(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
+def test_a_held_container_waits_and_nothing_is_lost(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
     node, client = holding
     with held(holding, world, tmp_path) as (disk, container):
-        assert not is_done(client, container)  # and it answers meanwhile
+        assert not is_done(client, container)  # and crisp answers meanwhile
         node.kill("monitor-svc")
-        wait_for(lambda: is_held(node))  # the next monitor-svc holds it in its turn
+        wait_for(lambda: is_held(node))  # the next monitor-svc holds the container too
         disk.grow(400)
         wait_for(lambda: is_done(client, container), seconds=60)
         client.exec(container, "touch", "/go")
@@ -165,21 +169,21 @@ def test_held_a_container_waits_and_nothing_is_lost(holding: tuple[Node, Cri], w
         assert metric(node, "crisp_log_lost_bytes_total") == 0
 
 
-def test_held_a_container_can_be_stopped(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
+def test_a_held_container_can_be_stopped(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
     _, client = holding
     with held(holding, world, tmp_path) as (_, container):
         client.runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=0), timeout=20)
         assert client.status(container).exit_code == 137
 
 
-def test_held_a_container_that_ends_is_seen_to_end(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
+def test_the_end_of_a_held_container_is_noticed(holding: tuple[Node, Cri], world: World, tmp_path: Path) -> None:
     node, client = holding
     with held(holding, world, tmp_path) as (_, container):
         os.kill(get(node, "monitor-svc", f"/v1/monitors/{container}").json()["pid"], signal.SIGKILL)
         wait_for(partial(exited, client, container), seconds=20)
 
 
-def test_after_the_time_limit_it_goes_on(own_node: Node, world: World, tmp_path: Path) -> None:
+def test_a_held_container_goes_on_after_the_time_limit(own_node: Node, world: World, tmp_path: Path) -> None:
     own_node.settings = {"monitor": {"full_log_disk": "hold", "log_hold_timeout": 1}}
     own_node.start()
     with Cri(own_node.socket) as client:
@@ -190,7 +194,7 @@ def test_after_the_time_limit_it_goes_on(own_node: Node, world: World, tmp_path:
             assert not is_held(own_node)
 
 
-def test_a_setting_that_is_none_is_refused(own_node: Node) -> None:
+def test_an_unknown_value_of_full_log_disk_is_refused(own_node: Node) -> None:
     own_node.settings = {"monitor": {"full_log_disk": "wait"}}
     with pytest.raises(Exception, match="full_log_disk"):
         own_node.start()
@@ -212,7 +216,7 @@ def test_a_full_disk_of_images_is_named_and_loses_nothing(own_node: Node, world:
             assert "as by removing images" in message
         assert [image.id for image in client.images()] == [world.busybox.id]
         config = pod_config("tight", log_directory=tmp_path)
-        with client.pod(config) as pod:  # what there was works, and what did not fit has left no trace
+        with client.pod(config) as pod:  # the first image still works, and the other has left no trace
             container = client.run(pod, container_config(world.image, ["sleep", "600"]), config)
             said = client.exec(
                 container, "sh", "-c", "dd if=/dev/zero of=/fits bs=1M count=16 && rm /fits && echo fits"

@@ -1,4 +1,7 @@
-"""What a node's administrator configures for containers: handlers, OCI hooks, CDI devices; and limits of whole pods."""
+"""What a node's administrator configures for containers: handlers, OCI hooks, CDI devices.
+
+Also limits of whole pods.
+"""
 
 import json
 import subprocess
@@ -19,6 +22,7 @@ from crisplab.node import Node, uses_systemd
 SLEEP = ["sleep", "600"]
 
 
+@pytest.mark.vm
 def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world: World, tmp_path: Path) -> None:
     hooks, devices, root = (own_node.root / name for name in ("hooks", "cdi", "mine"))
     for folder in (hooks, devices):
@@ -72,7 +76,10 @@ def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world:
 
 
 def test_containers_keep_the_runtime_that_made_them(own_node: Node, world: World, tmp_path: Path) -> None:
-    """Another default handler, and the old one gone from the settings: it still has to change, start and remove what it made."""
+    """The default handler changes, and the old one is no longer in the settings.
+
+    It still updates, starts and removes the containers that it made.
+    """
     program = own_node.root / "old-crun"
     state = own_node.run / "runtime-svc/oci/old"
 
@@ -118,13 +125,14 @@ def test_containers_keep_the_runtime_that_made_them(own_node: Node, world: World
 
 
 def block_device() -> tuple[str, str]:
-    """A block device of this machine that can be throttled: its path and its number."""
+    """Returns path and number of a block device of this machine that can be throttled."""
     for disk in sorted(Path("/sys/block").iterdir()):
         if not disk.name.startswith(("loop", "ram", "zram", "sr", "fd")) and int((disk / "size").read_text()):
             return f"/dev/{disk.name}", (disk / "dev").read_text().strip()
     pytest.skip("this machine has no disk of its own whose input and output could be limited")
 
 
+@pytest.mark.vm
 def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World, tmp_path: Path) -> None:
     disk, number = block_device()
     own_node.settings = {
@@ -171,10 +179,11 @@ def test_block_io_classes_are_limits_of_the_kernel(own_node: Node, world: World,
 
 
 def pod_memory(node: Node, pod: str) -> int:
-    """The memory limit of a pod's cgroup in bytes, as the kernel has it."""
+    """Returns the memory limit of a pod's cgroup in bytes, as the kernel has it."""
     return int(kernels(node.names.pod_cgroup(pod), "memory.max" if VERSION_2 else "memory/memory.limit_in_bytes"))
 
 
+@pytest.mark.vm
 def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
     config = pod_config("limited", log_directory=tmp_path)
     config.linux.resources.memory_limit_in_bytes = 128 << 20
@@ -196,11 +205,15 @@ def test_a_pods_own_limits_and_their_change(cri_client: Cri, node: Node, world: 
     assert code == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.vm
 @pytest.mark.skipif(uses_systemd(), reason="systemd's slices are systemd's; the parent here is a cgroup of our own")
 def test_a_pod_may_be_told_of_more_processor_than_its_parent_has_yet(
     cri_client: Cri, node: Node, world: World, tmp_path: Path
 ) -> None:
-    """kubelet says so at a resize, before it gives the pod's cgroup more; on version 1 the kernel refuses a child more than its parent."""
+    """At a resize kubelet calls crisp before it raises the limit of the pod's cgroup.
+
+    On version 1 the kernel refuses to give a child more than its parent.
+    """
     parent = f"{node.names.cgroup}/resized"
     config = pod_config("resized", log_directory=tmp_path)
     config.linux.cgroup_parent = parent
@@ -219,9 +232,10 @@ def test_a_pod_may_be_told_of_more_processor_than_its_parent_has_yet(
             remove_cgroup(folder)
 
 
+@pytest.mark.vm
 @pytest.mark.skipif(not uses_systemd(), reason="slices are systemd's; this node's driver is cgroupfs")
 def test_a_slice_may_be_given_by_its_path(cri_client: Cri, node: Node, tmp_path: Path) -> None:
-    """As kubelet does it; by its name, which crictl's manuals show, is the rest of the tests' way."""
+    """kubelet gives the path; other tests give the name, as crictl's manuals do."""
     prefix = node.names.cgroup_parent.removesuffix(".slice")
     config = pod_config("sliced", log_directory=tmp_path)
     config.linux.cgroup_parent = f"/{prefix}.slice/{prefix}-kubepods.slice"
@@ -230,12 +244,12 @@ def test_a_slice_may_be_given_by_its_path(cri_client: Cri, node: Node, tmp_path:
             assert (
                 Path("/sys/fs/cgroup") / config.linux.cgroup_parent[1:] / f"{prefix}-kubepods-crisp{pod}.slice"
             ).is_dir()
-    finally:  # the parent is its maker's to remove
+    finally:  # the test made the parent, so the test removes it
         subprocess.run(["systemctl", "stop", f"{prefix}-kubepods.slice"], check=True)
 
 
 def limit_processor(cgroup: str, quota: int) -> None:
-    """Gives a cgroup so many of each 100,000 microseconds."""
+    """Gives a cgroup `quota` of each 100,000 microseconds."""
     for folder in cgroup_folders(cgroup):
         for name, value in (("cpu.max", f"{quota} 100000"), ("cpu.cfs_quota_us", str(quota))):
             if (folder / name).exists():

@@ -1,4 +1,4 @@
-"""Images: pulled from a real registry, listed, loaded, removed; and registries and images that are wrong."""
+"""Images are pulled from a real registry, listed, loaded and removed; faulty ones are refused."""
 
 import base64
 import gzip
@@ -29,7 +29,7 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 
 
 def small(text: str) -> Image:
-    """An image with one file."""
+    """Returns an image with one file."""
     layer = images.Layer()
     layer.file("/text", text)
     return images.build([layer.finish()], {"Cmd": ["/text"], "User": "1002"})
@@ -37,7 +37,7 @@ def small(text: str) -> Image:
 
 @pytest.fixture
 def names(cri_client: Cri) -> Iterator[list[str]]:
-    """References that are removed after the test."""
+    """A list of references that are removed after the test."""
     used: list[str] = []
     yield used
     for name in used:
@@ -45,7 +45,7 @@ def names(cri_client: Cri) -> Iterator[list[str]]:
 
 
 def image_of(client: Cri, name: str) -> cri.Image | None:
-    """ImageStatus."""
+    """Returns the image that ImageStatus has for a name."""
     response = client.image.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=name)), timeout=20)
     return response.image if response.HasField("image") else None
 
@@ -157,7 +157,7 @@ def test_creating_a_container_from_an_absent_image_leaves_nothing(
 
 
 def test_damaged_blobs_are_refused_and_nothing_of_them_is_kept(cri_client: Cri, node: Node, world: World) -> None:
-    """The registry's own files are changed under it: once a layer's bytes, once what a layer inflates to."""
+    """The registry's files are changed: once a layer's bytes, once what a layer inflates to."""
     storage = world.folder / "registry/data/docker/registry/v2/blobs/sha256"
     layer = images.Layer()
     layer.file("/x", b"x" * 5000)
@@ -199,6 +199,24 @@ def test_a_pull_by_a_digest_that_is_another_images_is_refused(cri_client: Cri, w
     code, message = error_of(lambda: cri_client.pull(f"{world.registry}/test/digest@sha256:{'1' * 64}"))
     assert code == grpc.StatusCode.NOT_FOUND
     assert "1" * 64 in message
+
+
+def test_another_manifest_than_the_digest_names_is_refused(cri_client: Cri, node: Node, world: World) -> None:
+    """The registry answers with the manifest of another image, which is valid by itself."""
+    wanted, other = small("wanted"), small("other")
+    for image in (wanted, other):
+        image.push(world.registry, "test/swapped", "1")
+    digest = wanted.digest.removeprefix("sha256:")
+    blobs = world.folder / "registry/data/docker/registry/v2/blobs/sha256"
+    (blobs / digest[:2] / digest / "data").write_bytes(other.manifest)
+    before = sorted(path.name for path in (node.root / "state/image-svc/layers").iterdir())
+    name = f"{world.registry}/test/swapped@{wanted.digest}"
+    code, message = error_of(lambda: cri_client.pull(name))
+    assert code == grpc.StatusCode.FAILED_PRECONDITION, message
+    assert f"manifest {wanted.digest} has digest {other.digest}" in message
+    assert image_of(cri_client, name) is None
+    assert image_of(cri_client, other.id) is None
+    assert sorted(path.name for path in (node.root / "state/image-svc/layers").iterdir()) == before
 
 
 def test_a_registry_with_a_password(cri_client: Cri, world: World, tmp_path: Path, names: list[str]) -> None:
@@ -265,7 +283,7 @@ def test_images_load_from_a_layout_and_from_an_archive(
     assert image_of(cri_client, "example.invalid/archive:1") is not None
 
 
-def test_every_service_shows_itself(node: Node) -> None:
+def test_every_service_has_health_metrics_and_documentation(node: Node) -> None:
     for service in ("image-svc", "runtime-svc", "net-svc", "monitor-svc", "cri-gateway"):
         assert get(node, service, "/healthz").json() == {"status": "ok"}
         assert get(node, service, "/readyz").json() == {"status": "ok"}

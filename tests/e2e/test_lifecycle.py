@@ -1,4 +1,4 @@
-"""A pod's whole life, over CRI, with each OCI runtime."""
+"""The life of pods and containers over CRI, with each OCI runtime."""
 
 import json
 import time
@@ -98,7 +98,9 @@ def test_containers_of_a_pod_share_its_network_and_not_its_processes(
         other = cri_client.run(pod, container_config(world.image, ["sleep", "600"], name="client"), config)
         page = wait_for(lambda: cri_client.exec(other, "wget", "-q", "-O", "-", "http://127.0.0.1/").stdout.decode())
         assert page == PAGE
-        assert b"httpd" not in cri_client.exec(other, "ps").stdout
+        processes = cri_client.exec(other, "ps").stdout
+        assert b"sleep 600" in processes
+        assert b"httpd" not in processes
 
 
 def test_a_shared_pid_namespace_is_shared(cri_client: Cri, world: World, tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_lists_are_filtered(cri_client: Cri, world: World, tmp_path: Path) -> No
         assert two not in {pod.id for pod in cri_client.pods(state=ready)}
 
 
-def test_removing_a_pod_takes_its_running_containers(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_removing_a_pod_removes_its_running_containers(cri_client: Cri, world: World, tmp_path: Path) -> None:
     config = pod_config("whole", log_directory=tmp_path)
     pod = cri_client.run_pod(config)
     containers = [
@@ -170,7 +172,7 @@ def test_logs_have_time_stream_and_text_and_survive_rotation(cri_client: Cri, wo
         assert {line.tag for line in lines if line.text == "three"} == {"P"}
 
 
-def test_the_node_says_what_it_is(cri_client: Cri, node: Node) -> None:
+def test_the_node_describes_itself(cri_client: Cri, node: Node) -> None:
     version = cri_client.runtime.Version(cri.VersionRequest(), timeout=20)
     assert (version.version, version.runtime_name, version.runtime_api_version) == ("0.1.0", "crisp", "v1")
     status = cri_client.runtime.Status(cri.StatusRequest(verbose=True), timeout=20)
@@ -214,8 +216,11 @@ def test_streams_have_what_the_lists_have(cri_client: Cri, world: World, tmp_pat
         )
 
 
-def test_lists_never_show_a_container_by_half(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    """UNKNOWN, which kubelet counts as a restart, is not for containers that are just being created or removed."""
+def test_lists_never_show_a_container_that_is_half_made(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    """A container that is being created or removed is never shown as UNKNOWN.
+
+    kubelet counts UNKNOWN as a restart.
+    """
     config = pod_config("watched", log_directory=tmp_path)
     seen: dict[str, list[int]] = {}
     done = Event()
@@ -253,11 +258,11 @@ def test_thirty_containers_of_a_pod_stop_at_the_same_time(cri_client: Cri, world
             cri_client.run(pod, container_config(world.image, ["sh", "-c", script], name=f"c{n}"), config)
             for n in range(30)
         ]
-        wait_for(lambda: all(log_lines(log) for log in tmp_path.glob("*.log")))
+        wait_for(lambda: all(log_lines(tmp_path / f"c{n}.log") for n in range(30)))
         begun = time.monotonic()
         with ThreadPoolExecutor(30) as pool:
             list(pool.map(lambda container: cri_client.stop(container, timeout=60), containers))
-        assert 1 <= time.monotonic() - begun < 8 * clone.SLOWNESS  # one after the other would take 30 s and more
+        assert 1 <= time.monotonic() - begun < 8 * clone.SLOWNESS  # one after the other takes at least 30 s
         assert {cri_client.status(container).exit_code for container in containers} == {3}
 
 
@@ -301,7 +306,7 @@ def test_no_service_keeps_files_open_for_pods_that_are_gone(
                 container = cri_client.run(pod, container_config(world.image, ["sleep", "600"]), config)
                 cri_client.exec(container, "true")
 
-    lives(3)  # connections and threads are kept from here on
+    lives(3)  # from here on connections and threads are reused
     before = file_descriptors(node)
     lives(12)
     assert {

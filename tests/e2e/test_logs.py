@@ -1,6 +1,7 @@
-"""Log files: each line is there once, in order and whole, whatever is written and whoever is killed meanwhile.
+"""Log files have each line once, in order and complete, whatever is written and killed meanwhile.
 
-CRISP_SOAK_CONTAINERS, CRISP_SOAK_SECONDS and CRISP_SOAK_SPEED make the first test longer and faster (`make soak`).
+CRISP_SOAK_CONTAINERS, CRISP_SOAK_SECONDS and CRISP_SOAK_SPEED make the first test longer and faster
+(`make soak`).
 """
 
 import fcntl
@@ -28,9 +29,10 @@ from crisplab.node import SERVICES, Node
 
 CONTAINERS = int(os.environ.get("CRISP_SOAK_CONTAINERS", "8"))
 SECONDS = float(os.environ.get("CRISP_SOAK_SECONDS", "10"))
-# By all containers together, in MB a second, half a megabyte at once. 0 is as fast as those that count leave them time.
+# MB per second of all containers together, written half a megabyte at a time. 0 is as fast as the
+# counting processes allow.
 SPEED = float(os.environ.get("CRISP_SOAK_SPEED", "8"))
-# From when one file is there until there is the other, and then a last line.
+# Writes from the moment that one file exists until another does, and then a last line.
 _WRITER = f"""
 BEGIN {{
   while ((getline x < "/run/writers/go") <= 0) system("sleep 0.1")
@@ -47,7 +49,7 @@ BEGIN {{
 
 @dataclass(slots=True)
 class Log:
-    """A container's log, and what has been read of it."""
+    """A container's log and how much of it has been counted."""
 
     path: Path
     counters: Executor
@@ -55,7 +57,10 @@ class Log:
     rotations: int = 0
 
     def rotate(self, client: Cri, container: str) -> None:
-        """As kubelet does it: the file is renamed, the runtime opens a new one; then nobody writes the old one any more."""
+        """Renames the file and has the runtime open a new one, as kubelet does.
+
+        After that nobody writes the old one.
+        """
         self.rotations += 1
         old = self.path.with_name(f"{self.path.name}.{self.rotations}")
         self.path.rename(old)
@@ -64,7 +69,7 @@ class Log:
         self.read(old)
 
     def read(self, file: Path) -> None:
-        """Counts the lines of a file, and removes it."""
+        """Counts the lines of a file and removes it."""
         self.count = self.counters.submit(self.count.after, file).result()
 
 
@@ -102,8 +107,8 @@ def test_no_line_is_lost_or_doubled_over_rotation_and_killed_services(
         )
 
 
-def test_opening_a_log_anew_that_nobody_renamed_keeps_its_lines(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    """As kubelet does when its first try was not answered."""
+def test_reopening_a_log_that_was_not_renamed_keeps_its_lines(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    """kubelet repeats the call when its first try was not answered."""
     config = pod_config("again", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         container = cri_client.run(
@@ -120,7 +125,7 @@ def test_opening_a_log_anew_that_nobody_renamed_keeps_its_lines(cri_client: Cri,
         assert "before" in log.read_text()
 
 
-def test_a_line_of_ten_megabytes_comes_in_pieces(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_a_line_of_ten_megabytes_is_logged_in_pieces(cri_client: Cri, world: World, tmp_path: Path) -> None:
     lines = _log_of(cri_client, world, tmp_path, "head -c 10000000 /dev/zero | tr '\\0' y; echo; echo after")
     assert [tag for _, tag, _ in lines[-2:]] == [b"F", b"F"]
     assert {tag for _, tag, _ in lines[:-2]} == {b"P"}
@@ -129,7 +134,7 @@ def test_a_line_of_ten_megabytes_comes_in_pieces(cri_client: Cri, world: World, 
     assert lines[-1][2] == b"after"
 
 
-def test_output_that_is_no_text_comes_as_it_was(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_binary_output_is_logged_unchanged(cri_client: Cri, world: World, tmp_path: Path) -> None:
     script = "head -c 300000 /dev/urandom > /out/raw; cat /out/raw"
     lines = _log_of(
         cri_client, world, tmp_path, script, mounts=[cri.Mount(host_path=str(tmp_path), container_path="/out")]
@@ -138,7 +143,10 @@ def test_output_that_is_no_text_comes_as_it_was(cri_client: Cri, world: World, t
 
 
 def test_a_container_may_be_ahead_of_its_log(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
-    """Its pipes hold a megabyte, so that it need not wait for conmon at each 64 KiB (docs/decisions/conmon-writes-the-log.md)."""
+    """A container's pipes hold a megabyte, so that it need not wait for conmon every 64 KiB.
+
+    See docs/decisions/conmon-writes-the-log.md.
+    """
     config = pod_config("wide", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, ["sleep", "600"]), config)
@@ -149,7 +157,7 @@ def test_a_container_may_be_ahead_of_its_log(cri_client: Cri, node: Node, world:
             os.close(fd)
 
 
-def test_the_two_streams_of_a_container_are_told_apart(cri_client: Cri, world: World, tmp_path: Path) -> None:
+def test_the_log_keeps_the_two_streams_apart(cri_client: Cri, world: World, tmp_path: Path) -> None:
     lines = _log_of(cri_client, world, tmp_path, "for i in $(seq 500); do echo out $i; echo err $i >&2; done")
     for stream, word in ((b"stdout", "out"), (b"stderr", "err")):
         assert [text.decode() for found, _, text in lines if found == stream] == [
@@ -160,7 +168,7 @@ def test_the_two_streams_of_a_container_are_told_apart(cri_client: Cri, world: W
 def _log_of(
     client: Cri, world: World, folder: Path, script: str, mounts: list[cri.Mount] | None = None
 ) -> list[tuple[bytes, bytes, bytes]]:
-    """Stream, tag and text of each line that a script's log has in the end."""
+    """Runs a script and returns stream, tag and text of each line of its log."""
     config = pod_config("logs", log_directory=folder)
     with client.pod(config) as pod:
         container = client.run(pod, container_config(world.image, ["sh", "-c", script], mounts=mounts or []), config)

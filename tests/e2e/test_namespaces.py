@@ -1,4 +1,4 @@
-"""Namespaces of pods and containers: whose they are, seen in /proc of the node and from inside."""
+"""Namespaces of pods and containers, seen in the node's /proc and from inside."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from expect import error_of, wait_for
-from world import World
+from world import PAGE, World
 
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import images
@@ -22,13 +22,13 @@ KINDS = ("net", "ipc", "uts", "pid", "user", "mnt")
 
 
 def namespaces(client: Cri, container: str) -> dict[str, str]:
-    """The namespaces of a container's process, as the kernel names them."""
+    """Returns the namespaces of a container's process as the kernel names them."""
     pid = process_of(client, container)
     return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in KINDS}
 
 
 def process_of(client: Cri, container: str) -> int:
-    """The container's first process."""
+    """Returns the PID of a container's first process."""
     response = client.runtime.ContainerStatus(
         cri.ContainerStatusRequest(container_id=container, verbose=True), timeout=20
     )
@@ -135,11 +135,20 @@ def test_zombies_of_a_shared_pid_namespace_are_reaped(cri_client: Cri, world: Wo
     with cri_client.pod(config) as pod:
         container = cri_client.run(pod, container_config(world.image, SLEEP, linux=linux(options(pid=cri.POD))), config)
         cri_client.exec(container, "sh", "-c", "(sleep 0.1 & ) ; true")
-        wait_for(lambda: b"[sleep]" not in (out := cri_client.exec(container, "ps").stdout) and b"sleep 0.1" not in out)
+
+        def processes() -> bytes:
+            found = cri_client.exec(container, "ps").stdout
+            assert b"sleep 600" in found, "ps itself failed"
+            return found
+
+        wait_for(lambda: b"[sleep]" not in (found := processes()) and b"sleep 0.1" not in found)
 
 
 def test_a_pod_with_a_user_namespace(cri_client: Cri, node: Node, world: World, tmp_path: Path) -> None:
-    """Root inside is nobody outside; image, volumes, network, sysctls and writes work, and the node sees the mapped ids."""
+    """Root inside is an unprivileged user outside, and the node sees the mapped ids.
+
+    Image, volumes, network, sysctls and writes work.
+    """
     volume = tmp_path / "volume"
     volume.mkdir()
     tmp_path.chmod(0o755)
@@ -198,7 +207,7 @@ USER_CASES = {
 
 
 @pytest.mark.parametrize("case", USER_CASES)
-def test_user_namespaces_that_cannot_be(cri_client: Cri, case: str) -> None:
+def test_an_invalid_user_namespace_is_refused(cri_client: Cri, case: str) -> None:
     code, message = error_of(lambda: cri_client.run_pod(pod_config("bad", linux=pod_linux(USER_CASES[case]))))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert "userns_options" in message
@@ -281,10 +290,14 @@ def test_a_repeated_create_with_a_wrong_volume_leaves_the_running_container_its_
 ) -> None:
     config = pod_config("again", log_directory=tmp_path)
     with cri_client.pod(config) as pod:
-        container = cri_client.run(pod, container_config(world.image, SLEEP), config)
+        wanted = container_config(world.image, SLEEP)
+        wanted.mounts.add(container_path="/x", image=cri.ImageSpec(image=world.image), image_sub_path="www")
+        container = cri_client.run(pod, wanted, config)
         cri_client.exec(container, "sh", "-c", "echo kept > /kept")
         wrong = container_config(world.image, SLEEP)
         wrong.mounts.add(container_path="/x", image=cri.ImageSpec(image=world.image), image_sub_path="no/such/path")
-        error_of(lambda: cri_client.create(pod, wrong, config))
+        code, message = error_of(lambda: cri_client.create(pod, wrong, config))
+        assert (code, "image_sub_path" in message) == (grpc.StatusCode.INVALID_ARGUMENT, True), message
         assert cri_client.exec(container, "cat", "/kept").stdout == b"kept\n"
+        assert cri_client.exec(container, "cat", "/x/index.html").stdout.decode() == PAGE
         assert (node.root / f"state/image-svc/containers/{container}/upper/kept").read_text() == "kept\n"

@@ -1,4 +1,4 @@
-"""Pods' networks: the built-in bridge, CNI plugins by exec, host ports, and configurations that are wrong."""
+"""Pods' networks: the built-in bridge, CNI plugins, host ports, and faulty configurations."""
 
 import socket
 import subprocess
@@ -43,11 +43,11 @@ def test_pods_have_loopback_a_route_and_reach_each_other(
 
 @pytest.fixture
 def world_outside(node: Node) -> Iterator[str]:
-    """The address of a web server in a network namespace beside the node, which knows no way back to the pods' subnet."""
+    """The address of a web server in a network namespace that has no route to the pods' subnet."""
     third = int(node.names.tag[:2], 16)
     here, there = f"172.31.{third}.1", f"172.31.{third}.2"
     link = f"cw{node.names.tag}"
-    # It tells each caller the address that the call comes from.
+    # Answers each caller with the address that the call comes from.
     program = (
         "import http.server as h\n"
         "class A(h.BaseHTTPRequestHandler):\n"
@@ -74,7 +74,7 @@ def world_outside(node: Node) -> Iterator[str]:
         server.wait()
 
 
-def test_pods_reach_the_world_under_the_nodes_address(
+def test_pods_reach_the_outside_under_the_nodes_address(
     cri_client: Cri, world: World, tmp_path: Path, world_outside: str
 ) -> None:
     config = pod_config("out", log_directory=tmp_path)
@@ -100,8 +100,8 @@ def test_host_ports_answer_on_every_address_and_go_with_the_pod(
         socket.create_connection(("127.0.0.1", port), timeout=2)
 
 
-def test_the_same_pod_may_come_and_go_quickly(cri_client: Cri, world: World, tmp_path: Path) -> None:
-    """Its network is always its present life's, never what is left of the one before."""
+def test_the_same_pod_may_be_run_and_removed_quickly(cri_client: Cri, world: World, tmp_path: Path) -> None:
+    """The network is always that of the present run, never a leftover of the one before."""
     config = pod_config("quick", log_directory=tmp_path)
     for _ in range(5):
         with cri_client.pod(config) as pod:
@@ -124,7 +124,10 @@ def test_a_pod_on_the_nodes_network_has_no_address_of_its_own(cri_client: Cri, w
 
 
 def test_cni_plugins_by_exec(own_node: Node, world: World, tmp_path: Path) -> None:
-    """The same network by running CNI's reference plugins looks the same to a pod. In a network namespace, for portmap changes iptables."""
+    """A network made by CNI's reference plugins looks the same to a pod as the native one.
+
+    The node has a network namespace, because portmap changes iptables.
+    """
     port = 8080
     own_node.settings = {"net": {"native_plugins": False}}
     own_node.own_network = True
@@ -223,7 +226,7 @@ def test_a_plugin_that_fails_is_quoted_and_undone(own_node: Node, world: World, 
 
 
 def test_a_pod_is_not_shown_before_it_has_its_network(own_node: Node, tmp_path: Path) -> None:
-    """A plugin may take seconds. kubelet would take a pod that is listed, and by its status not ready, for a broken one and replace it."""
+    """A plugin may take seconds. kubelet would replace a pod that is listed but not ready."""
     own_node.settings = {"net": {"cni_bin_dirs": [str(tmp_path), "/usr/lib/cni"]}}
     own_node.start()
     asked, go = networks.slow(own_node, tmp_path)
@@ -236,7 +239,7 @@ def test_a_pod_is_not_shown_before_it_has_its_network(own_node: Node, tmp_path: 
             assert client.pods() == []
             assert code_of(lambda: client.pod_status(pod)) == grpc.StatusCode.NOT_FOUND
             old = own_node.service_pid("cri-gateway")
-            own_node.kill("cri-gateway")  # its successor shows as little of the pod, and the same call goes on with it
+            own_node.kill("cri-gateway")  # its successor hides the pod too, and the same call goes on
             with pytest.raises(grpc.RpcError):
                 running.result(60)
             own_node.wait_for_new("cri-gateway", old)
@@ -254,7 +257,7 @@ def test_a_pod_is_not_shown_before_it_has_its_network(own_node: Node, tmp_path: 
 
 
 def test_addresses_run_out_and_come_back(own_node: Node, tmp_path: Path) -> None:
-    subnet = own_node.names.subnet.replace(".0/24", ".0/29")  # .1 is the gateway, .2 to .6 are for pods
+    subnet = own_node.names.subnet.replace(".0/24", ".0/29")  # .1 is the gateway's, .2 to .6 are for pods
     own_node.settings = {"net": {"builtin_subnets": [subnet]}}
     own_node.start()
     with Cri(own_node.socket) as client:

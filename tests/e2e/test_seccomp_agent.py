@@ -1,4 +1,7 @@
-"""A seccomp profile whose rules ask an agent on the node (OCI runtime spec, config-linux.md, listenerPath; seccomp_unotify(2))."""
+"""A seccomp profile whose rules ask an agent on the node.
+
+OCI runtime spec, config-linux.md, listenerPath; seccomp_unotify(2).
+"""
 
 import contextlib
 import errno
@@ -21,7 +24,7 @@ NOTIFICATION, RESPONSE = "QIIiIQ6Q", "QqiI"
 
 
 class Agent(threading.Thread):
-    """Takes the listener of one container and answers every call with ENOMEDIUM."""
+    """Accepts the listener of one container and answers every call with ENOMEDIUM."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)

@@ -1,7 +1,9 @@
-"""SELinux, enforced by the kernel, where it has it; that a kernel without it says so is in test_lsm.py and in test_bad_input.py.
+"""SELinux labels are enforced by a kernel that has SELinux.
 
-`make test-vm VM="--selinux --drivers systemd -- tests/e2e/test_selinux.py"` runs these with Debian's policy, whose mode is permissive: they
-make it enforce for as long as a container tries things, since the policy has no rules for a node of crisp's tests itself.
+Errors on a kernel without it are tested in test_lsm.py and test_bad_input.py.
+`make test-vm VM="--selinux --drivers systemd -- tests/e2e/test_selinux.py"` runs these tests with
+Debian's policy in permissive mode. They switch to enforcing only while a container tries things,
+because the policy has no rules for the test node itself.
 """
 
 import contextlib
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 )
 LEVEL = "s0:c10,c20"
 LABEL = f"system_u:object_r:container_file_t:{LEVEL}"
-# What can be read and written, once it is told to.
+# Tries what it can read and write once a file tells it to.
 TRY = (
     f"{when('/tmp/go')} for f in /etc/passwd /etc/resolv.conf /relabelled/x /foreign/x; do cat $f >/dev/null 2>&1 && echo read $f; done;"
     " for f in /new /dev/shm/new /relabelled/new /foreign/new; do touch $f 2>/dev/null && echo wrote $f; done; echo tried; exec sleep 600"
@@ -43,7 +45,7 @@ def enforcing() -> Iterator[None]:
 
 
 def denials() -> list[str]:
-    """What the kernel has refused containers, or in permissive mode would have."""
+    """Returns what the kernel refused to containers, or would have in enforcing mode."""
     said = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in said if "avc:" in line and "container" in line][-40:]
 
@@ -62,7 +64,7 @@ def test_process_and_files_have_the_pods_label(cri_client: Cri, node: Node, worl
             root = f"/proc/{get(node, 'monitor-svc', f'/v1/monitors/{container}').json()['pid']}/root"
             for file in ("/", "/bin/busybox", "/etc/resolv.conf", "/etc/hosts", "/dev/shm"):
                 assert label_of(root + file) == f"system_u:object_r:container_file_t:{level}", file
-    assert len(labels) == 2  # another pod has other categories
+    assert len(labels) == 2  # each pod has its own categories
 
 
 def test_a_container_reads_and_writes_its_own_and_nothing_else(cri_client: Cri, world: World, tmp_path: Path) -> None:

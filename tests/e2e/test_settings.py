@@ -1,15 +1,16 @@
-"""What settings change, each seen by its effect (docs/configuration.md)."""
+"""Effects of settings (docs/configuration.md)."""
 
 import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import networks
 import pytest
-from expect import NO_FOLDERS, error_of, network_condition
+from expect import NO_FOLDERS, error_of, network_condition, wait_for
 from streams import V4, spdy
 from world import World
 
@@ -20,12 +21,12 @@ from crisplab.registry import free_port
 
 SLEEP = ["sleep", "600"]
 ORDER = {"run.oci.seccomp_bpf_data": "BgAAAAAA/38="}
-"""A seccomp program that allows everything, in the form that crun takes by annotation."""
+"""A seccomp program that allows everything, in the form of crun's annotation."""
 
 
 @pytest.fixture
 def client(own_node: Node, world: World) -> Iterator[Cri]:
-    """A client of a node that has nothing as it is by default, and an image."""
+    """A client of a node that has an image and changes many settings from their defaults."""
     profiles = own_node.root / "profiles"
     profiles.mkdir(parents=True)
     (profiles / "no-folders.json").write_text(NO_FOLDERS)
@@ -83,7 +84,10 @@ def test_a_container_that_names_no_seccomp_profile_gets_the_nodes(client: Cri, w
 
 
 def test_orders_to_the_oci_runtime_are_the_nodes_to_allow(client: Cri, world: World, tmp_path: Path) -> None:
-    """The order replaces a profile, which is found by its name in the node's folder, by one that allows everything."""
+    """The annotation replaces a profile by one that allows everything.
+
+    The replaced profile is found by its name in the node's folder.
+    """
     for handler, annotations, is_made in (
         ("", {}, False),
         ("", ORDER, False),
@@ -131,8 +135,10 @@ def test_a_handlers_pods_may_have_a_network_of_their_own(client: Cri, own_node: 
         assert usual < 200
 
 
-def test_what_takes_too_long_is_given_up_and_leaves_nothing(own_node: Node, world: World, tmp_path: Path) -> None:
-    """An OCI runtime that hangs when it creates, and a CNI plugin that hangs when it adds."""
+def test_a_runtime_or_plugin_that_hangs_times_out_and_leaves_nothing(
+    own_node: Node, world: World, tmp_path: Path
+) -> None:
+    """An OCI runtime hangs in create, and a CNI plugin hangs in ADD."""
     hanging = "98765"
     stuck, plugin = own_node.root / "stuck", own_node.root / "bin/stuck-plugin"
     plugin.parent.mkdir(parents=True)
@@ -145,20 +151,25 @@ def test_what_takes_too_long_is_given_up_and_leaves_nothing(own_node: Node, worl
     own_node.settings = {
         "runtime.handlers.crun": {"path": "/usr/bin/crun"},
         "runtime.handlers.stuck": {"path": str(stuck)},
-        "monitor": {"create_timeout": 1},
-        "net": {"cni_timeout": 1, "cni_bin_dirs": [str(plugin.parent), "/opt/cni/bin", "/usr/lib/cni"]},
+        "monitor": {"create_timeout": 2},
+        "net": {"cni_timeout": 2, "cni_bin_dirs": [str(plugin.parent), "/opt/cni/bin", "/usr/lib/cni"]},
     }
     own_node.start()
-    with Cri(own_node.socket) as client:
+    with Cri(own_node.socket) as client, ThreadPoolExecutor(1) as pool:
         client.pull(world.image)
         config = pod_config("stuck", log_directory=tmp_path)
         with client.pod(config, "stuck") as pod:
-            code, message = error_of(lambda: client.create(pod, container_config(world.image, SLEEP), config))
+            creating = pool.submit(error_of, lambda: client.create(pod, container_config(world.image, SLEEP), config))
+            wait_for(lambda: _running(hanging))
+            code, message = creating.result(60)
             assert code == grpc.StatusCode.DEADLINE_EXCEEDED
             assert "did not create container" in message
             assert client.containers() == []
+        assert _running(hanging) == []
         networks.use(own_node, plugin)
-        code, message = error_of(lambda: client.run_pod(config))
+        adding = pool.submit(error_of, lambda: client.run_pod(config))
+        wait_for(lambda: _running(hanging))
+        code, message = adding.result(60)
         assert code == grpc.StatusCode.DEADLINE_EXCEEDED
         assert "stuck-plugin" in message
         assert client.pods() == []
@@ -166,7 +177,7 @@ def test_what_takes_too_long_is_given_up_and_leaves_nothing(own_node: Node, worl
 
 
 def _running(argument: str) -> list[str]:
-    """The command lines of processes with this argument."""
+    """Returns the command lines of all processes that have this argument."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -198,11 +209,11 @@ def test_smaller_settings_of_the_other_services(own_node: Node, world: World, tm
     for service in SERVICES:
         begins = {line[:1] for line in own_node.log(service).splitlines()}
         assert begins, service
-        assert "{" not in begins, "lines for people, and no JSON"
+        assert "{" not in begins, "the console format is not JSON"
 
 
-def test_who_says_nothing_is_given_up(own_node: Node, world: World, tmp_path: Path) -> None:
-    """A registry that takes connections and is silent, and clients that do not open all their streams."""
+def test_silent_registries_and_clients_time_out(own_node: Node, world: World, tmp_path: Path) -> None:
+    """A registry accepts connections and is silent; clients do not open all their streams."""
     own_node.settings = {"image": {"pull_timeout": 1}, "gateway": {"stream_creation_timeout": 1}}
     own_node.start()
     with socket.create_server(("127.0.0.1", 0)) as silent, Cri(own_node.socket) as client:
@@ -218,8 +229,7 @@ def test_who_says_nothing_is_given_up(own_node: Node, world: World, tmp_path: Pa
             wanted = cri.ExecRequest(container_id=container, cmd=["touch", "/ran"], stdout=True)
             with spdy(client.runtime.Exec(wanted, timeout=20).url, V4) as late:
                 error = late.open(streamtype="error")
-                while not late.over:
-                    late.step()
+                late.read_until_closed()
                 assert b"did not open its streams stdout within 1 s" in late.received[error]
             assert client.exec(container, "test", "-e", "/ran").exit_code == 1
             ports = cri.PortForwardRequest(pod_sandbox_id=pod, port=[80])

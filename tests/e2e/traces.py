@@ -1,4 +1,7 @@
-"""What a node has in the kernel, on disk and in its services' books, as sorted lines: equal before and after is clean."""
+"""Traces that pods and containers leave: in the kernel, on disk and in the services' databases.
+
+A node is clean if they are the same before and after.
+"""
 
 import contextlib
 import time
@@ -34,7 +37,10 @@ _FOLDERS = (
 
 
 def client_of(node: Node, service: str, replica: str = "0") -> httpx.Client:
-    """A client of a service's socket. verify: nothing is encrypted there, and to load the certificate authorities takes 20 ms."""
+    """Returns a client of a service's socket.
+
+    verify=False saves 20 ms of loading certificate authorities: the connection is not encrypted.
+    """
     transport = httpx.HTTPTransport(uds=str(node.run / service / f"{replica}.sock"), verify=False)
     return httpx.Client(transport=transport, base_url=f"http://{service}", timeout=20)
 
@@ -42,13 +48,13 @@ def client_of(node: Node, service: str, replica: str = "0") -> httpx.Client:
 def get(
     node: Node, service: str, path: str, replica: str = "0", headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    """GET from a service's socket, as `curl --unix-socket` does."""
+    """Sends a GET to a service's socket, like `curl --unix-socket`."""
     with client_of(node, service, replica) as client:
         return client.get(path, headers=headers)
 
 
 def traces(node: Node) -> list[str]:
-    """All that pods and containers leave marks in."""
+    """Returns all traces of pods and containers on a node as sorted lines."""
     found = []
     mounts = Path(f"/proc/{node.pid()}/mounts").read_text().splitlines()
     found += [f"mount {target}" for line in mounts if (target := line.split()[1]).startswith(f"{node.root}/")]
@@ -66,7 +72,10 @@ def traces(node: Node) -> list[str]:
 
 
 def wait_until_clean(node: Node, before: list[str] | None = None, seconds: float = 10) -> None:
-    """Waits for what the kernel and conmon end a moment after the answer; fails with what stays."""
+    """Waits until a node has no traces but those of `before`. AssertionError names what is left.
+
+    The kernel and conmon finish some removals a moment after the answer.
+    """
     deadline = time.monotonic() + seconds * clone.SLOWNESS
     while left := sorted(set(traces(node)) - set(before or [])):
         assert time.monotonic() < deadline, f"left behind: {left}"
@@ -75,7 +84,10 @@ def wait_until_clean(node: Node, before: list[str] | None = None, seconds: float
 
 @contextlib.contextmanager
 def started(node: Node, image: str) -> Iterator[Node]:
-    """A node that runs and has the image; at the end nothing of its pods may be left on it, and nothing of it on the machine."""
+    """Starts a node that has the image.
+
+    At the end it must have no trace of a pod, and the machine no trace of the node.
+    """
     names = node.names
     try:
         node.start()
@@ -89,5 +101,5 @@ def started(node: Node, image: str) -> Iterator[Node]:
 
 
 def file_descriptors(node: Node) -> dict[str, int]:
-    """How many files each service has open."""
+    """Returns the number of files that each service has open."""
     return {service: len(list(Path(f"/proc/{node.service_pid(service)}/fd").iterdir())) for service in SERVICES}

@@ -1,4 +1,4 @@
-"""What all tests of a worker share besides the node."""
+"""What all tests of a worker share besides the node: a registry, an image and a folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,5 +18,5 @@ class World:
 
     @property
     def image(self) -> str:
-        """busybox with a web server as its command."""
+        """The reference of a busybox image whose command is a web server."""
         return f"{self.registry}/test/busybox:1"

@@ -1,4 +1,7 @@
-"""A pytest plugin: what failed is told at once, for a machine that may be switched off before pytest's own summary."""
+"""A pytest plugin that shows failures at once.
+
+The virtual machine may be switched off before pytest's own summary.
+"""
 
 import pytest
 

@@ -1,10 +1,14 @@
-"""Leaves a pod running on the installed crisp, for the power cut that follows; test_rebooted.py looks at what is left of it."""
+"""Leaves a pod running on the installed crisp for the power cut that follows.
+
+test_rebooted.py checks what is left of it.
+"""
 
 import json
+import time
 from pathlib import Path
 
 from crisp_proto.cri import api_pb2 as cri
-from crisplab import images, registry, scratch
+from crisplab import clone, images, registry, scratch
 from crisplab.cri import Cri, container_config, pod_config
 
 LEFT = Path("/root/left.json")
@@ -23,8 +27,10 @@ def main() -> None:
         pod = client.run_pod(config)
         running = client.run(pod, container_config(image, ["sleep", "600"]), config)
         ended = client.run(pod, container_config(image, ["sh", "-c", "exit 7"], name="ended"), config)
+        deadline = time.monotonic() + 60 * clone.SLOWNESS
         while client.status(ended).state != cri.CONTAINER_EXITED:
-            pass
+            assert time.monotonic() < deadline, "the container does not end"
+            time.sleep(0.1)
         LEFT.write_text(json.dumps({"image": image, "pod": pod, "running": running, "ended": ended}))
 
 

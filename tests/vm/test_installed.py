@@ -1,4 +1,4 @@
-"""The installed crisp in the virtual machine: systemd's units, its cgroups, and what this machine's kernel alone has."""
+"""The installed crisp in the virtual machine: units and cgroups of systemd."""
 
 import subprocess
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def test_a_pod_is_a_slice_and_its_containers_are_scopes(client: Cri, image: str,
         assert run("systemctl", "is-active", slices, scope, f"crisp-conmon-{container}.scope").split() == ["active"] * 3
         assert run("systemctl", "show", "--property=MemoryMax", "--value", slices).strip() == str(256 << 20)
         folder = Path("/sys/fs/cgroup/crisp.slice") / slices / scope
-        # crun makes a group of its own in the scope for the container, runc does not.
+        # crun makes another cgroup for the container within the scope, runc does not.
         assert len([pid for file in folder.rglob("cgroup.procs") for pid in file.read_text().split()]) == 1
     assert run("systemctl", "list-units", "--all", "--plain", "--no-legend", "crisp-crisp*", "crisp-conmon*") == ""
 

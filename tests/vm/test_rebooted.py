@@ -1,4 +1,4 @@
-"""After a power cut: what ran has ended and is said to have, nothing of it is in the way, and the same pod runs again."""
+"""After a power cut containers are reported as ended, and the same pod can run again."""
 
 import json
 from collections.abc import Iterator

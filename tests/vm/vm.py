@@ -1,9 +1,13 @@
-"""`make test-vm`: a Debian 12 machine with systemd and cgroup version 2, made here, with crisp installed in it as docs/install.md says.
+"""`make test-vm`: runs tests in a Debian 12 machine with systemd and cgroup version 2.
 
-The machine has no network: packages and wheels are put into its disk. It boots under QEMU (without KVM, so 5 to 15 times slower than
-this machine), runs tests/vm/inside, says how that ended on its serial line, and powers off.
+The machine is made here, and crisp is installed in it as docs/install.md says. It has no network:
+packages and wheels are put on its disk. It boots under QEMU without KVM, so it is 5 to 15 times
+slower than this machine. It runs tests/vm/inside, reports the exit code on its serial line, and
+powers off.
 
 python tests/vm/vm.py [--drivers systemd,cgroupfs] [--selinux] [--minutes N] [-- PYTEST ARGUMENTS]
+
+The pytest arguments are words without spaces, such as `-m vm tests/e2e`.
 """
 
 import argparse
@@ -24,11 +28,13 @@ from crisplab import base_image, clone, golang
 
 HERE = Path(__file__).parent
 CACHE = clone.ROOT / ".cache/vm"
-# Besides what a node needs: what makes it a machine, what crisp uses where it is there, and what tests/e2e and critest (sudo) want.
+# Beyond the packages of a node: those of a machine, those that crisp uses where they are installed,
+# and those that tests/e2e and critest (sudo) need.
 _PACKAGES = "systemd-sysv dbus udev linux-image-cloud-amd64 kmod e2fsprogs apparmor criu busybox curl iptables procps sudo".split()
 _SELINUX = ["selinux-policy-default", "selinux-utils", "policycoreutils"]
-# For an emulated processor: code at the same address is translated once, not at each exec (30 to 7 ms for /bin/true), the time is read
-# without a device, page tables have four levels (-la57), and nobody guards against what only real processors do.
+# For an emulated processor: code at the same address is translated once and not at each exec (7 ms
+# instead of 30 for /bin/true), the time is read without a device, page tables have four levels
+# (-la57), and there are no mitigations for faults of real processors.
 _FASTER = "norandmaps tsc=reliable clocksource=tsc mitigations=off"
 _CPUS = min(max(os.cpu_count() or 1, 2), 8)
 _DONE = re.compile(r"^crisp-vm: exit (\d+)", re.M)
@@ -40,16 +46,16 @@ def main() -> int:
         prog="vm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--drivers", default="systemd,cgroupfs", help="cgroup drivers to run tests/e2e with, one after the other"
+        "--drivers", default="systemd,cgroupfs", help="cgroup drivers with which the tests run, one after the other"
     )
     parser.add_argument(
-        "--selinux", action="store_true", help="SELinux with Debian's policy, permissive at first, in place of AppArmor"
+        "--selinux",
+        action="store_true",
+        help="use SELinux with Debian's policy, at first permissive, instead of AppArmor",
     )
-    parser.add_argument("--minutes", type=float, default=240, help="time until the machine is switched off")
-    parser.add_argument(
-        "--keep", action="store_true", help="keep the machine's tree and disk in .cache/vm/kept, and say how to boot it"
-    )
-    parser.add_argument("arguments", nargs="*", help="what pytest gets instead of tests/e2e")
+    parser.add_argument("--minutes", type=float, default=240, help="time after which the machine is switched off")
+    parser.add_argument("--keep", action="store_true", help="keep the machine's tree and disk in .cache/vm/kept")
+    parser.add_argument("arguments", nargs="*", help="arguments of pytest in place of tests/e2e")
     options = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)
     with _workplace(options.keep) as folder:
@@ -100,11 +106,11 @@ def _workplace(keep: bool) -> Iterator[Path]:
 
 
 def _base(more: list[str]) -> Path:
-    """A tar of Debian with the packages; made once for each list of packages."""
+    """Returns a tar of Debian with these packages, made once for each list of packages."""
     packages = [*_PACKAGES, *more, *base_image.runtime_packages()]
     path = CACHE / f"base-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:12]}.tar"
     if not path.exists():
-        _say("making a Debian 12 with systemd (once, a minute or two)")
+        _say("making a Debian 12 with systemd, once; this takes a minute or two")
         beside = path.with_name(f"{path.stem}-{os.getpid()}.part.tar")
         base_image.debian(beside, packages, "--dpkgopt=path-exclude=/usr/share/locale/*")
         beside.rename(path)
@@ -112,7 +118,7 @@ def _base(more: list[str]) -> Path:
 
 
 def _wheels() -> Path:
-    """All packages of requirements.lock, once for each version of it."""
+    """Returns a folder with the packages of requirements.lock, fetched once per version of it."""
     lock = clone.ROOT / "requirements.lock"
     folder = CACHE / f"wheels-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
     if not folder.exists():
@@ -125,7 +131,7 @@ def _wheels() -> Path:
 
 
 def _install(tree: Path) -> None:
-    """The steps of docs/install.md in the machine's own tree, and what its tests need on top."""
+    """Runs the steps of docs/install.md in the machine's tree, and adds what its tests need."""
     source = tree / "root/crisp"
     source.mkdir()
     listed = subprocess.run(
@@ -154,14 +160,14 @@ def _install(tree: Path) -> None:
     shutil.copytree(
         clone.ROOT / ".cache/debian/usr/share/gocode", registry / "usr/share/gocode", symlinks=True
     )  # OCI's schemas
-    built = clone.ROOT / ".cache/conformance"  # there is no Go in the machine
+    built = clone.ROOT / ".cache/conformance"  # the machine has no Go
     for program in ("webserver", "whoami", "ginkgo", "critest.test"):
         if (built / program).exists():
             (source / ".cache/conformance").mkdir(exist_ok=True)
             shutil.copy(built / program, source / ".cache/conformance" / program)
     programs = source / ".cache/go"
     programs.mkdir()
-    with contextlib.suppress(golang.NoGo):  # then the machine's tests say so
+    with contextlib.suppress(golang.NoGo):  # the machine's tests then report it
         for name in golang.PROGRAMS:
             golang.program(name)
             for file in (name, f"{name}.of"):
@@ -183,14 +189,17 @@ def _install(tree: Path) -> None:
 
 
 def _label(tree: Path) -> None:
-    """Adds to the policy what containers need, and gives each file its label (setfiles(8)): mkfs takes them along."""
+    """Adds the containers' rules to the policy and labels each file (setfiles(8)).
+
+    mkfs keeps the labels.
+    """
     (tree / "etc/selinux/config").write_text("SELINUX=permissive\nSELINUXTYPE=default\n")
     label = "mount -t proc proc /proc && semodule -n -i /root/crisp/tests/vm/containers.cil && setfiles -q -e /proc /etc/selinux/default/contexts/files/file_contexts /"
     _in_tree(tree, "the tree could not be labelled", "/bin/sh", "-c", label)
 
 
 def _in_tree(tree: Path, fault: str, *command: str, environment: dict[str, str] | None = None) -> None:
-    """Runs a command with the tree as its root and mounts of its own. Where it fails, that is the end, with its words."""
+    """Runs a command in a mount namespace with the tree as its root; exits if it fails."""
     entered = ["unshare", "--mount", "chroot", str(tree), *command]
     finished = subprocess.run(entered, env=environment, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
@@ -198,7 +207,7 @@ def _in_tree(tree: Path, fault: str, *command: str, environment: dict[str, str] 
 
 
 def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str) -> int:
-    """Runs the machine until it is off for good; answers what it said at its end."""
+    """Runs the machine until it is off for good, and returns the exit code that it reported."""
     program = shutil.which("qemu-system-x86_64")
     if program is None:
         raise SystemExit("vm: there is no qemu-system-x86_64; install the package qemu-system-x86")
@@ -225,8 +234,11 @@ def _boot(kernel: Path, initrd: Path, disk: Path, seconds: float, security: str)
 
 
 def _powered(command: list[str], deadline: float) -> str:
-    """Runs a machine until it is off, or says that its power is to be cut: ended and started, for a reset of several emulated processors
-    may hang. Shows and answers its second serial line."""
+    """Runs a machine until it is off or asks for its power to be cut.
+
+    It is ended and started again instead of reset, because a reset of several emulated processors
+    may hang. Shows and returns the output of its second serial line.
+    """
     said = ""
     machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert machine.stdout is not None

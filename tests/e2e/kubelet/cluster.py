@@ -1,4 +1,4 @@
-"""What tests say to an API server, a kubelet and kubectl, and the pods they make."""
+"""A cluster for tests: API server, kubelet and kubectl, and the pods that tests make."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from crisplab.node import Node
 
 Object = dict[str, Any]
 
-# Statistics from CRI alone; and what makes tests short.
+# Statistics come from CRI alone; the rest makes tests short.
 SETTINGS = {
     "featureGates": {"PodAndContainerStatsFromCRI": True},
     "containerLogMaxSize": "256Ki",
@@ -34,13 +34,13 @@ SETTINGS = {
 }
 
 
-# The last line of a script that a test waits for.
+# The last line of a script whose end a test waits for.
 THE_END = "that was all"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A node of crisp with its kubelet, of an API server."""
+    """An API server with one node, on which kubelet uses crisp."""
 
     plane: ControlPlane
     kubelet: Kubelet
@@ -52,7 +52,10 @@ class Cluster:
 
     @contextmanager
     def pod(self, spec: Object, **metadata: Any) -> Iterator[str]:
-        """A pod's name for as long as the block runs; afterwards it is gone from the API server, which kubelet lets go when all has ended."""
+        """Runs a pod for as long as the block lasts, and gives its name.
+
+        Afterwards the API server no longer has it, which means that kubelet has ended all of it.
+        """
         name = self.create(spec, **metadata)
         try:
             yield name
@@ -60,7 +63,10 @@ class Cluster:
             self.delete(name)
 
     def create(self, spec: Object, **metadata: Any) -> str:
-        """A new pod on our node. `containers` may leave out their image: it is the one with a web server."""
+        """Creates a pod on the node and returns its name.
+
+        The default image of `containers` is the one with a web server.
+        """
         name = metadata.pop("name", f"pod-{uuid.uuid4().hex[:8]}")
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
             container.setdefault("image", self.image)
@@ -75,12 +81,12 @@ class Cluster:
         return str(name)
 
     def delete(self, name: str) -> None:
-        """Deletes a pod, and waits until kubelet has ended it."""
+        """Deletes a pod and waits until kubelet has ended it."""
         self.api.delete(f"/api/v1/namespaces/default/pods/{name}")
         wait_for(lambda: self.api.get(f"/api/v1/namespaces/default/pods/{name}").status_code == 404, seconds=60)
 
     def get(self, name: str) -> Object:
-        """A pod as the API server has it."""
+        """Returns a pod as the API server has it."""
         return self.said(self.api.get(f"/api/v1/namespaces/default/pods/{name}"))
 
     def patch(self, name: str, change: Object, subresource: str = "") -> Object:
@@ -91,7 +97,7 @@ class Cluster:
         )
 
     def put(self, kind: str, name: str, **fields: Any) -> None:
-        """A ConfigMap, Secret or the like, anew."""
+        """Creates or replaces a ConfigMap, Secret or the like."""
         path = f"/api/v1/namespaces/default/{kind}"
         body = {"metadata": {"name": name}, **fields}
         if self.api.put(f"{path}/{name}", json=body).status_code == 404:
@@ -99,7 +105,7 @@ class Cluster:
 
     @staticmethod
     def said(answer: httpx.Response) -> Object:
-        """A good answer's object; AssertionError with a bad one's text."""
+        """Returns the object of a successful answer; AssertionError has the text of another one."""
         assert answer.is_success, f"{answer.status_code}: {answer.text}"
         found: Object = answer.json()
         return found
@@ -107,7 +113,7 @@ class Cluster:
     # Waiting
 
     def wait(self, name: str, wanted: Callable[[Object], Any], seconds: float = 60) -> Object:
-        """The pod once it is as wanted; fails with its last status."""
+        """Waits for a status as wanted and returns the pod; fails with the last status."""
         last: Object = {}
 
         def ask() -> Object | None:
@@ -121,29 +127,32 @@ class Cluster:
             raise AssertionError(f"{error}; last: {json.dumps(last.get('status'), indent=1)[:4000]}") from error
 
     def ready(self, name: str) -> Object:
-        """The pod once all its containers are ready."""
+        """Waits until all containers of the pod are ready, and returns the pod."""
         return self.wait(name, is_ready)
 
     def output(self, name: str, container: str = "main") -> str:
-        """What a script of `then_sleeps` printed. Ready is a container that runs, not one that has come to the end of its script."""
+        """Returns what a script of `then_sleeps` printed, once it has ended.
+
+        A container is ready as soon as it runs, not when its script has come to its end.
+        """
         self.ready(name)
         end = f"{THE_END}\n"
         text = wait_for(lambda: text if (text := self.kubectl("logs", name, "-c", container)).endswith(end) else None)
         return text.removesuffix(end)
 
     def ended(self, name: str) -> Object:
-        """The pod once it is Succeeded or Failed."""
+        """Waits until the pod is Succeeded or Failed, and returns it."""
         return self.wait(name, lambda status: status.get("phase") in ("Succeeded", "Failed"))
 
     def events(self, name: str) -> list[Object]:
-        """The events about a pod."""
+        """Returns the events about a pod."""
         answer = self.api.get(
             "/api/v1/namespaces/default/events", params={"fieldSelector": f"involvedObject.name={name}"}
         )
         return list(self.said(answer)["items"])
 
     def event(self, name: str, reason: str, text: str = "", seconds: float = 60) -> Object:
-        """The first event of this reason whose message has this text."""
+        """Waits for an event of this reason with this text in its message, and returns it."""
         return wait_for(
             lambda: next(
                 (event for event in self.events(name) if event["reason"] == reason and text in event["message"]), None
@@ -154,7 +163,7 @@ class Cluster:
     # kubectl
 
     def kubectl(self, *words: str, stdin: str = "", code: int = 0, environment: Mapping[str, str] | None = None) -> str:
-        """Standard output of a kubectl that must end with this code."""
+        """Runs a kubectl that must end with this code, and returns its standard output."""
         done = subprocess.run(
             self.command(*words), input=stdin, capture_output=True, text=True, check=False, timeout=90 * clone.SLOWNESS,
             env={**os.environ, **(environment or {})},
@@ -163,12 +172,12 @@ class Cluster:
         return done.stdout
 
     def command(self, *words: str) -> list[str]:
-        """kubectl's command line."""
+        """Returns a command line of kubectl."""
         config = self.plane.kubeconfig("admin", "/O=system:masters/CN=admin")
         return [str(golang.program("kubectl")), "--kubeconfig", str(config), *words]
 
     def cgroups(self, pod: Object, controller: str) -> Path:
-        """The folder of a pod's cgroup, on version 1 in this controller's hierarchy."""
+        """Returns the folder of a pod's cgroup, on version 1 in this controller's hierarchy."""
         base = ROOT if VERSION_2 else ROOT / controller
         uid = pod["metadata"]["uid"]
         found = [
@@ -181,7 +190,7 @@ class Cluster:
 
 @contextmanager
 def running(folder: Path, world: World) -> Iterator[Cluster]:
-    """A cluster in a folder. At the end nothing of its pods may be left on the node."""
+    """Runs a cluster in a folder. At the end the node must have no trace of a pod."""
     authority = Authority(folder / "pki")
     with (
         started(Node(folder / "node"), world.image) as node,
@@ -201,14 +210,14 @@ def running(folder: Path, world: World) -> Iterator[Cluster]:
 
 
 def is_ready(status: Object) -> bool:
-    """Whether a pod's status says Ready."""
+    """Tells whether a pod's status has the condition Ready."""
     return any(
         condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", [])
     )
 
 
 def manifest(kubelet: Kubelet, image: str, spec: Object, name: str = "static") -> str:
-    """Has kubelet run a static pod; answers the name that it gets on this node."""
+    """Has kubelet run a static pod, and returns its name on this node."""
     for container in spec["containers"]:
         container.setdefault("image", image)
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
@@ -221,7 +230,7 @@ def manifest(kubelet: Kubelet, image: str, spec: Object, name: str = "static") -
 def static_pod(
     kubelet: Kubelet, name: str, wanted: Callable[[Object], Any] | None = None, seconds: float = 60
 ) -> Object:
-    """A static pod, as kubelet's own API has it, once it is as wanted: ready."""
+    """Waits until kubelet's own API has a static pod as wanted, by default ready."""
 
     def ask() -> Object | None:
         found = next((pod for pod in kubelet.pods() if pod["metadata"]["name"] == name), None)
@@ -236,20 +245,21 @@ def static_pod(
 
 
 def shell(script: str, name: str = "main", **more: Any) -> Object:
-    """A container that runs a script."""
+    """Returns a container that runs a script."""
     return {"name": name, "command": ["sh", "-c", script], **more}
 
 
 def then_sleeps(script: str, name: str = "main", **more: Any) -> Object:
-    """A container that runs a script, whose end `Cluster.output` waits for, and stays.
+    """Returns a container that runs a script and then sleeps; `Cluster.output` waits for the end.
 
-    All that it says goes through one pipe: of two, conmon may log the later line first, and the end would not be the last line.
+    All output goes through one pipe. Of two pipes conmon may log the later line first, and the end
+    would not be the last line.
     """
     return shell(f"exec 2>&1; {script}; echo {THE_END}; exec sleep 600", name, **more)
 
 
 def container_status(status: Object, name: str = "main") -> Object:
-    """One container's part of a pod's status; empty if it has none yet."""
+    """Returns one container's part of a pod's status, or {} if there is none yet."""
     every = [
         *status.get("containerStatuses", []),
         *status.get("initContainerStatuses", []),
@@ -259,12 +269,12 @@ def container_status(status: Object, name: str = "main") -> Object:
 
 
 def waiting(status: Object, name: str = "main") -> Object:
-    """What a container waits for; empty if it does not."""
+    """Returns a container's waiting state, or {} if it is not waiting."""
     found: Object = container_status(status, name).get("state", {}).get("waiting", {})
     return found
 
 
 def terminated(status: Object, name: str = "main") -> Object:
-    """How a container ended; empty if it has not."""
+    """Returns a container's terminated state, or {} if it has not ended."""
     found: Object = container_status(status, name).get("state", {}).get("terminated", {})
     return found

@@ -1,4 +1,4 @@
-"""What a pod shares with the host or within itself, its security settings, and images."""
+"""What pods share with the host and between their containers; security settings; images."""
 
 from cluster import Cluster, container_status, shell, then_sleeps, waiting
 from expect import page_once_up, wait_for

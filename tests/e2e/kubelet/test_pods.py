@@ -1,4 +1,4 @@
-"""The life of pods and their containers, as kubelet leads it."""
+"""The life of pods and containers under kubelet."""
 
 import time
 
@@ -37,10 +37,8 @@ def test_init_containers_run_one_after_the_other_then_a_sidecar_and_the_rest(clu
         pod = cluster.ended(name)
         assert pod["status"]["phase"] == "Succeeded"
         assert cluster.kubectl("logs", name).split() == ["one", "side", "two", "main", "ends"]
-        assert terminated(pod["status"], "side")["reason"] in (
-            "Completed",
-            "Error",
-        )  # a sidecar goes after the main container
+        # kubelet ends a sidecar after the main container.
+        assert terminated(pod["status"], "side")["reason"] in ("Completed", "Error")
 
 
 def test_an_init_container_that_fails_ends_a_pod_that_is_never_restarted(cluster: Cluster) -> None:
@@ -74,7 +72,7 @@ def test_a_container_that_fails_is_started_again_after_a_back_off(cluster: Clust
         wait_for(lambda: cluster.kubectl("logs", "--previous", name).strip() == "again")
 
 
-def test_a_container_that_can_not_be_started_says_why(cluster: Cluster) -> None:
+def test_a_container_that_cannot_be_started_has_the_reason_in_its_status(cluster: Cluster) -> None:
     with cluster.pod(
         {"containers": [{"name": "main", "command": ["/no/such/program"]}], "restartPolicy": "Never"}
     ) as name:
@@ -124,20 +122,20 @@ def test_lifecycle_hooks_run_after_the_start_and_before_the_end(cluster: Cluster
     spec = {
         "containers": [main],
         "volumes": [{"name": "host", "hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}}],
-        "terminationGracePeriodSeconds": 50,  # for the hook; main ends by itself after it
+        "terminationGracePeriodSeconds": 50,  # for the hook, after which main ends by itself
     }
     with cluster.pod(spec) as name:
         assert cluster.output(name) == "main\n"
     assert (folder / "stopped").exists()
 
 
-def test_a_post_start_hook_that_fails_is_told(cluster: Cluster) -> None:
+def test_a_post_start_hook_that_fails_is_reported(cluster: Cluster) -> None:
     hook = {"postStart": {"exec": {"command": ["sh", "-c", "exit 4"]}}}
     with cluster.pod({"containers": [shell("sleep 600", lifecycle=hook)], "restartPolicy": "Never"}) as name:
         cluster.event(name, "FailedPostStartHook")
 
 
-def test_the_grace_period_is_given_and_then_over(cluster: Cluster) -> None:
+def test_a_container_is_killed_when_its_grace_period_is_over(cluster: Cluster) -> None:
     long = int(30 * clone.SLOWNESS)
     gentle = cluster.create(
         {
@@ -152,7 +150,7 @@ def test_the_grace_period_is_given_and_then_over(cluster: Cluster) -> None:
         }
     )
     for name in (gentle, deaf):
-        cluster.output(name)  # from then on it has its trap
+        cluster.output(name)  # the trap is set from now on
     begun = time.monotonic()
     cluster.delete(gentle)
     assert time.monotonic() - begun < long / 2

@@ -1,4 +1,4 @@
-"""Resources: cgroups by quality of service, limits, their change in place, and statistics from CRI alone."""
+"""Resources: cgroups by quality of service, limits, resizes in place, statistics from CRI alone."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def _memory(folder: Path) -> int:
 
 
 def _cpu(folder: Path) -> float:
-    """Processors."""
+    """Returns the limit of a cgroup in processors."""
     if (folder / "cpu.max").exists():
         quota, period = (folder / "cpu.max").read_text().split()
         return int(quota) / int(period)

@@ -1,4 +1,4 @@
-"""A kubelet alone with static pods: what survives whose end, events instead of polling, and images that nobody needs."""
+"""kubelet without an API server: static pods, restarts, events, image garbage collection."""
 
 import re
 import signal
@@ -53,7 +53,9 @@ def _good(client: httpx.Client, path: str) -> str | None:
 
 
 @pytest.mark.parametrize("evented", [False, True])
-def test_an_end_is_seen_by_events_and_by_polling(alone: Kubelet, world: World, evented: bool) -> None:
+def test_the_end_of_a_container_is_noticed_by_events_and_by_polling(
+    alone: Kubelet, world: World, evented: bool
+) -> None:
     alone.settings = {**SETTINGS, "featureGates": {"EventedPLEG": evented}}
     alone.start()
     name = manifest(alone, world.image, {"containers": [shell("exec sleep 600")], "terminationGracePeriodSeconds": 1})
@@ -69,10 +71,13 @@ def test_an_end_is_seen_by_events_and_by_polling(alone: Kubelet, world: World, e
     assert bool(int(count)) == evented
 
 
-def test_a_pod_keeps_its_sandbox_though_its_network_takes_seconds(
+def test_a_pod_keeps_its_sandbox_when_its_network_takes_seconds(
     kubernetes: None, own_node: Node, world: World, tmp_path: Path
 ) -> None:
-    """kubelet looks at it meanwhile, and not again before a container starts, which its image keeps from it."""
+    """kubelet looks at the pod while its network is being made.
+
+    Its image is absent, since the start of a container would make kubelet look again.
+    """
     own_node.settings = {"net": {"cni_bin_dirs": [str(tmp_path), "/usr/lib/cni"]}}
     own_node.start()
     asked, go = networks.slow(own_node, tmp_path)
@@ -81,9 +86,9 @@ def test_a_pod_keeps_its_sandbox_though_its_network_takes_seconds(
         kubelet.start()
         name = manifest(kubelet, f"{world.registry}/test/absent:1", {"containers": [{"name": "main"}]})
         wait_for(asked.exists, seconds=60)
-        time.sleep(3 * clone.SLOWNESS)  # three looks
+        time.sleep(3 * clone.SLOWNESS)  # kubelet looks once a second
         go.touch()
-        # At its second look: it has tried, and looked at the pod again.
+        # Back-off means that kubelet has tried to pull and has looked at the pod again.
         static_pod(kubelet, name, lambda status: waiting(status).get("reason") == "ImagePullBackOff")
         with Cri(own_node.socket) as client:
             assert [(pod.metadata.attempt, pod.state) for pod in client.pods()] == [(0, cri.SANDBOX_READY)]
@@ -91,7 +96,7 @@ def test_a_pod_keeps_its_sandbox_though_its_network_takes_seconds(
         kubelet.end()
 
 
-def test_a_changed_or_removed_manifest_is_followed(alone: Kubelet, world: World) -> None:
+def test_changing_or_removing_a_manifest_takes_effect(alone: Kubelet, world: World) -> None:
     alone.start()
     name = manifest(alone, world.image, {"containers": [shell("exec sleep 600")], "terminationGracePeriodSeconds": 1})
     first = static_pod(alone, name)["metadata"]["uid"]
@@ -103,7 +108,7 @@ def test_a_changed_or_removed_manifest_is_followed(alone: Kubelet, world: World)
         wait_for(lambda: not client.pods(state={"state": 0}))
 
 
-def test_images_that_nobody_needs_are_collected_when_the_disk_is_full(alone: Kubelet, world: World) -> None:
+def test_unused_images_are_collected_when_the_disk_is_full(alone: Kubelet, world: World) -> None:
     alone.start()
     name = manifest(alone, world.image, {"containers": [shell("exec sleep 600")]})
     static_pod(alone, name)

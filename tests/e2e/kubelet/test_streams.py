@@ -1,4 +1,4 @@
-"""exec, attach, port-forward and logs from a Kubernetes client through the API server and kubelet to a container."""
+"""exec, attach, port-forward and logs from Kubernetes clients through API server and kubelet."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def _by(transport: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def pod(cluster: Cluster) -> Iterator[str]:
-    """A pod with a web server, and one that repeats what it hears."""
+    """A pod with a web server and a container that repeats each line of its input."""
     web = {"name": "main", "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}}
     with cluster.pod(
         {"containers": [web, shell("while read line; do echo heard $line; done", "ear", stdin=True)]}
@@ -112,7 +112,7 @@ def test_logs_are_followed_and_limited(cluster: Cluster) -> None:
 
 
 def test_rotation_loses_no_line(cluster: Cluster) -> None:
-    """kubelet rotates at 256 KiB, compresses all but the newest old file, and asks CRI to open the log anew."""
+    """kubelet rotates at 256 KiB, compresses older files, and has CRI reopen the log."""
     lines = 9000
     with cluster.pod(
         {

@@ -1,4 +1,4 @@
-"""Volumes: what kubelet prepares on the host, and how a container finds it."""
+"""Volumes that kubelet prepares on the host, as a container sees them."""
 
 from cluster import Cluster, shell, then_sleeps
 from expect import when
@@ -59,9 +59,8 @@ def test_projected_files_come_with_their_modes_and_change(cluster: Cluster) -> N
         ]
         cluster.kubectl("exec", name, "--", "touch", "/all/x", code=1)
         cluster.put("configmaps", "settings", data={"colour": "blue"})
-        cluster.patch(
-            name, {"metadata": {"annotations": {"look": "now"}}}
-        )  # kubelet looks when a pod changes, else within a minute
+        # kubelet updates the volume when the pod changes, otherwise within a minute.
+        cluster.patch(name, {"metadata": {"annotations": {"look": "now"}}})
         script = "while ! grep -q blue /all/colour; do sleep 0.1; done; cat /all/colour"
         assert cluster.kubectl("exec", name, "--", "sh", "-c", script) == "blue"
 
