@@ -90,7 +90,7 @@ def _names_of(node: ast.stmt) -> list[str]:
 
 
 def _leaves(message: Descriptor, prefix: str = "") -> Iterator[str]:
-    """The fields of a message that are no messages themselves, with their path; what is for Windows counts as one."""
+    """Yields the paths of a message's fields that are no messages; all for Windows count as one."""
     for field in message.fields:
         inner = field.message_type
         if (

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def crashpoints() -> list[str]:
     """Returns the names of all crash points in the services' sources."""
-    sources = (clone.ROOT / "services").glob("*/src/*/*.py")
+    sources = (clone.ROOT / "services").glob("*/src/**/*.py")
     return sorted({name for file in sources for name in re.findall(r'crashpoint\("([a-z-]+)"\)', file.read_text())})
 
 
