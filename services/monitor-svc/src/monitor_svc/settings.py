@@ -27,7 +27,7 @@ class MonitorSettings(Section):
     log_reserve: int = Field(
         64 << 20,
         ge=0,
-        description="Free bytes on the disk of a log below which it counts as short of room; half of a smaller disk",
+        description="Bytes; a log's disk with less than this free, or less than half of it if it is small, is short of room",
     )
     log_hold_timeout: float = Field(
         30, gt=0, description="Most seconds that containers are held for want of room, if full_log_disk is hold"
