@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from servicekit import errors
 from servicekit.database import Database
 from servicekit.errors import DeadlineExceeded, FailedPrecondition
 from servicekit.linux import mount_table, programs, selinux
 from servicekit.linux.root_paths import read_in_root, resolve_in_root
-from servicekit.tasks import KeyedQueue, SingleFlight, for_each, gather_or_cancel, gather_to_the_end, repeat_every
 
 
 @pytest.mark.parametrize("kind", errors.BY_CODE.values(), ids=lambda kind: kind.code)
@@ -99,104 +97,6 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
     assert database.rows("SELECT * FROM t") == []
     (aside,) = [file for file in tmp_path.iterdir() if file.name not in ("x.db", "x.db-wal", "x.db-shm")]
     assert aside.read_bytes().startswith(b"this is no database")
-
-
-async def test_equal_work_runs_once_and_outlives_a_caller_that_gives_up() -> None:
-    flight, release, done = SingleFlight[int](), asyncio.Event(), []
-
-    async def work() -> int:
-        await release.wait()
-        done.append(1)
-        return len(done)
-
-    first = asyncio.create_task(flight.run("key", work))
-    second = asyncio.create_task(flight.run("key", work))
-    await asyncio.sleep(0)
-    first.cancel()
-    release.set()
-    assert await second == 1
-    assert await flight.run("key", work) == 2
-
-
-async def test_changes_to_one_thing_run_one_at_a_time_and_equal_ones_share_a_result() -> None:
-    queue, order, release = KeyedQueue(), [], asyncio.Event()
-
-    async def work(name: str) -> str:
-        order.append(f"{name} begins")
-        await release.wait()
-        order.append(f"{name} ends")
-        return name
-
-    tasks = [
-        asyncio.create_task(queue.run(thing, change, lambda name=f"{thing} {change}": work(name)))  # type: ignore[misc]
-        for thing, change in (("a", "create"), ("a", "create"), ("a", "remove"), ("b", "create"))
-    ]
-    await asyncio.sleep(0.01)
-    assert order == ["a create begins", "b create begins"]
-    release.set()
-    assert await asyncio.gather(*tasks) == ["a create", "a create", "a remove", "b create"]
-    assert order.index("a create ends") < order.index("a remove begins")
-
-
-async def test_gather_or_cancel_stops_the_others_and_gather_to_the_end_does_not() -> None:
-    ended = []
-
-    async def fails() -> None:
-        raise ValueError("no")
-
-    async def slow() -> None:
-        try:
-            await asyncio.sleep(0.01)
-            ended.append("slept")
-        except asyncio.CancelledError:
-            ended.append("cancelled")
-            raise
-
-    with pytest.raises(ValueError, match="no"):
-        await gather_or_cancel(fails(), slow())
-    with pytest.raises(ValueError, match="no"):
-        await gather_to_the_end(fails(), slow())
-    assert ended == ["cancelled", "slept"]
-
-
-async def test_a_repeated_chore_logs_a_failure_and_goes_on() -> None:
-    faults: list[Exception] = [FailedPrecondition("expected"), ZeroDivisionError("unexpected")]
-    done = 0
-
-    async def work() -> None:
-        nonlocal done
-        if faults:
-            raise faults.pop(0)
-        done += 1
-
-    with capture_logs() as logged:
-        chore = asyncio.create_task(repeat_every("sweep", 0.001, work))
-        async with asyncio.timeout(10):
-            while done < 3:
-                await asyncio.sleep(0.001)
-        chore.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await chore
-    assert [(line["event"], line["chore"], line["log_level"]) for line in logged] == [
-        ("chore-failed", "sweep", "warning"),
-        ("chore-failed", "sweep", "error"),
-    ]
-    assert logged[0]["error"] == "expected"
-    assert logged[1]["exc_info"]
-
-
-async def test_for_each_goes_on_after_an_id_that_fails() -> None:
-    done = []
-
-    async def work(each: str) -> None:
-        if each == "stuck":
-            raise OSError("busy")
-        done.append(each)
-
-    with capture_logs() as logged:
-        await for_each("sweep", ["one", "stuck", "other"], work)
-    assert done == ["one", "other"]
-    assert [(line["event"], line["chore"], line["id"]) for line in logged] == [("chore-failed", "sweep", "stuck")]
 
 
 def test_paths_never_leave_their_root(tmp_path: Path) -> None:
