@@ -60,7 +60,7 @@ def checkpoint(client: Cri, container: str, location: Path | str, timeout: int =
     client.runtime.CheckpointContainer(request, timeout=600)
 
 
-def test_where_criu_does_not_work_the_answer_says_why(
+def test_where_criu_does_not_work_the_refusal_says_why(
     cri_client: Cri, node: Node, world: World, tmp_path: Path
 ) -> None:
     handlers = {
@@ -153,7 +153,7 @@ def test_a_pod_goes_on_from_its_checkpoint(cri_client: Cri, world: World, tmp_pa
 
 
 @pytest.mark.usefixtures("able")
-def test_requests_that_cannot_be(
+def test_invalid_checkpoint_requests_are_refused(
     cri_client: Cri, world: World, counting: tuple[str, str, cri.PodSandboxConfig], tmp_path: Path
 ) -> None:
     pod, container, config = counting
@@ -180,7 +180,7 @@ def test_requests_that_cannot_be(
 
 @pytest.mark.usefixtures("able")
 @pytest.mark.parametrize("point", [point for point in crashpoints() if re.match("checkpoint-|restore-", point)])
-def test_a_crash_leaves_nothing_frozen_and_nothing_half(
+def test_a_crash_leaves_nothing_frozen_or_half_made(
     crash_node: Node, world: World, tmp_path: Path, point: str
 ) -> None:
     armed = arm(crash_node, point)

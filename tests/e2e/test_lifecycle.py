@@ -80,7 +80,7 @@ def test_every_call_may_be_repeated(cri_client: Cri, world: World, tmp_path: Pat
         cri_client.remove_pod(pod)
 
 
-def test_stop_and_remove_of_the_unknown_are_fine(cri_client: Cri) -> None:
+def test_stopping_and_removing_unknown_ids_succeeds(cri_client: Cri) -> None:
     unknown = "0" * 64
     cri_client.stop(unknown)
     cri_client.remove(unknown)

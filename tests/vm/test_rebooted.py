@@ -27,7 +27,7 @@ def client() -> Iterator[Cri]:
         yield client
 
 
-def test_what_ran_has_ended_and_what_had_ended_is_as_it_was(client: Cri, left: dict[str, str]) -> None:
+def test_running_containers_have_ended_and_ended_ones_are_unchanged(client: Cri, left: dict[str, str]) -> None:
     assert client.ready()
     assert client.pod_status(left["pod"]).state == cri.SANDBOX_NOTREADY
     status = client.status(left["running"])
@@ -48,7 +48,7 @@ def test_the_pod_runs_again_as_another_attempt_from_the_same_image(
         assert client.pod_status(pod).network.ip
 
 
-def test_what_is_left_can_be_removed(client: Cri, left: dict[str, str]) -> None:
+def test_the_pod_that_is_left_can_be_removed(client: Cri, left: dict[str, str]) -> None:
     client.stop_pod(left["pod"])
     client.remove_pod(left["pod"])
     assert client.pods() == []
