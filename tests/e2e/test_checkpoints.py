@@ -180,9 +180,7 @@ def test_invalid_checkpoint_requests_are_refused(
 
 @pytest.mark.usefixtures("able")
 @pytest.mark.parametrize("point", [point for point in crashpoints() if re.match("checkpoint-|restore-", point)])
-def test_a_crash_leaves_nothing_frozen_or_half_made(
-    crash_node: Node, world: World, tmp_path: Path, point: str
-) -> None:
+def test_a_crash_leaves_nothing_frozen_or_half_made(crash_node: Node, world: World, tmp_path: Path, point: str) -> None:
     armed = arm(crash_node, point)
     config = pod_config("crash", log_directory=tmp_path / "logs")
     with Cri(crash_node.socket) as client:
