@@ -22,7 +22,6 @@ from crisplab.node import Node, uses_systemd
 SLEEP = ["sleep", "600"]
 
 
-@pytest.mark.vm
 def test_a_handler_of_ones_own_with_hooks_and_cdi_devices(own_node: Node, world: World, tmp_path: Path) -> None:
     hooks, devices, root = (own_node.root / name for name in ("hooks", "cdi", "mine"))
     for folder in (hooks, devices):

@@ -14,7 +14,6 @@ from crisp_proto.cri import api_pb2 as cri
 from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
-pytestmark = pytest.mark.vm
 LIMIT = 64 << 20
 SLACK = 64 << 10
 """Bytes by which readings may differ: each processor counts some pages by itself first."""
@@ -126,6 +125,7 @@ def test_every_family_is_described_and_fits_its_description(busy: Busy) -> None:
     assert lacking == (set() if VERSION_2 else {"container_memory_kernel_usage"} & lacking)
 
 
+@pytest.mark.vm
 def test_memory_is_what_the_kernel_says(busy: Busy) -> None:
     current, peak, hits = (
         ("memory.current", "memory.peak", None)
@@ -174,6 +174,7 @@ def _seconds(busy: Busy) -> dict[str, int]:
     }
 
 
+@pytest.mark.vm
 def test_processor_time_is_what_the_kernel_says(busy: Busy) -> None:
     before = _seconds(busy)
     found = busy.metrics()
@@ -185,6 +186,7 @@ def test_processor_time_is_what_the_kernel_says(busy: Busy) -> None:
     assert found["cpu_cfs_periods_total",].metric_type == cri.COUNTER
 
 
+@pytest.mark.vm
 def test_processes_and_what_they_have_open(busy: Busy) -> None:
     found = busy.metrics()
     assert found["processes",].value.value == 2  # sleep and nc
@@ -264,6 +266,7 @@ def _stalled(busy: Busy, resource: str) -> dict[str, int]:
     return {line[0]: int(line[4].removeprefix("total=")) * 1000 for line in lines}  # total is in microseconds
 
 
+@pytest.mark.vm
 @pytest.mark.skipif(
     not VERSION_2 or not Path("/proc/pressure/cpu").exists(), reason="this machine has no PSI on cgroup version 2"
 )
