@@ -24,7 +24,7 @@ SLACK = 64 << 10
 # pages are its own. The second process has a socket.
 BUSY = (
     "(tail /dev/zero); dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; cat /file /file >/dev/null; cp /bin/busybox /busybox;"
-    " while :; do i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; read -r line </proc/$$/stat; set -- $line; [ ${14} -ge 110 ] && break; done;"
+    " while :; do i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; read -r line </proc/$$/stat; set -- $line; [ ${14} -ge 150 ] && break; done;"
     " /busybox nc -l -p 7000 & exec /busybox sleep 600"
 )
 Metrics = dict[tuple[str, ...], cri.Metric]
