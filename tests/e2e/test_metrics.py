@@ -179,7 +179,9 @@ def test_processor_time_is_what_the_kernel_says(busy: Busy) -> None:
     found = busy.metrics()
     after = _seconds(busy)
     for name, *labels in (("usage", "total"), ("user",), ("cfs_throttled",)):
-        assert 0 < before[name] <= found[f"cpu_{name}_seconds_total", *labels].value.value <= after[name], name
+        assert before[name] <= found[f"cpu_{name}_seconds_total", *labels].value.value <= after[name], name
+    assert before["usage"] > 0
+    assert before["user"] > 0  # on a busy machine throttling may take less than a second
     assert found["cpu_cfs_throttled_periods_total",].value.value == busy.entry("cpu", "cpu.stat", "nr_throttled") > 0
     assert 0 < found["cpu_cfs_periods_total",].value.value <= busy.entry("cpu", "cpu.stat", "nr_periods")
     assert found["cpu_cfs_periods_total",].metric_type == cri.COUNTER
