@@ -23,7 +23,7 @@ SLACK = 64 << 10
 # pages are its own. The second process has a socket.
 BUSY = (
     "(tail /dev/zero); dd if=/dev/zero of=/file bs=1M count=3 2>/dev/null; cat /file /file >/dev/null; cp /bin/busybox /busybox;"
-    " while :; do i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; read -r line </proc/$$/stat; set -- $line; [ ${14} -ge 110 ] && break; done;"
+    " while :; do i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; read -r line </proc/$$/stat; set -- $line; [ ${14} -ge 150 ] && break; done;"
     " /busybox nc -l -p 7000 & exec /busybox sleep 600"
 )
 Metrics = dict[tuple[str, ...], cri.Metric]
@@ -180,7 +180,9 @@ def test_processor_time_is_what_the_kernel_says(busy: Busy) -> None:
     found = busy.metrics()
     after = _seconds(busy)
     for name, *labels in (("usage", "total"), ("user",), ("cfs_throttled",)):
-        assert 0 < before[name] <= found[f"cpu_{name}_seconds_total", *labels].value.value <= after[name], name
+        assert before[name] <= found[f"cpu_{name}_seconds_total", *labels].value.value <= after[name], name
+    assert before["usage"] > 0
+    assert before["user"] > 0  # on a busy machine throttling may take less than a second
     assert found["cpu_cfs_throttled_periods_total",].value.value == busy.entry("cpu", "cpu.stat", "nr_throttled") > 0
     assert 0 < found["cpu_cfs_periods_total",].value.value <= busy.entry("cpu", "cpu.stat", "nr_periods")
     assert found["cpu_cfs_periods_total",].metric_type == cri.COUNTER
