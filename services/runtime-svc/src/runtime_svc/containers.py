@@ -34,10 +34,13 @@ from runtime_svc.spec import bundle, oom_score, resources
 from runtime_svc.spec.bundle import Bundle, PodContext
 from runtime_svc.spec.cdi import Registry
 from runtime_svc.store import Store
+from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, InvalidArgument, NotFound
-from servicekit.linux import trees
+from servicekit.linux import signals, trees
 from servicekit.tasks import KeyedQueue
+
+_log = logs.get()
 
 
 class Containers:
@@ -87,6 +90,7 @@ class Containers:
                 f"pod {pod.id} is not ready: it was stopped, or the machine has booted since", field="pod_sandbox_id"
             )
         _check(request.config)
+        stop_signal = _stop_signal(request)
         runtime = self._handlers.get(pod.handler)
         features = await self._handlers.features(runtime)
         if request.checkpoint:
@@ -108,7 +112,7 @@ class Containers:
             created_at=time.time_ns(),
             user=ContainerUser(uid=built.user.uid, gid=built.user.gid, supplemental_groups=list(built.user.groups)),
             log_path=_log_path(pod, request.config),
-            launch=self._launch(container_id, request, pod, runtime, restore),
+            launch=self._launch(container_id, stop_signal, pod, runtime, restore),
         )
         self._store.complete_container(container)
         return container
@@ -146,12 +150,12 @@ class Containers:
         )
 
     def _launch(
-        self, container_id: str, request: ContainerRequest, pod: Pod, runtime: OciRuntime, restore: Path | None
+        self, container_id: str, stop_signal: str, pod: Pod, runtime: OciRuntime, restore: Path | None
     ) -> Launch:
         return Launch(
             bundle=str(self._bundles / container_id),
             runtime=runtime.command,
-            stop_signal=_stop_signal(request),
+            stop_signal=stop_signal,
             systemd_cgroup=self._driver.name == "systemd",
             cgroups=self._driver.helpers(pod.cgroup),
             scope=self._driver.scope(f"conmon-{container_id}") or "",
@@ -297,8 +301,18 @@ def _log_path(pod: Pod, config: ContainerConfig) -> str:
 
 
 def _stop_signal(request: ContainerRequest) -> str:
-    """Returns the request's signal, the image's, or SIGTERM (CRI ContainerConfig.stop_signal)."""
+    """Returns the request's signal, the image's, or SIGTERM (CRI ContainerConfig.stop_signal).
+
+    Raises InvalidArgument for a signal of the request that does not exist. The image's counts as
+    SIGTERM then, since the user of an image cannot change it.
+    """
     asked = request.config.stop_signal.removeprefix("SIGNAL_")
     if asked and asked != "RUNTIME_DEFAULT":
-        return asked.replace("PLUS", "+").replace("MINUS", "-")
-    return request.image_config.stop_signal or "SIGTERM"
+        asked = asked.replace("PLUS", "+").replace("MINUS", "-")
+        signals.number(asked, "stop_signal")
+        return asked
+    of_image = request.image_config.stop_signal or "SIGTERM"
+    if signals.parse(of_image) is None:
+        _log.warning("stop-signal-unknown", image=request.image_id, asked=of_image[:80], used="SIGTERM")
+        return "SIGTERM"
+    return of_image
