@@ -250,7 +250,7 @@ def test_a_mount_of_the_request_beats_ours_and_parents_come_before_children(root
     files = {"/etc/hosts": tmp_path / "hosts", "/etc/resolv.conf": tmp_path / "resolv.conf"}
     plan = mounts.plan(asked, MountContext(rootfs, FEATURES), [], files, readonly_rootfs=False)
     found = [entry["destination"] for entry in plan.mounts]
-    assert found == ["/etc/resolv.conf", "/a", "/a/b", "/etc/hosts"]
+    assert found == ["/a", "/etc/resolv.conf", "/a/b", "/etc/hosts"]
     assert plan.root_propagation is None
 
 

@@ -88,7 +88,8 @@ class RootfsMounts:
         """Writes the row, which keeps the layers from being swept. Raises NotFound."""
         image = self._images.get(await self._image_of(request))
         volumes = {number: self._images.get(volume.image).id for number, volume in request.volumes.items()}
-        rootfs = Rootfs(id=rootfs_id, path=str(self._mounts / rootfs_id), image_id=image.id, config=image.config)
+        path = str(self._mounts / rootfs_id)
+        rootfs = Rootfs(id=rootfs_id, path=path, image_id=image.id, config=image.config, volume_images=volumes)
         if not self._store.add_rootfs(rootfs, volumes):
             raise NotFound(
                 f"image {request.image}, or one of its volumes, was removed meanwhile",

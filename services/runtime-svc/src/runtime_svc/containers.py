@@ -29,8 +29,9 @@ from runtime_svc.pods import Pods
 from runtime_svc.runtimes.features import Features
 from runtime_svc.runtimes.handlers import Handlers
 from runtime_svc.runtimes.oci_runtime import OciRuntime
+from runtime_svc.sandbox.etc_files import hostname_of
 from runtime_svc.settings import RuntimeSettings
-from runtime_svc.spec import bundle, oom_score, resources
+from runtime_svc.spec import bundle, capabilities, oom_score, resources
 from runtime_svc.spec.bundle import Bundle, PodContext
 from runtime_svc.spec.cdi import Registry
 from runtime_svc.store import Store
@@ -61,6 +62,7 @@ class Containers:
         self._store = store
         self._pods = pods
         self._settings = settings
+        capabilities.configured(settings.default_capabilities)  # a wrong one fails the start of the service
         self._cgroups = cgroups
         self._driver = driver
         self._devices = Registry(settings.cdi_dirs)
@@ -112,6 +114,7 @@ class Containers:
             created_at=time.time_ns(),
             user=ContainerUser(uid=built.user.uid, gid=built.user.gid, supplemental_groups=list(built.user.groups)),
             log_path=_log_path(pod, request.config),
+            volume_images=request.volume_images,
             launch=self._launch(container_id, stop_signal, pod, runtime, restore),
         )
         self._store.complete_container(container)
@@ -130,13 +133,14 @@ class Containers:
 
     def _build(self, container_id: str, request: ContainerRequest, pod: Pod, features: Features) -> Bundle:
         sandbox = self._pods.sandbox(pod.id)
+        sandbox.etc.demand()
         if request.pod_ips:
-            sandbox.write_hosts(pod.config.hostname or "localhost", request.pod_ips)
+            sandbox.etc.write_hosts(pod.config, request.pod_ips)
         context = PodContext(
             id=pod.id,
             config=pod.config,
             sandbox=sandbox,
-            hostname=sandbox.hostname(),
+            hostname=hostname_of(pod.config),
             cgroups_path=self._driver.oci_path(pod.cgroup, container_id),
             cgroups=self._cgroups,
             handler=self._handlers.settings(pod.handler),

@@ -12,7 +12,7 @@ from runtime_svc.cgroups.versions import Cgroups
 from runtime_svc.cgroups.warmup import CgroupMoveWarmup
 from runtime_svc.runtimes.handlers import Handlers
 from runtime_svc.sandbox import id_mappings, sysctls
-from runtime_svc.sandbox.sandbox import Sandbox
+from runtime_svc.sandbox.sandbox import NodeDefaults, Sandbox
 from runtime_svc.settings import RuntimeSettings
 from runtime_svc.spec import oom_score, selinux
 from runtime_svc.store import Store
@@ -39,7 +39,9 @@ class Pods:
         warmup: CgroupMoveWarmup,
     ) -> None:
         self._store = store
-        self._settings = settings
+        self._defaults = NodeDefaults(
+            settings.pause, settings.shm_size, settings.timezone, sysctls.parse_defaults(settings.default_sysctls)
+        )
         self._cgroups = cgroups
         self._driver = driver
         self._handlers = handlers
@@ -120,7 +122,7 @@ class Pods:
         await self._driver.create(pod.cgroup, limits.total(linux.resources, linux.overhead))
         crashpoint("pod-cgroup-made")
         sandbox, helpers = self.sandbox(pod.id), self._driver.helpers(pod.cgroup)
-        await sandbox.create(pod.config, self._settings.pause, helpers, self._settings.shm_size)
+        await sandbox.create(pod.config, helpers, self._defaults)
         if (label := selinux.pod_label(linux.security_context.selinux_options, pod.id)) is not None:
             sandbox.relabel(label)
         if (pause := sandbox.pause.process()) is not None:
