@@ -206,7 +206,14 @@ def _destination(at: str, mount: Mount, rootfs: Path) -> str:
             hint="mount it elsewhere",
             field=f"{at}.container_path",
         ) from error
-    return "/" + resolved[len(os.fspath(rootfs)) :].lstrip("/")
+    inside = resolved[len(os.fspath(rootfs)) :].lstrip("/")
+    if not inside:
+        raise InvalidArgument(
+            f"{at}.container_path = {mount.container_path!r}: would hide the whole image",
+            hint="mount it on a folder in it",
+            field=f"{at}.container_path",
+        )
+    return f"/{inside}"
 
 
 def _source(at: str, mount: Mount, reject_absent: Collection[str]) -> str:
