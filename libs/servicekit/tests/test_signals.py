@@ -31,7 +31,22 @@ def test_a_signal_is_found_by_each_of_its_names(name: str, number: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "SIG", "SIGNOTHING", "0", "65", "-1", "9" * 5000, "٩", "SIGRTMIN+99", "RTMAX+1", "SIG_DFL", "TERM\n", "\0", "FOO" * 999],
+    [
+        "",
+        "SIG",
+        "SIGNOTHING",
+        "0",
+        "65",
+        "-1",
+        "9" * 5000,
+        "٩",
+        "SIGRTMIN+99",
+        "RTMAX+1",
+        "SIG_DFL",
+        "TERM\n",
+        "\0",
+        "FOO" * 999,
+    ],
 )
 def test_an_unknown_signal_is_refused(name: str) -> None:
     assert signals.parse(name) is None

@@ -22,7 +22,6 @@ from monitor_svc.oom_kills import OomKills
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import Store
 from servicekit.database import Database
-from servicekit.errors import InvalidArgument
 from servicekit.linux import processes
 from servicekit.linux.processes import ProcessRef
 

@@ -192,7 +192,9 @@ def test_a_user_that_is_neither_name_nor_id_is_refused(rootfs: Path, user: str, 
 
 def test_lines_of_passwd_and_group_without_ids_are_left_out(rootfs: Path) -> None:
     many = "9" * 5000
-    (rootfs / "etc/passwd").write_text(f"a:x:{many}:0::/:\nb:x:-1:0::/:\nc:x:٥:0::/:\nd:x:4294967295:0::/:\nweb:x:5:6::/w:\n")
+    (rootfs / "etc/passwd").write_text(
+        f"a:x:{many}:0::/:\nb:x:-1:0::/:\nc:x:٥:0::/:\nd:x:4294967295:0::/:\nweb:x:5:6::/w:\n"
+    )
     (rootfs / "etc/group").write_text(f"a:x:{many}:web\nb:x::web\nc:x:7:web\n")
     found = users.resolve(LinuxContainerSecurityContext(), "web", rootfs)
     assert (found.uid, found.gid, found.groups, found.home) == (5, 6, (6, 7), "/w")

@@ -90,7 +90,11 @@ def test_without_selinux_options_are_ignored_with_one_log_line(
     selinux._tell_once.cache_clear()
     assert selinux.labels(PLAIN, SELinuxOption(), "pod") is None
     assert "selinux" not in "".join(capsys.readouterr())
-    for asked in (SELinuxOption(type="spc_t"), SELinuxOption(level="s0"), SELinuxOption(user="no", role="such", type="t")):
+    for asked in (
+        SELinuxOption(type="spc_t"),
+        SELinuxOption(level="s0"),
+        SELinuxOption(user="no", role="such", type="t"),
+    ):
         assert selinux.labels(PLAIN, asked, "pod") is None
         assert selinux.labels(LinuxContainerSecurityContext(selinux_options=asked), None, "pod") is None
         assert selinux.pod_label(asked, "pod") is None

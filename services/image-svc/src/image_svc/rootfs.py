@@ -165,8 +165,7 @@ class RootfsMounts:
         overlay.discard(self._volumes / rootfs_id)
         target = self._mounts / rootfs_id
         overlay.unmount(target)
-        if target.exists():
-            target.rmdir()
+        trees.remove_quietly(target)  # it is empty, unless somebody put something there
         trees.remove_quietly(self._containers / rootfs_id)
 
     # Asking

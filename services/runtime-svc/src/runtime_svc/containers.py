@@ -37,7 +37,7 @@ from runtime_svc.spec.cdi import Registry
 from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, InvalidArgument, NotFound
+from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from servicekit.linux import signals, trees
 from servicekit.tasks import KeyedQueue
 
@@ -262,11 +262,22 @@ class Containers:
             return
         container = self._store.container(container_id)
         if container is not None:  # else no runtime ever saw it
-            is_readable = bool(container.launch.runtime)
-            runtime = self._handlers.of(container) if is_readable else self._handlers.get(handler)
-            await runtime.delete(container_id)
+            await self._delete(container, handler)
         crashpoint("runtime-deleted")
         self._forget(container_id)
+
+    async def _delete(self, container: Container, handler: str) -> None:
+        """Has the OCI runtime delete a container, or does its work.
+
+        The runtime may be gone from the node, or refuse what it has stored itself.
+        """
+        try:
+            await self._handlers.to_remove(container, handler).delete(container.id)
+        except (FailedPrecondition, InvalidArgument, Internal) as error:
+            _log.warning("container-removed-without-runtime", container=container.id, error=error.message)
+            await asyncio.to_thread(self._cgroups.remove_named, container.id)
+            for state in self._handlers.states_of(container):
+                trees.remove_quietly(state)
 
     def _forget(self, container_id: str) -> None:
         for folder in (self._bundles, self._checkpoints):

@@ -1,6 +1,7 @@
 """Pods: made, stopped, updated, removed. A pod's sandbox is in sandbox/, its cgroup in cgroups/."""
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -18,7 +19,14 @@ from runtime_svc.spec import oom_score, selinux
 from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from servicekit.errors import (
+    AlreadyExists,
+    CrispError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+)
 from servicekit.tasks import KeyedQueue
 
 _MAX_HOSTNAME = 64
@@ -168,12 +176,24 @@ class Pods:
             return
         await asyncio.to_thread(self.sandbox(pod_id).remove)
         crashpoint("pod-files-removed")
-        if known[0].cgroup:
-            await self._driver.remove(known[0].cgroup)
-        else:  # its record could not be read
-            await asyncio.to_thread(self._cgroups.remove_named, pod_id)
+        await self._remove_cgroup(known[0])
         crashpoint("pod-cgroup-removed")
         self._store.remove_pod(pod_id)
+
+    async def _remove_cgroup(self, pod: Pod) -> None:
+        """Removes the pod's cgroup, whatever its record says.
+
+        The path is not usable if the record could not be read, or has a form that this version, or
+        the driver of the present settings, does not know. Then the cgroup is found by the pod's id,
+        which is in its name.
+        """
+        if pod.id in pod.cgroup and any(map(os.path.exists, self._cgroups.folders(pod.cgroup))):
+            try:
+                await self._driver.remove(pod.cgroup)
+                return
+            except CrispError as error:
+                _log.warning("pod-cgroup-searched", pod=pod.id, cgroup=pod.cgroup[:300], error=error.message)
+        await asyncio.to_thread(self._cgroups.remove_named, pod.id)
 
     async def update(
         self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None

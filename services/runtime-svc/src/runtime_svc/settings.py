@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from servicekit.settings import Section
 
-
 DEFAULT_CAPABILITIES = (
     "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
     "AUDIT_WRITE"
@@ -124,15 +123,14 @@ class RuntimeSettings(Section):
     default_sysctls: list[str] = Field(
         [], description="Sysctls (NAME=VALUE) of all pods that do not set them; net.* belong in net.default_sysctls"
     )
-    additional_devices: list[str] = Field(
-        [], description="Devices of all containers: HOST[:CONTAINER][:PERMISSIONS]"
-    )
+    additional_devices: list[str] = Field([], description="Devices of all containers: HOST[:CONTAINER][:PERMISSIONS]")
     allowed_devices: list[str] = Field(
         [],
         description="Host devices that pods may get by the annotation io.kubernetes.cri-o.Devices; none makes the annotation mean nothing",
     )
     timezone: str = Field(
-        "", description="Time zone of all containers: local for the node's, or a name like Europe/Berlin; empty leaves the image's"
+        "",
+        description="Time zone of all containers: local for the node's, or a name like Europe/Berlin; empty leaves the image's",
     )
     runtime_timeout: float = Field(60, gt=0, description="Seconds that one call of an OCI runtime may take")
     checkpoint_timeout: float = Field(

@@ -1,4 +1,4 @@
-"""Users and groups as images, requests and settings name them: by a name, or by the digits of an id.
+"""Users and groups in images, requests and settings: a name, or the digits of an id.
 
 What consists of ASCII digits is an id and never a name, even if passwd(5) or group(5) has such a
 name. Otherwise an image whose passwd has a line `1000` with uid 0 would run as root, although its

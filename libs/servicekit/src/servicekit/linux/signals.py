@@ -26,7 +26,7 @@ def parse(name: str) -> int | None:
 
 
 def number(name: str, field: str = "signal") -> int:
-    """Returns the number of a signal, as `parse` does. Raises InvalidArgument that names `field`."""
+    """Returns the number of a signal, as `parse`. Raises InvalidArgument that names `field`."""
     found = parse(name)
     if found is None:
         raise InvalidArgument(f"{field} = {name[:80]!r} is no signal", hint="see signal(7)", field=field)

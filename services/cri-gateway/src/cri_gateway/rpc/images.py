@@ -83,8 +83,8 @@ def _name(image: api_pb2.ImageSpec) -> str:
 def to_message(image: Image) -> api_pb2.Image:
     """Returns CRI's Image."""
     user, _ = accounts.split_user(image.config.user)
-    # kubelet runs an image for which it is told neither as root. A number that is no id is therefore
-    # told as a name: kubelet passes that on, and CreateContainer refuses it.
+    # kubelet runs an image as root if it is told neither id nor name. A number that is no id is
+    # therefore told as a name: kubelet passes that on, and CreateContainer refuses it.
     uid = accounts.parse_id(user)
     return api_pb2.Image(
         id=image.id,

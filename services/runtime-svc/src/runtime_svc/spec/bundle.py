@@ -36,7 +36,7 @@ from runtime_svc.spec import (
     standard_mounts,
     users,
 )
-from runtime_svc.spec.declared_volumes import DeclaredVolumes
+from runtime_svc.spec.declared_volumes import NO_VOLUMES, DeclaredVolumes
 from runtime_svc.spec.mounts import MountContext, MountFeatures, MountPlan
 from runtime_svc.spec.selinux import Labels
 from runtime_svc.spec.users import User
@@ -55,7 +55,10 @@ _MASKED = [
 ]
 # kubelet's lists, for requests of other clients if the settings say so.
 _USUALLY_MASKED = [
-    *(f"/proc/{name}" for name in "acpi asound kcore keys latency_stats sched_debug scsi timer_list timer_stats".split()),
+    *(
+        f"/proc/{name}"
+        for name in "acpi asound kcore keys latency_stats sched_debug scsi timer_list timer_stats".split()
+    ),
     "/sys/firmware",
 ]
 _USUALLY_READONLY = [f"/proc/{name}" for name in "bus fs irq sys sysrq-trigger".split()]
@@ -230,7 +233,7 @@ def _mounts(container: _Container) -> MountPlan:
 def _declared_volumes(container: _Container) -> DeclaredVolumes:
     mode = container.settings.image_volumes
     if mode == "ignore":
-        return DeclaredVolumes()
+        return NO_VOLUMES
     owner = id_mappings.on_the_node(container.pod.config, container.user.uid, container.user.gid)
     return DeclaredVolumes(container.image.volumes, owner, writable=mode == "bind")
 

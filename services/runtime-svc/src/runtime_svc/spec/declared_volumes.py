@@ -15,6 +15,7 @@ from pathlib import Path
 
 from runtime_svc.spec import oci
 from servicekit import logs
+from servicekit.linux import files
 from servicekit.linux.root_paths import resolve_in_root
 
 _PATH_MAX = 4096
@@ -31,6 +32,9 @@ class DeclaredVolumes:
     paths: Sequence[str] = ()
     owner: tuple[int, int] = (0, 0)
     writable: bool = True
+
+
+NO_VOLUMES = DeclaredVolumes()
 
 
 def plan(volumes: DeclaredVolumes, rootfs: Path, taken: Collection[str], *, readonly: bool) -> list[oci.Mount]:
@@ -70,9 +74,7 @@ def _make(target: str, owner: tuple[int, int]) -> None:
     No link is on the way: it was resolved, and nothing runs in this root filesystem yet.
     """
     for folder in reversed(list(_missing(target))):
-        os.mkdir(folder)
-        os.chmod(folder, 0o755)
-        os.chown(folder, *owner)
+        files.make_folder(Path(folder), mode=0o755, owner=owner)
 
 
 def _missing(target: str) -> Iterator[str]:

@@ -46,18 +46,14 @@ class Requested:
         return kind(f"{self.field} = {self.device.host_path[:200]!r}: {why}", field=self.field)
 
 
-def requested(
-    devices: Sequence[Device], annotations: Mapping[str, str], settings: RuntimeSettings
-) -> list[Requested]:
+def requested(devices: Sequence[Device], annotations: Mapping[str, str], settings: RuntimeSettings) -> list[Requested]:
     """Returns the node's additional devices, those of the annotation, and those of the request.
 
     Of two with one path in the container the later counts. The annotation is ignored unless
     runtime.allowed_devices lists some devices. Raises InvalidArgument for a device that is not
     among them, and for wrong permissions.
     """
-    own = [
-        Requested(_parse(text), "runtime.additional_devices", of_node=True) for text in settings.additional_devices
-    ]
+    own = [Requested(_parse(text), "runtime.additional_devices", of_node=True) for text in settings.additional_devices]
     named = [Requested(device, f"devices[{number}].host_path") for number, device in enumerate(devices)]
     for number, device in enumerate(devices):
         if set(device.permissions) - set("rwm"):

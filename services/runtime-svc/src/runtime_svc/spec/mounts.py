@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from crisp_proto.config import Mount, MountPropagation
 from runtime_svc.spec import declared_volumes, namespaces, oci, pod_files
-from runtime_svc.spec.declared_volumes import DeclaredVolumes
+from runtime_svc.spec.declared_volumes import NO_VOLUMES, DeclaredVolumes
 from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from servicekit.linux import mount_table, selinux
 from servicekit.linux.root_paths import resolve_in_root
@@ -72,7 +72,7 @@ def plan(
     context: MountContext,
     base: Sequence[oci.Mount],
     files: Mapping[str, Path],
-    declared: DeclaredVolumes = DeclaredVolumes(),
+    declared: DeclaredVolumes = NO_VOLUMES,
     *,
     readonly_rootfs: bool,
 ) -> MountPlan:

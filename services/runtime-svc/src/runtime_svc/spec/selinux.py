@@ -34,8 +34,9 @@ def pod_label(pod_options: SELinuxOption | None, pod_id: str) -> str | None:
 def labels(security: LinuxContainerSecurityContext, pod_options: SELinuxOption | None, pod_id: str) -> Labels | None:
     """Returns a container's labels; None for none. Each pod has a pair of categories of its own.
 
-    On a kernel without SELinux, options are ignored, as CRI-O and containerd do: many DaemonSets ask
-    for spc_t on every node. Raises InvalidArgument for a label that the policy does not know.
+    On a kernel without SELinux, options are ignored, as CRI-O and containerd do, because many
+    DaemonSets ask for spc_t on every node. Raises InvalidArgument for a label that the policy
+    does not know.
     """
     asked = security.selinux_options or pod_options or SELinuxOption()
     is_asked = any((asked.user, asked.role, asked.type, asked.level))

@@ -1,8 +1,8 @@
 """The user that a container runs as.
 
 Sources: CRI LinuxContainerSecurityContext, the image's USER, and passwd and group in the
-container's root filesystem (passwd(5), group(5)). A user or group of digits is an id, whatever these
-files say (servicekit.linux.accounts).
+container's root filesystem (passwd(5), group(5)). A user or group of digits is an id, whatever
+these files say (servicekit.linux.accounts).
 """
 
 from collections.abc import Iterable
@@ -129,9 +129,7 @@ def _shown(text: str) -> str:
 
 def _checked(value: int, field: str) -> int:
     if not 0 <= value <= MAX_ID:
-        raise InvalidArgument(
-            f"{field} = {value}: ids go from 0 to {MAX_ID}", hint="correct the number", field=field
-        )
+        raise InvalidArgument(f"{field} = {value}: ids go from 0 to {MAX_ID}", hint="correct the number", field=field)
     return value
 
 

@@ -105,8 +105,15 @@ def test_of_two_mounts_on_one_path_the_later_one_counts(cri_client: Cri, world: 
         mount("/same", "two"),
         mount("/same", "three"),
     ]
-    with pulled(cri_client, world, "twice", layer) as image, running(cri_client, image, tmp_path, mounts=mounts) as container:
-        assert shell(cri_client, container, "cat /link/name /real/deep/below/name /same/name") == ["two", "four", "three"]
+    with (
+        pulled(cri_client, world, "twice", layer) as image,
+        running(cri_client, image, tmp_path, mounts=mounts) as container,
+    ):
+        assert shell(cri_client, container, "cat /link/name /real/deep/below/name /same/name") == [
+            "two",
+            "four",
+            "three",
+        ]
         assert [mount.container_path for mount in cri_client.status(container).mounts] == [
             mount.container_path for mount in mounts
         ]
@@ -124,7 +131,10 @@ def test_links_in_the_image_do_not_decide_who_wins_etc_hosts(cri_client: Cri, wo
         cri.Mount(container_path="/etc/hosts", host_path=str(tmp_path / "hosts")),
         cri.Mount(container_path="/run", host_path=str(tmp_path / "run")),
     ]
-    with pulled(cri_client, world, "links", layer) as image, running(cri_client, image, tmp_path, mounts=mounts) as container:
+    with (
+        pulled(cri_client, world, "links", layer) as image,
+        running(cri_client, image, tmp_path, mounts=mounts) as container,
+    ):
         assert shell(cri_client, container, "cat /etc/hosts /etc/resolv.conf") == ["theirs", "nameserver 10.9.8.7"]
 
 
@@ -132,7 +142,9 @@ def test_links_in_the_image_do_not_decide_who_wins_etc_hosts(cri_client: Cri, wo
 def test_a_request_brings_its_own_dev_and_sys(cri_client: Cri, world: World, tmp_path: Path, handler: str) -> None:
     mounts = [cri.Mount(container_path=path, host_path=path) for path in ("/dev", "/sys")]
     with running(cri_client, world.image, tmp_path, handler, mounts=mounts) as container:
-        own = shell(cri_client, container, "grep -c ' /dev/pts devpts' /proc/mounts; grep ' /dev/shm ' /proc/mounts | tail -n 1")
+        own = shell(
+            cri_client, container, "grep -c ' /dev/pts devpts' /proc/mounts; grep ' /dev/shm ' /proc/mounts | tail -n 1"
+        )
         assert own[1].startswith("shm /dev/shm tmpfs")
         assert cri_client.exec(container, "test", "-e", "/dev/null").exit_code == 0
 
@@ -160,7 +172,19 @@ def declared() -> images.Layer:
     return layer
 
 
-PATHS = ["/data", "/new/deep", "/link", "/file", "/sys/fs/cgroup", "/proc", "/", "/file/below", "relative", "/d" * 4000, "/nul\0"]
+PATHS = [
+    "/data",
+    "/new/deep",
+    "/link",
+    "/file",
+    "/sys/fs/cgroup",
+    "/proc",
+    "/",
+    "/file/below",
+    "relative",
+    "/d" * 4000,
+    "/nul\0",
+]
 
 
 @pytest.mark.parametrize("handler", RUNTIMES)
@@ -173,18 +197,23 @@ def test_an_images_volumes_are_writable_with_its_content_and_owner(
             readonly_rootfs=readonly, run_as_user=cri.Int64Value(value=33), run_as_group=cri.Int64Value(value=100)
         )
     )
-    volumes = {path: {} for path in PATHS}
+    volumes: dict[str, object] = {path: {} for path in PATHS}
     with (
         pulled(cri_client, world, "declared", declared(), Volumes=volumes) as image,
         running(cri_client, image, tmp_path, handler, linux=linux) as container,
     ):
-        assert shell(cri_client, container, "cat /data/seed; stat -c '%u %g %a' /data /new/deep; ls /relative; cat /file") == [
+        assert shell(
+            cri_client, container, "cat /data/seed; stat -c '%u %g %a' /data /new/deep; ls /relative; cat /file"
+        ) == [
             "seed",
             "33 100 750",
             "33 100 755",
             "a file",
         ]
-        assert shell(cri_client, container, "echo x > /data/x && echo y > /new/deep/y && cat /data/x /new/deep/y") == ["x", "y"]
+        assert shell(cri_client, container, "echo x > /data/x && echo y > /new/deep/y && cat /data/x /new/deep/y") == [
+            "x",
+            "y",
+        ]
         upper = node.root / "state/image-svc/containers" / container / "upper"
         assert (upper / "data/x").read_text() == "x\n", "it is measured, and removed, with the writable layer"
         assert cri_client.exec(container, "touch", "/not-here").exit_code == 1
@@ -200,7 +229,7 @@ def test_a_mount_of_the_request_beats_a_declared_volume(cri_client: Cri, world: 
         cri.Mount(container_path="/parent", host_path=str(tmp_path / "parent")),
         cri.Mount(container_path="/link/below", host_path=str(tmp_path / "below")),
     ]
-    volumes = {"/data": {}, "/parent/volume": {}, "/link": {}}
+    volumes: dict[str, object] = {"/data": {}, "/parent/volume": {}, "/link": {}}
     with (
         pulled(cri_client, world, "beaten", declared(), Volumes=volumes) as image,
         running(cri_client, image, tmp_path / "logs", mounts=mounts, linux=read_only_root()) as container,
