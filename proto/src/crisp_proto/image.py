@@ -88,13 +88,18 @@ class RootfsRequest(Contract):
 
 
 class Rootfs(Contract):
-    """A mounted root filesystem; paths are on the host."""
+    """A mounted root filesystem; paths are on the host.
+
+    `volume_images` are the ids of the images that `volumes` show, as they were when the root
+    filesystem was first mounted.
+    """
 
     id: str
     path: str
     image_id: str
     config: ImageConfig
     volumes: dict[int, str] = {}
+    volume_images: dict[int, str] = {}
 
 
 class ChangesRequest(Contract):

@@ -68,6 +68,7 @@ class ContainerRequest(Contract):
     volumes: dict[int, str] = Field(
         {}, description="Where the images of image volumes are mounted on the host, by the mount's index"
     )
+    volume_images: dict[int, str] = Field({}, description="Ids of the images of image volumes, by the mount's index")
     netns: str = ""
     pod_ips: list[str] = []
     checkpoint: str = Field("", description="Path of the checkpoint to restore it from; empty for a new container")
@@ -101,6 +102,7 @@ class Container(Contract):
     user: ContainerUser
     log_path: str = ""
     start_error: str = Field("", description="Why the OCI runtime could not start or restore it")
+    volume_images: dict[int, str] = Field({}, description="Ids of the images of image volumes, by the mount's index")
     launch: Launch
 
 

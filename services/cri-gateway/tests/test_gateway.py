@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from cri_gateway import ids, privileges
 from cri_gateway.filters import Filter
 from cri_gateway.journal import JournalWriter
-from cri_gateway.rpc import convert, methods
+from cri_gateway.rpc import convert, images, methods
 from cri_gateway.undo import undone_on_failure
 from crisp_proto.config import ContainerConfig, ContainerMetadata, Mount, PodSandboxConfig, PodSandboxMetadata
 from crisp_proto.cri import api_pb2
+from crisp_proto.image import Image, ImageConfig
 from servicekit.errors import InvalidArgument, NotFound, Unavailable
 
 NAME = PodSandboxMetadata(name="n", namespace="ns", uid="u", attempt=1)
@@ -121,6 +122,39 @@ def test_every_rpc_has_a_method_and_every_method_an_rpc() -> None:
 def test_the_user_to_run_as_is_found_by_name_or_number() -> None:
     assert privileges.resolve("64001:64002") == (64001, 64002)
     assert privileges.resolve("root:daemon") == (0, grp.getgrnam("daemon").gr_gid)
-    for wrong, said in (("nobody-here:root", "nobody-here"), ("root", "user:group"), (":", "user:group")):
+    for wrong, said in (
+        ("nobody-here:root", "nobody-here"),
+        ("root", "user:group"),
+        (":", "user:group"),
+        ("4294967295:0", "4294967295 is no id"),
+        ("0:" + "9" * 5000, "is no id"),
+        ("01:1", "01 is no id"),
+    ):
         with pytest.raises(InvalidArgument, match=said):
             privileges.resolve(wrong)
+
+
+@pytest.mark.parametrize(
+    ("user", "uid", "name"),
+    [
+        ("", None, ""),
+        ("web", None, "web"),
+        ("web:1000", None, "web"),
+        ("1000", 1000, ""),
+        ("1000:web", 1000, ""),
+        ("0", 0, ""),
+        (":50", None, ""),
+        (str(2**32 - 2), 2**32 - 2, ""),
+        # kubelet hands these on as names, and CreateContainer refuses them. Told nothing, it would
+        # run the image as root.
+        (str(2**32 - 1), None, str(2**32 - 1)),
+        ("9" * 5000, None, "9" * 5000),
+        ("01000", None, "01000"),
+        ("--5", None, "--5"),
+        ("+5", None, "+5"),
+        ("١٠٠٠", None, "١٠٠٠"),
+    ],
+)
+def test_kubelet_is_told_an_images_user_as_runtime_svc_reads_it(user: str, uid: int | None, name: str) -> None:
+    message = images.to_message(Image(id="sha256:0", size=1, config=ImageConfig(user=user)))
+    assert (message.uid.value if message.HasField("uid") else None, message.username) == (uid, name)

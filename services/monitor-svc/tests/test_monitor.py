@@ -13,7 +13,7 @@ import pytest
 
 from crisp_proto.launch import Launch
 from crisp_proto.monitor import EventKind, MonitorRequest, ProcessState
-from monitor_svc import commands, exec_sync, signals
+from monitor_svc import commands, exec_sync
 from monitor_svc import store as store_module
 from monitor_svc.conmon import Conmon, Created
 from monitor_svc.log_disks import LogDisks
@@ -22,33 +22,11 @@ from monitor_svc.oom_kills import OomKills
 from monitor_svc.settings import MonitorSettings
 from monitor_svc.store import Store
 from servicekit.database import Database
-from servicekit.errors import InvalidArgument
 from servicekit.linux import processes
 from servicekit.linux.processes import ProcessRef
 
 LAUNCH = Launch(bundle="/b", runtime=["crun"], stop_signal="SIGTERM")
 REQUEST = MonitorRequest(pod_id="pod", name="main", launch=LAUNCH)
-
-
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [
-        ("SIGTERM", 15),
-        ("term", 15),
-        ("9", 9),
-        ("SIGRTMIN+3", signal.SIGRTMIN + 3),
-        ("RTMAX-2", signal.SIGRTMAX - 2),
-        ("SIGRTMIN", signal.SIGRTMIN),
-    ],
-)
-def test_a_signal_is_found_by_each_of_its_names(name: str, number: int) -> None:
-    assert signals.number(name) == number
-
-
-@pytest.mark.parametrize("name", ["", "SIGNOTHING", "0", "65", "SIGRTMIN+99", "SIG_DFL"])
-def test_an_unknown_signal_is_refused(name: str) -> None:
-    with pytest.raises(InvalidArgument, match="signal"):
-        signals.number(name)
 
 
 async def test_a_process_is_recognized_and_its_end_is_noticed() -> None:

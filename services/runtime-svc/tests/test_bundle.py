@@ -144,10 +144,63 @@ def test_users(
     assert (found.uid, found.gid, found.groups) == expected
 
 
-def test_a_user_that_is_neither_name_nor_number_is_refused(rootfs: Path) -> None:
-    for user, error in (("nobody", "no such user"), ("--5", "no such user"), ("-5", "ids go from 0")):
-        with pytest.raises(InvalidArgument, match=error):
-            users.resolve(LinuxContainerSecurityContext(run_as_username=user), "", rootfs)
+def test_what_is_all_digits_is_an_id_whatever_the_image_calls_it(rootfs: Path) -> None:
+    """Otherwise USER 1000 is root past runAsNonRoot, which kubelet checks by the number."""
+    (rootfs / "etc/passwd").write_text("1000:x:0:0::/root:/bin/sh\nmine:x:1000:7::/home:/bin/sh\n0:x:5:5::/:\n")
+    (rootfs / "etc/group").write_text("2000:x:0:\nfriends:x:8:mine\n")
+
+    def found(image_user: str = "", **security: object) -> tuple[int, int, tuple[int, ...]]:
+        user = users.resolve(LinuxContainerSecurityContext.model_validate(security), image_user, rootfs)
+        return user.uid, user.gid, user.groups
+
+    assert found("1000") == (1000, 7, (7, 8))
+    assert found("1000:2000") == (1000, 2000, (2000, 8))
+    assert found("0:0") == (0, 0, (0,))
+    assert found(":2000") == (0, 2000, (2000,))
+    assert found(run_as_username="1000") == (1000, 7, (7, 8))
+    assert found(run_as_user=Int64Value(value=1000)) == (1000, 7, (7, 8))
+    assert found(run_as_user=Int64Value(value=2**32 - 2)) == (2**32 - 2, 0, (0,))
+
+
+@pytest.mark.parametrize(
+    ("user", "error"),
+    [
+        ("nobody", "'nobody': the image's /etc/passwd has no such user"),
+        ("--5", "no such user"),
+        ("-5", "no such user"),
+        ("+5", "no such user"),
+        ("١٠", "no such user"),
+        ("05", "without leading zeros"),
+        ("00", "without leading zeros"),
+        (str(2**32 - 1), "ids go from 0 to 4294967294"),
+        ("9" * 5000, "ids go from 0"),
+        ("n" * 5000, "no such user"),
+    ],
+)
+def test_a_user_that_is_neither_name_nor_id_is_refused(rootfs: Path, user: str, error: str) -> None:
+    for asked, image_user, field in (
+        ({"run_as_username": user}, "", "linux.security_context.run_as_username"),
+        ({}, user, "the image's USER"),
+    ):
+        with pytest.raises(InvalidArgument, match=error) as refused:
+            users.resolve(LinuxContainerSecurityContext.model_validate(asked), image_user, rootfs)
+        assert refused.value.field == field
+        assert len(refused.value.message) < 400
+    with pytest.raises(InvalidArgument, match="the image's USER"):
+        users.resolve(LinuxContainerSecurityContext(), f"web:{user}", rootfs)
+
+
+def test_lines_of_passwd_and_group_without_ids_are_left_out(rootfs: Path) -> None:
+    many = "9" * 5000
+    (rootfs / "etc/passwd").write_text(
+        f"a:x:{many}:0::/:\nb:x:-1:0::/:\nc:x:٥:0::/:\nd:x:4294967295:0::/:\nweb:x:5:6::/w:\n"
+    )
+    (rootfs / "etc/group").write_text(f"a:x:{many}:web\nb:x::web\nc:x:7:web\n")
+    found = users.resolve(LinuxContainerSecurityContext(), "web", rootfs)
+    assert (found.uid, found.gid, found.groups, found.home) == (5, 6, (6, 7), "/w")
+    for lost in "abcd":
+        with pytest.raises(InvalidArgument, match="no such user"):
+            users.resolve(LinuxContainerSecurityContext(), lost, rootfs)
 
 
 def test_passwd_is_never_read_through_a_link_out_of_the_rootfs(rootfs: Path) -> None:
@@ -199,7 +252,7 @@ def test_a_mount_of_the_request_beats_ours_and_parents_come_before_children(root
     files = {"/etc/hosts": tmp_path / "hosts", "/etc/resolv.conf": tmp_path / "resolv.conf"}
     plan = mounts.plan(asked, MountContext(rootfs, FEATURES), [], files, readonly_rootfs=False)
     found = [entry["destination"] for entry in plan.mounts]
-    assert found == ["/etc/resolv.conf", "/a", "/a/b", "/etc/hosts"]
+    assert found == ["/a", "/etc/resolv.conf", "/a/b", "/etc/hosts"]
     assert plan.root_propagation is None
 
 

@@ -11,6 +11,7 @@ import pytest
 from crisp_proto.config import Device
 from runtime_svc.spec import cdi, devices, hooks, oci
 from runtime_svc.spec.cdi import Registry
+from runtime_svc.spec.devices import Requested
 from servicekit.errors import FailedPrecondition, InvalidArgument
 
 Document = dict[str, Any]
@@ -130,7 +131,7 @@ def test_a_device_that_goes_while_its_folder_is_read_is_left_out(
     (tmp_path / "dev/folder").mkdir(parents=True)
     (tmp_path / "dev/gone").touch()
     monkeypatch.setattr(os, "scandir", scanned)
-    found = devices.plan([Device(host_path=str(tmp_path / "dev"))], privileged=False)
+    found = devices.plan([Requested(Device(host_path=str(tmp_path / "dev")), "devices[0].host_path")], privileged=False)
     assert (found.nodes, [rule for rule in found.rules if rule["allow"]]) == ([], [])
 
 

@@ -1,4 +1,4 @@
-"""AppArmor profiles and SELinux labels, and the errors on kernels without them."""
+"""AppArmor profiles and SELinux labels, also on kernels without them."""
 
 from pathlib import Path
 
@@ -83,8 +83,19 @@ def test_a_label_that_the_policy_does_not_know_is_refused(monkeypatch: pytest.Mo
         selinux.labels(PLAIN, SELinuxOption(type="my_t"), "pod")
 
 
-def test_without_selinux_a_label_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_selinux_options_are_ignored_with_one_log_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(kernel, "enabled", lambda: False)
+    selinux._tell_once.cache_clear()
     assert selinux.labels(PLAIN, SELinuxOption(), "pod") is None
-    with pytest.raises(FailedPrecondition, match="no SELinux"):
-        selinux.labels(PLAIN, SELinuxOption(level="s0"), "pod")
+    assert "selinux" not in "".join(capsys.readouterr())
+    for asked in (
+        SELinuxOption(type="spc_t"),
+        SELinuxOption(level="s0"),
+        SELinuxOption(user="no", role="such", type="t"),
+    ):
+        assert selinux.labels(PLAIN, asked, "pod") is None
+        assert selinux.labels(LinuxContainerSecurityContext(selinux_options=asked), None, "pod") is None
+        assert selinux.pod_label(asked, "pod") is None
+    assert "".join(capsys.readouterr()).count("selinux-options-ignored") == 1

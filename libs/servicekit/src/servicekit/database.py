@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from servicekit import logs
 
+T = TypeVar("T")
 _log = logs.get()
 
 
@@ -92,6 +94,27 @@ class Database:
                 read(row[column])
             except ValueError as error:
                 self._set_row_aside(table, column, row, replacement(row), error)
+
+    def parse(
+        self,
+        table: str,
+        column: str,
+        row: sqlite3.Row,
+        read: Callable[[str], T],
+        replacement: Callable[[sqlite3.Row], str],
+    ) -> T:
+        """Returns what `read` makes of a row's text.
+
+        If it rejects the text (ValueError), as that of a row that was damaged since the start,
+        replaces it as `set_aside` does, and returns what it makes of the replacement. So one row
+        makes no list fail, and what it stands for can be removed.
+        """
+        try:
+            return read(row[column])
+        except ValueError as error:
+            text = replacement(row)
+            self._set_row_aside(table, column, row, text, error)
+            return read(text)
 
     def _set_row_aside(self, table: str, column: str, row: sqlite3.Row, text: str, error: ValueError) -> None:
         with self.write() as db:

@@ -32,6 +32,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from servicekit import logs
 from servicekit.app import Readiness, create_app
 from servicekit.errors import CrispError
+from servicekit.linux import accounts
 from servicekit.linux.files import listen_unix
 from servicekit.settings import Section, Settings, load
 
@@ -181,8 +182,8 @@ def socket_path(name: str, settings: Settings[S]) -> Path:
 
 def group_id(group: str) -> int | None:
     """Returns the id of the group that may connect besides root; None if there is no such group."""
-    if group.isdecimal():
-        return int(group)
+    if accounts.is_number(group):
+        return accounts.parse_id(group)
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:

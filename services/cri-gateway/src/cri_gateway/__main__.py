@@ -40,7 +40,9 @@ async def opened(settings: Settings[GatewaySettings]) -> AsyncIterator[Frontend]
             "ImageService": methods.image_service(services),
         }
         socket = own.socket or run / "cri.sock"
-        await stack.enter_async_context(rpc_server.serving(socket, server.group_id(settings.node.group), answers))
+        gid = server.group_id(settings.node.group)
+        limits = rpc_server.MessageLimits(own.grpc_max_recv_msg_size, own.grpc_max_send_msg_size)
+        await stack.enter_async_context(rpc_server.serving(socket, gid, answers, limits))
         stack.callback(closing.set)
         if user is not None:
             privileges.become(*user, run / "cri-gateway")

@@ -64,6 +64,7 @@ class _Parts:
             image_id=self.rootfs.image_id,
             image_config=self.rootfs.config,
             volumes=self.rootfs.volumes,
+            volume_images=self.rootfs.volume_images,
             netns=self.attachment.netns if self.attachment else "",
             pod_ips=self.attachment.ips if self.attachment else [],
             target_pid=self.target_pid or 0,

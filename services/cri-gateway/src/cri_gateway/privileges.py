@@ -6,7 +6,7 @@ import pwd
 from pathlib import Path
 
 from servicekit.errors import InvalidArgument, PermissionDenied
-from servicekit.linux import files
+from servicekit.linux import accounts, files
 
 _FIELD = "gateway.user"
 
@@ -20,8 +20,8 @@ def resolve(user: str) -> tuple[int, int]:
     if not (name and colon and group):
         raise InvalidArgument(f"gateway.user = {user!r}: write it as user:group, names or numbers", field=_FIELD)
     try:
-        uid = int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
-        gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        uid = _id(name) if accounts.is_number(name) else pwd.getpwnam(name).pw_uid
+        gid = _id(group) if accounts.is_number(group) else grp.getgrnam(group).gr_gid
     except KeyError as error:
         raise InvalidArgument(
             f"gateway.user = {user!r}: {error.args[0]}",
@@ -29,6 +29,15 @@ def resolve(user: str) -> tuple[int, int]:
             field=_FIELD,
         ) from error
     return uid, gid
+
+
+def _id(digits: str) -> int:
+    found = accounts.parse_id(digits)
+    if found is None:
+        raise InvalidArgument(
+            f"gateway.user: {digits[:80]} is no id", hint=f"ids go from 0 to {accounts.MAX_ID}", field=_FIELD
+        )
+    return found
 
 
 def become(uid: int, gid: int, own_folder: Path) -> None:

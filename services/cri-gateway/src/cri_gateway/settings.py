@@ -16,6 +16,12 @@ class GatewaySettings(Section):
         "",
         description="user:group (names or numbers) to run as once the sockets are bound; empty keeps the current one",
     )
+    grpc_max_recv_msg_size: int = Field(
+        16 << 20, ge=1 << 20, lt=1 << 31, description="Bytes that a CRI request may have"
+    )
+    grpc_max_send_msg_size: int = Field(
+        16 << 20, ge=1 << 20, lt=1 << 31, description="Bytes that a CRI answer may have; kubelet takes 16 MiB"
+    )
     patience: float = Field(
         PATIENCE,
         gt=0,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from servicekit.linux import namespaces, syscalls
+from servicekit.linux import namespaces, syscalls, trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,7 @@ def discard(mounts: Path) -> None:
     if mounts.exists():
         for entry in mounts.iterdir():
             unmount(entry)
-            entry.rmdir()
-        mounts.rmdir()
+        trees.remove_quietly(mounts)  # only empty folders are left, unless somebody put something there
 
 
 def is_mounted(target: Path) -> bool:

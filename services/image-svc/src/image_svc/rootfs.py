@@ -88,7 +88,8 @@ class RootfsMounts:
         """Writes the row, which keeps the layers from being swept. Raises NotFound."""
         image = self._images.get(await self._image_of(request))
         volumes = {number: self._images.get(volume.image).id for number, volume in request.volumes.items()}
-        rootfs = Rootfs(id=rootfs_id, path=str(self._mounts / rootfs_id), image_id=image.id, config=image.config)
+        path = str(self._mounts / rootfs_id)
+        rootfs = Rootfs(id=rootfs_id, path=path, image_id=image.id, config=image.config, volume_images=volumes)
         if not self._store.add_rootfs(rootfs, volumes):
             raise NotFound(
                 f"image {request.image}, or one of its volumes, was removed meanwhile",
@@ -164,8 +165,7 @@ class RootfsMounts:
         overlay.discard(self._volumes / rootfs_id)
         target = self._mounts / rootfs_id
         overlay.unmount(target)
-        if target.exists():
-            target.rmdir()
+        trees.remove_quietly(target)  # it is empty, unless somebody put something there
         trees.remove_quietly(self._containers / rootfs_id)
 
     # Asking

@@ -194,8 +194,8 @@ class Store:
 
     def rootfs(self, rootfs_id: str) -> Rootfs | None:
         """Returns the record of a root filesystem."""
-        row = self._db.row("SELECT record FROM rootfs WHERE id = ?", rootfs_id)
-        return None if row is None else Rootfs.model_validate_json(row["record"])
+        row = self._db.row("SELECT * FROM rootfs WHERE id = ?", rootfs_id)
+        return None if row is None else self._db.parse("rootfs", "record", row, Rootfs.model_validate_json, _unreadable)
 
     def layers_of_rootfs(self, rootfs_id: str) -> list[int]:
         """Returns the layers of a root filesystem, the lowest first."""

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from crisp_proto.monitor import MonitorRequest, Process, StopRequest
-from monitor_svc import signals
 from monitor_svc.conmon import KILLED, Conmon, Exit
 from monitor_svc.log_disks import LogDisks
 from monitor_svc.settings import MonitorSettings
@@ -23,7 +22,7 @@ from monitor_svc.store import UNKNOWN_EXIT, Monitor, Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, NotFound
-from servicekit.linux import processes
+from servicekit.linux import processes, signals
 from servicekit.linux.programs import run
 from servicekit.tasks import KeyedQueue, retry_until_done
 
@@ -85,7 +84,9 @@ class Monitors:
 
     async def _undo_creation(self, container_id: str, request: MonitorRequest) -> None:
         await self._conmon.discard(container_id)
-        await run([*request.launch.runtime, "delete", "--force", container_id], deadline=self._kill_timeout)
+        # Without the OCI runtime its processes are dead all the same; runtime-svc removes the rest.
+        with contextlib.suppress(FailedPrecondition):
+            await run([*request.launch.runtime, "delete", "--force", container_id], deadline=self._kill_timeout)
         self._store.remove(container_id)
 
     # The end
@@ -134,11 +135,12 @@ class Monitors:
     async def stop(self, container_id: str, request: StopRequest) -> Process:
         """Sends the signal, waits up to `grace` seconds for the end, then kills.
 
-        Does nothing if the container has ended. Raises DeadlineExceeded if the process does not end
+        Does nothing if the container has ended. Raises InvalidArgument for a signal in the request
+        that does not exist, and DeadlineExceeded if the process does not end
         even after SIGKILL, because it hangs in the kernel; its recorded state stays as it is.
         """
         monitor = self.created(container_id)
-        number = signals.number(request.signal or monitor.request.launch.stop_signal)
+        number = signals.number(request.signal) if request.signal else _stop_signal(monitor)
         self._disks.remove(container_id)
         if monitor.alive and request.grace > 0:
             processes.send_signal(monitor.process, number)
@@ -232,6 +234,19 @@ class Monitors:
         if processes.is_frozen(monitor.process):
             raise FailedPrecondition(f"container {container_id} is paused", hint="resume it first")
         return monitor
+
+
+def _stop_signal(monitor: Monitor) -> int:
+    """Returns the container's own stop signal.
+
+    An earlier version may have recorded one that does not exist: SIGTERM stands for it, so that the
+    container can be stopped.
+    """
+    asked = monitor.request.launch.stop_signal
+    number = signals.parse(asked)
+    if number is None:
+        _log.warning("stop-signal-unknown", container=monitor.id, asked=asked[:80], used="SIGTERM")
+    return signal.SIGTERM if number is None else number
 
 
 def _unknown(container_id: str) -> NotFound:

@@ -146,7 +146,7 @@ class Store:
             return None
         return Monitor(
             id=row["id"],
-            request=MonitorRequest.model_validate_json(row["request"]),
+            request=self._db.parse("monitors", "request", row, MonitorRequest.model_validate_json, _unreadable),
             creating=row["state"] == ProcessState.CREATING,
             alive=row["state"] == ProcessState.ALIVE,
             conmon=ProcessRef(row["conmon"], row["conmon_start"]),

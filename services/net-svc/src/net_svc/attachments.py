@@ -36,11 +36,20 @@ _log = logs.get()
 class Attachments:
     """All attachments of this node."""
 
-    def __init__(self, store: Store, networks: Networks, plugins: Plugins, firewall: Firewall, run: Path) -> None:
+    def __init__(
+        self,
+        store: Store,
+        networks: Networks,
+        plugins: Plugins,
+        firewall: Firewall,
+        run: Path,
+        default_sysctls: Sequence[str] = (),
+    ) -> None:
         self._store = store
         self._networks = networks
         self._plugins = plugins
         self._firewall = firewall
+        self._default_sysctls = {name: value for name, _, value in (text.partition("=") for text in default_sysctls)}
         self._netns = run / "netns"
         self._netns.mkdir(parents=True, exist_ok=True)
         self._queue = KeyedQueue()
@@ -70,7 +79,8 @@ class Attachments:
         crashpoint("attachment-recorded")
         path = self._netns / attachment_id
         try:
-            await netns.create(path, request.sysctls, Path(request.user_namespace) if request.user_namespace else None)
+            owner = Path(request.user_namespace) if request.user_namespace else None
+            await netns.create(path, request.sysctls, owner, self._default_sysctls)
             crashpoint("netns-pinned")
             result = await self._add(network, _pod_ref(attachment_id, path, request))
             crashpoint("attachment-added")

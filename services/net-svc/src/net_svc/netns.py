@@ -8,13 +8,16 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from servicekit.errors import InvalidArgument
+from servicekit import logs
+from servicekit.errors import FailedPrecondition, InvalidArgument
 from servicekit.linux import namespaces, syscalls
 
 T = TypeVar("T")
+_log = logs.get()
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _NET_SYSCTL = re.compile(r"net(\.[A-Za-z0-9_-]+)+(/[A-Za-z0-9_.-]+)*")
 
@@ -30,12 +33,18 @@ def check_sysctls(sysctls: Mapping[str, str]) -> None:
             )
 
 
-async def create(path: Path, sysctls: Mapping[str, str], owner: Path | None = None) -> None:
+async def create(
+    path: Path, sysctls: Mapping[str, str], owner: Path | None = None, defaults: Mapping[str, str] | None = None
+) -> None:
     """Makes a namespace with its loopback up and these sysctls, and pins it at `path`.
 
-    `owner` is the pinned user namespace that owns it; None stands for the node's.
-    Raises InvalidArgument for a sysctl that the kernel refuses, OSError, Internal.
+    `owner` is the pinned user namespace that owns it; None stands for the node's. `defaults` are
+    sysctls of the node's settings, for those that the pod does not set.
+    Raises InvalidArgument for a sysctl that the kernel refuses, FailedPrecondition for such a
+    default, OSError, Internal.
     """
+    own = {_proc_path(name) for name in sysctls}
+    given = {name: value for name, value in (defaults or {}).items() if _proc_path(name) not in own}
 
     def in_new_namespace() -> None:
         if owner is None:
@@ -46,6 +55,8 @@ async def create(path: Path, sysctls: Mapping[str, str], owner: Path | None = No
                 namespaces.pin("net", path, pid)
             namespaces.enter(path, syscalls.CLONE_NEWNET)
         set_up("lo")
+        for name, value in given.items():
+            _set_default(name, value)
         for name, value in sysctls.items():
             _set_sysctl(name, value)
 
@@ -57,6 +68,25 @@ def _set_sysctl(name: str, value: str) -> None:
         Path("/proc/sys", _proc_path(name)).write_text(value)
     except OSError as error:
         raise InvalidArgument(f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]") from error
+
+
+def _set_default(name: str, value: str) -> None:
+    """Sets a sysctl of the node's settings; does nothing if the kernel has no such sysctl."""
+    try:
+        Path("/proc/sys", _proc_path(name)).write_text(value)
+    except FileNotFoundError:
+        _warn_once(name)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"net.default_sysctls: {name} = {value!r}: {error.strerror}",
+            hint="correct the setting",
+            field="net.default_sysctls",
+        ) from error
+
+
+@cache
+def _warn_once(name: str) -> None:
+    _log.warning("sysctl-unknown", name=name, consequence="pods do not get the default that the settings have for it")
 
 
 async def inside(path: Path, work: Callable[[], T]) -> T:

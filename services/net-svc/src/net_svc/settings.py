@@ -1,10 +1,13 @@
 """The [net] section of the settings."""
 
+import re
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from servicekit.settings import Section
+
+_SYSCTL = re.compile(r"net(?:[./][A-Za-z0-9_-]+)+=[^\0\n]*")
 
 
 class NetSettings(Section):
@@ -29,6 +32,18 @@ class NetSettings(Section):
     builtin_subnets: list[str] = Field(
         ["10.88.0.0/16"], min_length=1, description="The built-in network's subnets, CIDR, one per address family"
     )
+    default_sysctls: list[str] = Field(
+        ["net.ipv4.ip_unprivileged_port_start=0", "net.ipv4.ping_group_range=0 2147483647"],
+        description="Sysctls (net.NAME=VALUE) of pods with a network of their own that do not set them themselves",
+    )
     nft_table: str = Field(
         "crisp", pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$", description="Name of our nftables table (family inet)"
     )
+
+    @field_validator("default_sysctls")
+    @classmethod
+    def _are_sysctls(cls, entries: list[str]) -> list[str]:
+        for entry in entries:
+            if not _SYSCTL.fullmatch(entry):
+                raise ValueError(f"{entry!r}: write net.NAME=VALUE; others belong in runtime.default_sysctls")
+        return entries

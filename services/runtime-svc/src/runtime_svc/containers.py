@@ -29,15 +29,19 @@ from runtime_svc.pods import Pods
 from runtime_svc.runtimes.features import Features
 from runtime_svc.runtimes.handlers import Handlers
 from runtime_svc.runtimes.oci_runtime import OciRuntime
+from runtime_svc.sandbox.etc_files import hostname_of
 from runtime_svc.settings import RuntimeSettings
-from runtime_svc.spec import bundle, oom_score, resources
+from runtime_svc.spec import bundle, capabilities, oom_score, resources
 from runtime_svc.spec.bundle import Bundle, PodContext
 from runtime_svc.spec.cdi import Registry
 from runtime_svc.store import Store
+from servicekit import logs
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, InvalidArgument, NotFound
-from servicekit.linux import trees
+from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, Internal, InvalidArgument, NotFound
+from servicekit.linux import signals, trees
 from servicekit.tasks import KeyedQueue
+
+_log = logs.get()
 
 
 class Containers:
@@ -58,6 +62,7 @@ class Containers:
         self._store = store
         self._pods = pods
         self._settings = settings
+        capabilities.configured(settings.default_capabilities)  # a wrong one fails the start of the service
         self._cgroups = cgroups
         self._driver = driver
         self._devices = Registry(settings.cdi_dirs)
@@ -87,6 +92,7 @@ class Containers:
                 f"pod {pod.id} is not ready: it was stopped, or the machine has booted since", field="pod_sandbox_id"
             )
         _check(request.config)
+        stop_signal = _stop_signal(request)
         runtime = self._handlers.get(pod.handler)
         features = await self._handlers.features(runtime)
         if request.checkpoint:
@@ -108,7 +114,8 @@ class Containers:
             created_at=time.time_ns(),
             user=ContainerUser(uid=built.user.uid, gid=built.user.gid, supplemental_groups=list(built.user.groups)),
             log_path=_log_path(pod, request.config),
-            launch=self._launch(container_id, request, pod, runtime, restore),
+            volume_images=request.volume_images,
+            launch=self._launch(container_id, stop_signal, pod, runtime, restore),
         )
         self._store.complete_container(container)
         return container
@@ -126,13 +133,14 @@ class Containers:
 
     def _build(self, container_id: str, request: ContainerRequest, pod: Pod, features: Features) -> Bundle:
         sandbox = self._pods.sandbox(pod.id)
+        sandbox.etc.demand()
         if request.pod_ips:
-            sandbox.write_hosts(pod.config.hostname or "localhost", request.pod_ips)
+            sandbox.etc.write_hosts(pod.config, request.pod_ips)
         context = PodContext(
             id=pod.id,
             config=pod.config,
             sandbox=sandbox,
-            hostname=sandbox.hostname(),
+            hostname=hostname_of(pod.config),
             cgroups_path=self._driver.oci_path(pod.cgroup, container_id),
             cgroups=self._cgroups,
             handler=self._handlers.settings(pod.handler),
@@ -146,12 +154,12 @@ class Containers:
         )
 
     def _launch(
-        self, container_id: str, request: ContainerRequest, pod: Pod, runtime: OciRuntime, restore: Path | None
+        self, container_id: str, stop_signal: str, pod: Pod, runtime: OciRuntime, restore: Path | None
     ) -> Launch:
         return Launch(
             bundle=str(self._bundles / container_id),
             runtime=runtime.command,
-            stop_signal=_stop_signal(request),
+            stop_signal=stop_signal,
             systemd_cgroup=self._driver.name == "systemd",
             cgroups=self._driver.helpers(pod.cgroup),
             scope=self._driver.scope(f"conmon-{container_id}") or "",
@@ -254,11 +262,22 @@ class Containers:
             return
         container = self._store.container(container_id)
         if container is not None:  # else no runtime ever saw it
-            is_readable = bool(container.launch.runtime)
-            runtime = self._handlers.of(container) if is_readable else self._handlers.get(handler)
-            await runtime.delete(container_id)
+            await self._delete(container, handler)
         crashpoint("runtime-deleted")
         self._forget(container_id)
+
+    async def _delete(self, container: Container, handler: str) -> None:
+        """Has the OCI runtime delete a container, or does its work.
+
+        The runtime may be gone from the node, or refuse what it has stored itself.
+        """
+        try:
+            await self._handlers.to_remove(container, handler).delete(container.id)
+        except (FailedPrecondition, InvalidArgument, Internal) as error:
+            _log.warning("container-removed-without-runtime", container=container.id, error=error.message)
+            await asyncio.to_thread(self._cgroups.remove_named, container.id)
+            for state in self._handlers.states_of(container):
+                trees.remove_quietly(state)
 
     def _forget(self, container_id: str) -> None:
         for folder in (self._bundles, self._checkpoints):
@@ -297,8 +316,18 @@ def _log_path(pod: Pod, config: ContainerConfig) -> str:
 
 
 def _stop_signal(request: ContainerRequest) -> str:
-    """Returns the request's signal, the image's, or SIGTERM (CRI ContainerConfig.stop_signal)."""
+    """Returns the request's signal, the image's, or SIGTERM (CRI ContainerConfig.stop_signal).
+
+    Raises InvalidArgument for a signal of the request that does not exist. The image's counts as
+    SIGTERM then, since the user of an image cannot change it.
+    """
     asked = request.config.stop_signal.removeprefix("SIGNAL_")
     if asked and asked != "RUNTIME_DEFAULT":
-        return asked.replace("PLUS", "+").replace("MINUS", "-")
-    return request.image_config.stop_signal or "SIGTERM"
+        asked = asked.replace("PLUS", "+").replace("MINUS", "-")
+        signals.number(asked, "stop_signal")
+        return asked
+    of_image = request.image_config.stop_signal or "SIGTERM"
+    if signals.parse(of_image) is None:
+        _log.warning("stop-signal-unknown", image=request.image_id, asked=of_image[:80], used="SIGTERM")
+        return "SIGTERM"
+    return of_image

@@ -1,6 +1,7 @@
 """Pods: made, stopped, updated, removed. A pod's sandbox is in sandbox/, its cgroup in cgroups/."""
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -12,13 +13,20 @@ from runtime_svc.cgroups.versions import Cgroups
 from runtime_svc.cgroups.warmup import CgroupMoveWarmup
 from runtime_svc.runtimes.handlers import Handlers
 from runtime_svc.sandbox import id_mappings, sysctls
-from runtime_svc.sandbox.sandbox import Sandbox
+from runtime_svc.sandbox.sandbox import NodeDefaults, Sandbox
 from runtime_svc.settings import RuntimeSettings
 from runtime_svc.spec import oom_score, selinux
 from runtime_svc.store import Store
 from servicekit import logs
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from servicekit.errors import (
+    AlreadyExists,
+    CrispError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+)
 from servicekit.tasks import KeyedQueue
 
 _MAX_HOSTNAME = 64
@@ -39,7 +47,9 @@ class Pods:
         warmup: CgroupMoveWarmup,
     ) -> None:
         self._store = store
-        self._settings = settings
+        self._defaults = NodeDefaults(
+            settings.pause, settings.shm_size, settings.timezone, sysctls.parse_defaults(settings.default_sysctls)
+        )
         self._cgroups = cgroups
         self._driver = driver
         self._handlers = handlers
@@ -120,7 +130,7 @@ class Pods:
         await self._driver.create(pod.cgroup, limits.total(linux.resources, linux.overhead))
         crashpoint("pod-cgroup-made")
         sandbox, helpers = self.sandbox(pod.id), self._driver.helpers(pod.cgroup)
-        await sandbox.create(pod.config, self._settings.pause, helpers, self._settings.shm_size)
+        await sandbox.create(pod.config, helpers, self._defaults)
         if (label := selinux.pod_label(linux.security_context.selinux_options, pod.id)) is not None:
             sandbox.relabel(label)
         if (pause := sandbox.pause.process()) is not None:
@@ -166,12 +176,24 @@ class Pods:
             return
         await asyncio.to_thread(self.sandbox(pod_id).remove)
         crashpoint("pod-files-removed")
-        if known[0].cgroup:
-            await self._driver.remove(known[0].cgroup)
-        else:  # its record could not be read
-            await asyncio.to_thread(self._cgroups.remove_named, pod_id)
+        await self._remove_cgroup(known[0])
         crashpoint("pod-cgroup-removed")
         self._store.remove_pod(pod_id)
+
+    async def _remove_cgroup(self, pod: Pod) -> None:
+        """Removes the pod's cgroup, whatever its record says.
+
+        The path is not usable if the record could not be read, or has a form that this version, or
+        the driver of the present settings, does not know. Then the cgroup is found by the pod's id,
+        which is in its name.
+        """
+        if pod.id in pod.cgroup and any(map(os.path.exists, self._cgroups.folders(pod.cgroup))):
+            try:
+                await self._driver.remove(pod.cgroup)
+                return
+            except CrispError as error:
+                _log.warning("pod-cgroup-searched", pod=pod.id, cgroup=pod.cgroup[:300], error=error.message)
+        await asyncio.to_thread(self._cgroups.remove_named, pod.id)
 
     async def update(
         self, pod_id: str, resources: LinuxContainerResources | None, overhead: LinuxContainerResources | None

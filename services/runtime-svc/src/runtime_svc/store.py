@@ -107,14 +107,11 @@ class Store:
     def pod(self, pod_id: str) -> tuple[Pod, bool] | None:
         """Returns a pod, and whether it is complete; None if there is no such pod."""
         row = self._db.row("SELECT * FROM pods WHERE id = ?", pod_id)
-        return None if row is None else (self._pod(row["record"], row["state"], row["boot"]), bool(row["complete"]))
+        return None if row is None else (self._pod(row), bool(row["complete"]))
 
     def pods(self) -> list[Pod]:
         """Returns all complete pods, the oldest first."""
-        return [
-            self._pod(row["record"], row["state"], row["boot"])
-            for row in self._db.rows("SELECT * FROM pods WHERE complete = 1 ORDER BY rowid")
-        ]
+        return [self._pod(row) for row in self._db.rows("SELECT * FROM pods WHERE complete = 1 ORDER BY rowid")]
 
     def incomplete(self, age: float) -> tuple[list[str], list[str]]:
         """Returns the ids of pods and containers that are incomplete and over `age` seconds old."""
@@ -123,9 +120,10 @@ class Store:
         containers = self._db.rows("SELECT id FROM containers WHERE record = '' AND begun < ?", before)
         return [row["id"] for row in pods], [row["id"] for row in containers]
 
-    def _pod(self, record: str, state: str, boot: str) -> Pod:
-        pod = Pod.model_validate_json(record)
-        now = PodState(state) if boot == self._boot and pod.cgroup else PodState.NOTREADY
+    def _pod(self, row: sqlite3.Row) -> Pod:
+        pod = self._db.parse("pods", "record", row, Pod.model_validate_json, _unreadable_pod)
+        is_ready = row["state"] == PodState.READY and row["boot"] == self._boot and bool(pod.cgroup)
+        now = PodState.READY if is_ready else PodState.NOTREADY
         return pod if pod.state is now else pod.model_copy(update={"state": now})
 
     # Containers
@@ -147,14 +145,19 @@ class Store:
     def container(self, container_id: str) -> Container | None:
         """Returns a complete container; None if there is no such container."""
         row = self._db.row("SELECT * FROM containers WHERE id = ? AND record != ''", container_id)
-        return None if row is None else _container(row)
+        return None if row is None else self._container(row)
 
     def containers(self, pod_id: str | None = None) -> list[Container]:
         """Returns all complete containers, or a pod's, the oldest first."""
         rows = self._db.rows(
             "SELECT * FROM containers WHERE record != '' AND (? IS NULL OR pod = ?) ORDER BY rowid", pod_id, pod_id
         )
-        return [_container(row) for row in rows]
+        return [self._container(row) for row in rows]
+
+    def _container(self, row: sqlite3.Row) -> Container:
+        start = {"starting_at": row["starting"], "started_at": row["started"], "start_error": row["start_error"]}
+        found = self._db.parse("containers", "record", row, Container.model_validate_json, _unreadable_container)
+        return found.model_copy(update=start)
 
     def handler_of(self, container_id: str) -> str | None:
         """Returns the handler of a container, complete or not; None if there is no container."""
@@ -260,8 +263,3 @@ def _unreadable_container(row: sqlite3.Row) -> str:
         user=ContainerUser(),
         launch=Launch(bundle="", runtime=[], stop_signal="SIGTERM"),
     ).model_dump_json()
-
-
-def _container(row: sqlite3.Row) -> Container:
-    start = {"starting_at": row["starting"], "started_at": row["started"], "start_error": row["start_error"]}
-    return Container.model_validate_json(row["record"]).model_copy(update=start)

@@ -121,7 +121,7 @@ def to_status(container: ObservedContainer) -> api_pb2.ContainerStatus:
         image_id=record.image_id,
         labels=config.labels,
         annotations=config.annotations,
-        mounts=[convert.to_message(mount, api_pb2.Mount()) for mount in config.mounts],
+        mounts=_mounts(record),
         log_path=record.log_path,
         resources=api_pb2.ContainerResources(
             linux=convert.to_message(config.linux.resources, api_pb2.LinuxContainerResources())
@@ -152,6 +152,14 @@ def _in_user_namespace(linux: api_pb2.LinuxContainerConfig | api_pb2.LinuxPodSan
 def _image(container: Container) -> api_pb2.ImageSpec:
     asked = container.config.image
     return api_pb2.ImageSpec(image=asked.user_specified_image or asked.image, annotations=asked.annotations)
+
+
+def _mounts(container: Container) -> list[api_pb2.Mount]:
+    """Returns the mounts as asked for; image_ref is the id of the image that a volume shows."""
+    mounts = [convert.to_message(mount, api_pb2.Mount()) for mount in container.config.mounts]
+    for number, image_id in container.volume_images.items():
+        mounts[number].image.image_ref = image_id
+    return mounts
 
 
 def _user(container: Container) -> api_pb2.ContainerUser:

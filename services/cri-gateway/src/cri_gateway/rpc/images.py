@@ -7,6 +7,7 @@ from cri_gateway.services import ImageService
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import DiskUse, Image, PullRequest
 from servicekit.errors import InvalidArgument, NotFound
+from servicekit.linux import accounts
 
 
 class ImageMethods:
@@ -19,9 +20,9 @@ class ImageMethods:
         """ListImages. A filter names one image."""
         name = request.filter.image.image
         if not name:
-            return api_pb2.ListImagesResponse(images=[_to_message(image) for image in await self._image.images()])
+            return api_pb2.ListImagesResponse(images=[to_message(image) for image in await self._image.images()])
         try:
-            return api_pb2.ListImagesResponse(images=[_to_message(await self._image.image(name))])
+            return api_pb2.ListImagesResponse(images=[to_message(await self._image.image(name))])
         except NotFound:
             return api_pb2.ListImagesResponse()
 
@@ -31,7 +32,7 @@ class ImageMethods:
             image = await self._image.image(_name(request.image))
         except NotFound:
             return api_pb2.ImageStatusResponse()
-        return api_pb2.ImageStatusResponse(image=_to_message(image), info=_info(image) if request.verbose else None)
+        return api_pb2.ImageStatusResponse(image=to_message(image), info=_info(image) if request.verbose else None)
 
     async def pull(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:
         """PullImage."""
@@ -79,15 +80,19 @@ def _name(image: api_pb2.ImageSpec) -> str:
     return image.image
 
 
-def _to_message(image: Image) -> api_pb2.Image:
-    user = image.config.user.partition(":")[0]
+def to_message(image: Image) -> api_pb2.Image:
+    """Returns CRI's Image."""
+    user, _ = accounts.split_user(image.config.user)
+    # kubelet runs an image as root if it is told neither id nor name. A number that is no id is
+    # therefore told as a name: kubelet passes that on, and CreateContainer refuses it.
+    uid = accounts.parse_id(user)
     return api_pb2.Image(
         id=image.id,
         repo_tags=image.repo_tags,
         repo_digests=image.repo_digests,
         size=image.size,
-        uid=api_pb2.Int64Value(value=int(user)) if user.isdecimal() else None,
-        username="" if user.isdecimal() else user,
+        uid=None if uid is None else api_pb2.Int64Value(value=uid),
+        username=user if uid is None else "",
         spec=api_pb2.ImageSpec(image=image.repo_tags[0] if image.repo_tags else image.id),
         pinned=image.pinned,
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf import message_factory
@@ -19,10 +19,7 @@ from servicekit import client, context, logs, metrics
 from servicekit.errors import CrispError
 from servicekit.linux.files import appearing
 
-_MAX_MESSAGE = 16 << 20
 _OPTIONS = [
-    ("grpc.max_receive_message_length", _MAX_MESSAGE),
-    ("grpc.max_send_message_length", _MAX_MESSAGE),
     # By default gRPC cancels calls that a busy server has not begun after 30 s. Here the client's
     # deadline decides.
     ("grpc.server_max_unrequested_time_in_server", 3600),
@@ -35,13 +32,26 @@ _Rpc = grpc.aio.ServicerContext[Any, Any]
 _Handler = Callable[[Any, _Rpc], Awaitable[Any]]
 
 
+class MessageLimits(NamedTuple):
+    """The bytes that a request and an answer may have."""
+
+    receive: int
+    send: int
+
+
 @asynccontextmanager
-async def serving(path: Path, gid: int | None, services: Mapping[str, Mapping[str, Method]]) -> AsyncIterator[None]:
+async def serving(
+    path: Path, gid: int | None, services: Mapping[str, Mapping[str, Method]], limits: MessageLimits
+) -> AsyncIterator[None]:
     """Serves CRI on the unix socket `path`, mode 0660, while the block runs.
 
     `services` are the methods by gRPC service and RPC. An older server loses the path to this one.
     """
-    server = grpc.aio.server(options=_OPTIONS)
+    sizes = [
+        ("grpc.max_receive_message_length", limits.receive),
+        ("grpc.max_send_message_length", limits.send),
+    ]
+    server = grpc.aio.server(options=[*_OPTIONS, *sizes])
     for name, methods in services.items():
         server.add_generic_rpc_handlers((_service_handler(name, methods),))
     with appearing(path, gid) as hidden:

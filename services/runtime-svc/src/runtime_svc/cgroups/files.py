@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -145,18 +146,37 @@ def remove(folder: Path) -> None:
             time.sleep(0.01)
 
 
-def remove_named(root: Path, part: str) -> None:
-    """Removes every cgroup below `root` that has `part` in its name."""
+def kill_named(root: Path, part: str) -> None:
+    """Kills all processes in every cgroup below `root` that has `part` in its name.
 
+    Thaws them first, where a frozen process does not notice SIGKILL (version 1's freezer.state).
+    """
+    for named in _named(root, part):
+        for here in _folders(named):
+            with contextlib.suppress(OSError):
+                Path(here, "freezer.state").write_text("THAWED")
+        for pid in filter(None, pids(Path(named))):  # 0 stands for a process of a foreign PID namespace
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def remove_named(root: Path, part: str) -> None:
+    """Removes every cgroup below `root` that has `part` in its name.
+
+    Waits a little for the end of its processes, which should have been killed.
+    """
+    for named in _named(root, part):
+        remove(Path(named))
+
+
+def _named(root: Path, part: str) -> Iterator[str]:
     def is_named(folder: str) -> bool:
         return part in os.path.basename(folder)
 
-    for folder in _folders(root, enter=lambda folder: not is_named(folder)):
-        if is_named(folder):
-            remove(Path(folder))
+    return filter(is_named, _folders(root, enter=lambda folder: not is_named(folder)))
 
 
-def _folders(root: Path, enter: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
+def _folders(root: Path | str, enter: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
     """Yields a folder and those below it, parents first.
 
     Folders for which `enter` is False are yielded and not entered. Does not recurse: a workload may

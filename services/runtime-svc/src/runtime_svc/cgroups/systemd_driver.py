@@ -63,8 +63,12 @@ class SystemdDriver:
         await asyncio.to_thread(cgroup_limits.write, self._cgroups, pod, limits, except_files=systemd_properties.FILES)
 
     async def remove(self, pod: str) -> None:
-        """Stops the slice, and removes what is left of its cgroup."""
-        await self._systemd.stop(_unit(pod))
+        """Stops the slice, and removes what is left of its cgroup.
+
+        A pod that was made with the other driver has a cgroup, but no slice.
+        """
+        if pod.endswith(".slice"):
+            await self._systemd.stop(_unit(pod))
         await asyncio.to_thread(self._cgroups.remove, pod)
 
     async def adopt(self, pod: str, name: str, pid: int) -> None:

@@ -86,9 +86,10 @@ class CgroupsV1:
             files.remove(Path(folder))
 
     def remove_named(self, part: str) -> None:
-        """Searches every hierarchy."""
-        for controller in self._controllers:
-            files.remove_named(files.ROOT / controller, part)
+        """Searches every hierarchy, first to kill: a frozen process would stay in all of them."""
+        for work in (files.kill_named, files.remove_named):
+            for controller in self._controllers:
+                work(files.ROOT / controller, part)
 
     def folders(self, path: str) -> list[str]:
         """Returns a folder in each hierarchy."""

@@ -69,6 +69,7 @@ class CgroupsV2:
 
     def remove_named(self, part: str) -> None:
         """Searches the one hierarchy."""
+        files.kill_named(files.ROOT, part)
         files.remove_named(files.ROOT, part)
 
     def folders(self, path: str) -> list[str]:

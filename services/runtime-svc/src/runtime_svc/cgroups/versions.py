@@ -56,7 +56,10 @@ class Cgroups(Protocol):
         """
 
     def remove_named(self, part: str) -> None:
-        """Removes all cgroups that have `part` in their name, wherever they are."""
+        """Removes all cgroups that have `part` in their name, wherever they are.
+
+        Kills their processes. Raises Internal if a process does not end.
+        """
 
     def folders(self, path: str) -> list[str]:
         """Returns the cgroup's folders, one for each hierarchy."""

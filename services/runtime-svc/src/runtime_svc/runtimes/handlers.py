@@ -52,11 +52,11 @@ class Handlers:
         If its executable is gone, that of another handler with the same name is used. Raises
         FailedPrecondition if there is none, or if the container's record could not be read.
         """
-        if not container.launch.runtime:
+        made = OciRuntime.by_command(container.launch.runtime, self._settings.runtime_timeout)
+        if made is None:
             raise FailedPrecondition(
                 f"the record of container {container.id} could not be read: all that can be done with it is to remove it"
             )
-        made = OciRuntime.by_command(container.launch.runtime, self._settings.runtime_timeout)
         same_name = [runtime.path for runtime in self._runtimes.values() if runtime.path.name == made.path.name]
         for path in (made.path, *same_name):
             if _is_installed(path):
@@ -65,6 +65,20 @@ class Handlers:
             f"{made.path}, which made container {container.id}, is not there",
             hint="install it again, or name it in runtime.handlers",
         )
+
+    def to_remove(self, container: Container, handler: str) -> OciRuntime:
+        """Returns the runtime to remove a container with: its own, or that of its row's `handler`.
+
+        Raises FailedPrecondition or InvalidArgument if this node has neither.
+        """
+        is_known = OciRuntime.by_command(container.launch.runtime, self._settings.runtime_timeout) is not None
+        return self.of(container) if is_known else self.get(handler)
+
+    def states_of(self, container: Container) -> list[Path]:
+        """Returns the folders that may hold the OCI runtime's state of a container."""
+        made = OciRuntime.by_command(container.launch.runtime, self._settings.runtime_timeout)
+        roots = [runtime.root for runtime in self._runtimes.values()] + ([made.root] if made else [])
+        return [root / container.id for root in roots]
 
     def settings(self, name: str) -> HandlerSettings:
         """Returns the settings of a known handler."""

@@ -29,8 +29,13 @@ class OciRuntime:
         return [str(self.path), f"--root={self.root}"]
 
     @classmethod
-    def by_command(cls, command: Sequence[str], timeout: float) -> "OciRuntime":
-        """Returns the runtime with this `command`, named after its executable."""
+    def by_command(cls, command: Sequence[str], timeout: float) -> "OciRuntime | None":
+        """Returns the runtime with this `command`, named after its executable.
+
+        Returns None for a command in another form: that of an unreadable or a damaged record.
+        """
+        if len(command) != 2 or not command[1].startswith("--root=/"):
+            return None
         path, root = command
         return cls(Path(path).name, Path(path), Path(root.removeprefix("--root=")), timeout)
 

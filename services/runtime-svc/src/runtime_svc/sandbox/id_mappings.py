@@ -74,5 +74,21 @@ def root_of(config: PodSandboxConfig) -> tuple[int, int] | None:
     return (uids[0][1], gids[0][1]) if uids else None
 
 
+def on_the_node(config: PodSandboxConfig, uid: int, gid: int) -> tuple[int, int]:
+    """Returns the ids on the node of a user and a group of the pod's containers.
+
+    Ids that the pod's user namespace does not map give those of its root.
+    """
+    uids, gids = of(config)
+    return _outside(uids, uid), _outside(gids, gid)
+
+
+def _outside(mappings: Sequence[Triple], inside: int) -> int:
+    if not mappings:
+        return inside
+    first, on_node, length = mappings[0]
+    return on_node + (inside - first if first <= inside < first + length else 0)
+
+
 def _triples(mappings: Sequence[IDMapping]) -> list[Triple]:
     return [(mapping.container_id, mapping.host_id, mapping.length) for mapping in mappings]

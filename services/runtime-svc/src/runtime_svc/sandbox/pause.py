@@ -16,6 +16,7 @@ from servicekit.linux import namespaces, syscalls
 from servicekit.linux.processes import ProcessRef, open_pidfd
 from servicekit.linux.programs import start_in_cgroups
 
+_MAX_PID = 1 << 22  # Linux's PID_MAX_LIMIT
 _START_SECONDS = 5
 _STOP_SECONDS = 5
 
@@ -31,12 +32,12 @@ class Pause:
     namespace: Path
 
     def process(self) -> ProcessRef | None:
-        """Returns the process that was started last; None if there was none."""
+        """Returns the process that was started last; None if there was none, or none is known."""
         try:
             pid, start_time = (int(field) for field in self.file.read_text().split())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
-        return ProcessRef(pid, start_time)
+        return ProcessRef(pid, start_time) if 0 < pid <= _MAX_PID else None
 
     def start(self, executable: Path, cgroups: list[str]) -> None:
         """Starts the process and pins its PID namespace.

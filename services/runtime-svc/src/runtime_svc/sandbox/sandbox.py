@@ -2,23 +2,36 @@
 
 <run>/pods/<id>/ns/user, ipc, uts, pid         namespaces, pinned (namespaces(7))
 <run>/pods/<id>/shm                            tmpfs that is /dev/shm of its containers
-<run>/pods/<id>/resolv.conf, hostname, hosts   mounted into its containers
+<run>/pods/<id>/etc/resolv.conf, hostname …    tmpfs with files of its containers (etc_files.py)
 <run>/pods/<id>/pause.pid                      pid and start time of the pause process
 """
 
-import os
-import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crisp_proto.config import DNSConfig, NamespaceMode, PodSandboxConfig
+from crisp_proto.config import NamespaceMode, PodSandboxConfig
 from runtime_svc.sandbox import id_mappings, sysctls
+from runtime_svc.sandbox.etc_files import EtcFiles, hostname_of
 from runtime_svc.sandbox.pause import Pause
 from servicekit.linux import namespaces, selinux, syscalls, trees
 
 _FLAGS = {"uts": syscalls.CLONE_NEWUTS, "ipc": syscalls.CLONE_NEWIPC}
 _MAX_HOSTNAME = 64  # the kernel's limit
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDefaults:
+    """What each pod of the node gets.
+
+    The executable of its pause process, the size of its /dev/shm, the time zone of its containers
+    ("" for the image's), and values of sysctls that the pod does not set.
+    """
+
+    pause: Path
+    shm_bytes: int
+    timezone: str
+    sysctls: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,48 +54,33 @@ class Sandbox:
         """The pod's /dev/shm."""
         return self.folder / "shm"
 
-    def hostname(self) -> str:
-        """Returns the host name of the pod's containers. Raises OSError if the sandbox is gone."""
-        return (self.folder / "hostname").read_text().strip()
+    @property
+    def etc(self) -> EtcFiles:
+        """The files that containers see in /etc."""
+        return EtcFiles(self.folder)
 
-    def mounted_files(self) -> dict[str, Path]:
-        """Returns the files that containers see, by their path in the container."""
-        return {f"/etc/{name}": self.folder / name for name in ("resolv.conf", "hostname", "hosts")}
-
-    async def create(self, config: PodSandboxConfig, pause_path: Path, cgroups: list[str], shm_bytes: int) -> None:
+    async def create(self, config: PodSandboxConfig, cgroups: list[str], given: NodeDefaults) -> None:
         """Makes files, namespaces, shm and the pause process; can be repeated after a crash.
 
-        `cgroups` are the folders that the pause process is started in. Raises OSError, Internal, or
-        InvalidArgument that names a sysctl.
+        `cgroups` are the folders that the pause process is started in. Raises OSError, Internal,
+        FailedPrecondition for the time zone, or InvalidArgument that names a sysctl or dns_config.
         """
         self.remove()
         (self.folder / "ns").mkdir(parents=True)
-        hostname = config.hostname or socket.gethostname()
-        self._write_files(config, hostname)
 
         def in_new_namespaces() -> None:
-            self._make_namespaces(config, hostname, shm_bytes)
+            self.etc.create(config, given.timezone)
+            self._make_namespaces(config, hostname_of(config), given.shm_bytes)
             user_namespace = self.namespace("user") if config.own_user_namespace else None
-            sysctls.write(config, user_namespace, self.namespace("ipc"))
+            sysctls.write(config, given.sysctls, user_namespace, self.namespace("ipc"))
             if config.linux.security_context.namespace_options.pid is not NamespaceMode.POD:
                 return
             if user_namespace is not None:
-                self.pause.start_in_user_namespace(user_namespace, pause_path, cgroups)
+                self.pause.start_in_user_namespace(user_namespace, given.pause, cgroups)
             else:
-                self.pause.start(pause_path, cgroups)
+                self.pause.start(given.pause, cgroups)
 
         await namespaces.in_own_thread(in_new_namespaces)
-
-    def _write_files(self, config: PodSandboxConfig, hostname: str) -> None:
-        owner = id_mappings.root_of(config)
-        for name, text in (
-            ("resolv.conf", _resolv_conf(config.dns_config)),
-            ("hostname", hostname + "\n"),
-            ("hosts", _hosts(hostname, [])),
-        ):
-            (self.folder / name).write_text(text)
-            if owner is not None:
-                os.chown(self.folder / name, *owner)
 
     def _make_namespaces(self, config: PodSandboxConfig, hostname: str, shm_bytes: int) -> None:
         """Makes and pins the pod's own UTS and IPC namespaces, and sets them up.
@@ -122,48 +120,21 @@ class Sandbox:
 
     def relabel(self, label: str) -> None:
         """Gives an SELinux label to everything that containers see."""
-        for path in (self.shm, *self.mounted_files().values()):
+        for path in (self.shm, *self.etc.by_container_path().values()):
             if path.exists():
                 selinux.relabel(path, label)
 
-    def write_hosts(self, hostname: str, ips: Sequence[str]) -> None:
-        """Writes /etc/hosts of containers for which kubelet mounts none.
-
-        Writes in place, so that containers that have mounted the file see the change.
-        """
-        (self.folder / "hosts").write_text(_hosts(hostname, ips))
-
     def release(self) -> None:
-        """Stops the pause process and releases the namespaces; files stay until `remove`."""
+        """Stops the pause process, and releases the namespaces and the mounts."""
         self.pause.stop()
         if (self.folder / "ns").exists():
             for pin in (self.folder / "ns").iterdir():
                 namespaces.unpin(pin)
         while syscalls.unmount(self.shm):
             pass
+        self.etc.unmount()
 
     def remove(self) -> None:
         """Removes everything; fine if there is nothing."""
         self.release()
         trees.remove_quietly(self.folder)
-
-
-def _resolv_conf(dns: DNSConfig) -> str:
-    """Returns resolv.conf for the pod's DNS; without any, the node's."""
-    lines = [*(f"nameserver {server}" for server in dns.servers)]
-    if dns.searches:
-        lines.append(f"search {' '.join(dns.searches)}")
-    if dns.options:
-        lines.append(f"options {' '.join(dns.options)}")
-    if lines:
-        return "\n".join(lines) + "\n"
-    try:
-        with open("/etc/resolv.conf") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-def _hosts(hostname: str, ips: Sequence[str]) -> str:
-    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    return "\n".join([*lines, *(f"{ip}\t{hostname}" for ip in ips)]) + "\n"

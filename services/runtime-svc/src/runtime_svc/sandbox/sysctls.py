@@ -6,14 +6,16 @@ net-svc writes net.*, because it makes the network namespace.
 """
 
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crisp_proto.config import NamespaceMode, PodSandboxConfig
-from servicekit.errors import InvalidArgument
+from servicekit.errors import FailedPrecondition, InvalidArgument
 from servicekit.linux import namespaces
 
 _IPC = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
 _UTS = ("kernel.domainname",)
+_DEFAULTS = "runtime.default_sysctls"
 
 
 def check(config: PodSandboxConfig) -> None:
@@ -36,25 +38,56 @@ def _fault(name: str, config: PodSandboxConfig) -> str | None:
     return "is not namespaced; only net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.* and kernel.domainname are"
 
 
-def write(config: PodSandboxConfig, user_namespace: Path | None, ipc: Path) -> None:
-    """Writes the sysctls of IPC and UTS.
+def parse_defaults(entries: Sequence[str]) -> dict[str, str]:
+    """Returns runtime.default_sysctls by name.
 
-    The calling thread must be in the pod's namespaces. Raises InvalidArgument that names the value.
+    Raises InvalidArgument for one that no namespace of a pod has.
     """
+    defaults = {_normal(name): value for name, _, value in (entry.partition("=") for entry in entries)}
+    for name in defaults:
+        if not name.startswith(_IPC) and name not in _UTS:
+            raise InvalidArgument(
+                f"{_DEFAULTS}: {name} is not a pod's own; only kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.* and"
+                " kernel.domainname are",
+                hint="set it on the node",
+                field=_DEFAULTS,
+            )
+    return defaults
+
+
+def write(config: PodSandboxConfig, defaults: Mapping[str, str], user_namespace: Path | None, ipc: Path) -> None:
+    """Writes the sysctls of IPC and UTS, and those `defaults` that the pod does not set itself.
+
+    Leaves out defaults that would change the node, because the pod uses the node's namespace. The
+    calling thread must be in the pod's namespaces. Raises InvalidArgument that names the value, or
+    FailedPrecondition for a default that the kernel refuses.
+    """
+    own = {_normal(name) for name in config.linux.sysctls}
+    for name, value in defaults.items():
+        if name not in own and _fault(name, config) is None:
+            try:
+                _write(name, value, user_namespace, ipc)
+            except OSError as error:
+                raise FailedPrecondition(
+                    f"{_DEFAULTS}: {name} = {value!r}: {error.strerror}", hint="correct the setting", field=_DEFAULTS
+                ) from error
     for name, value in config.linux.sysctls.items():
-        normal = _normal(name)
-        if normal.startswith("net."):
+        if _normal(name).startswith("net."):
             continue
-        path = Path("/proc/sys", *normal.split("."))
         try:
-            if user_namespace is not None and normal.startswith(_IPC):
-                _write_as_owner(path, value, user_namespace, ipc)
-            else:
-                path.write_text(value)
+            _write(_normal(name), value, user_namespace, ipc)
         except OSError as error:
             raise InvalidArgument(
                 f"sysctl {name} = {value!r}: {error.strerror}", field=f"linux.sysctls[{name}]"
             ) from error
+
+
+def _write(name: str, value: str, user_namespace: Path | None, ipc: Path) -> None:
+    path = Path("/proc/sys", *name.split("."))
+    if user_namespace is not None and name.startswith(_IPC):
+        _write_as_owner(path, value, user_namespace, ipc)
+    else:
+        path.write_text(value)
 
 
 def _write_as_owner(path: Path, value: str, user_namespace: Path, ipc: Path) -> None:

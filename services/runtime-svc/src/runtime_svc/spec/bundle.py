@@ -36,6 +36,7 @@ from runtime_svc.spec import (
     standard_mounts,
     users,
 )
+from runtime_svc.spec.declared_volumes import NO_VOLUMES, DeclaredVolumes
 from runtime_svc.spec.mounts import MountContext, MountFeatures, MountPlan
 from runtime_svc.spec.selinux import Labels
 from runtime_svc.spec.users import User
@@ -45,13 +46,22 @@ from servicekit.linux.files import write_atomically
 _TYPE = {"io.kubernetes.cri.container-type": "container"}
 _RUNTIME_ORDERS = ("run.oci.", "org.systemd.property.")
 """Prefixes of annotations that are orders to crun or systemd."""
-# Paths that kubelet's own list does not have yet. That list comes with every request, except with
+# Paths that kubelet's own list may not have yet. That list comes with every request, except with
 # procMount: Unmasked.
 _MASKED = [
     "/proc/interrupts",
     "/sys/devices/virtual/powercap",
     *(f"/sys/devices/system/cpu/cpu{n}/thermal_throttle" for n in range(os.cpu_count() or 1)),
 ]
+# kubelet's lists, for requests of other clients if the settings say so.
+_USUALLY_MASKED = [
+    *(
+        f"/proc/{name}"
+        for name in "acpi asound kcore keys latency_stats sched_debug scsi timer_list timer_stats".split()
+    ),
+    "/sys/firmware",
+]
+_USUALLY_READONLY = [f"/proc/{name}" for name in "bus fs irq sys sysrq-trigger".split()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +142,7 @@ def build(
         "annotations": _annotations(container),
     }
     cdi.apply(spec, edits)
+    spec["mounts"] = mounts.in_order(spec["mounts"])
     hooks.add(spec, settings.hooks_dirs, container.annotations, bind_mounts=bool(config.mounts))
     return Bundle(adjust(spec), container.user)
 
@@ -166,7 +177,10 @@ def _resolve(
 ) -> _Container:
     security = config.linux.security_context
     granted = capabilities.wanted(
-        security.capabilities.add_capabilities, security.capabilities.drop_capabilities, privileged=security.privileged
+        security.capabilities.add_capabilities,
+        security.capabilities.drop_capabilities,
+        privileged=security.privileged,
+        default=capabilities.configured(settings.default_capabilities),
     )
     return _Container(
         config=config,
@@ -182,7 +196,9 @@ def _resolve(
 
 
 def _process(container: _Container) -> oci.Process:
-    planned = process.plan(container.config, container.image, container.user, container.granted, container.pod.hostname)
+    planned = process.plan(
+        container.config, container.image, container.user, container.granted, container.pod.hostname, container.settings
+    )
     if (profile := apparmor.profile(container.security)) is not None:
         planned["apparmorProfile"] = profile
     if container.labels is not None:
@@ -204,17 +220,28 @@ def _mounts(container: _Container) -> MountPlan:
     label = None if container.labels is None else container.labels.file
     return mounts.plan(
         container.config.mounts,
-        MountContext(container.rootfs, pod.features, pod.volumes, label),
+        MountContext(
+            container.rootfs, pod.features, pod.volumes, label, container.settings.absent_mount_sources_to_reject
+        ),
         standard,
-        pod.sandbox.mounted_files(),
+        pod.sandbox.etc.by_container_path(),
+        _declared_volumes(container),
         readonly_rootfs=container.security.readonly_rootfs,
     )
+
+
+def _declared_volumes(container: _Container) -> DeclaredVolumes:
+    mode = container.settings.image_volumes
+    if mode == "ignore":
+        return NO_VOLUMES
+    owner = id_mappings.on_the_node(container.pod.config, container.user.uid, container.user.gid)
+    return DeclaredVolumes(container.image.volumes, owner, writable=mode == "bind")
 
 
 def _linux(container: _Container, mount_plan: MountPlan) -> oci.Linux:
     pod, config = container.pod, container.config
     device_plan = devices.plan(
-        config.devices,
+        devices.requested(config.devices, container.annotations, container.settings),
         privileged=container.security.privileged,
         all_devices=not pod.handler.privileged_without_host_devices,
     )
@@ -266,9 +293,10 @@ def _confine(linux: oci.Linux, container: _Container) -> None:
     security = container.security
     if security.privileged:
         return
-    masked = [*security.masked_paths, *_MASKED] if security.masked_paths else []
-    linux["maskedPaths"] = list(dict.fromkeys(masked))
-    linux["readonlyPaths"] = security.readonly_paths
+    by_default = container.settings.unset_masked_paths == "runtime/default"
+    masked = security.masked_paths or (_USUALLY_MASKED if by_default else [])
+    linux["maskedPaths"] = list(dict.fromkeys([*masked, *_MASKED])) if masked else []
+    linux["readonlyPaths"] = security.readonly_paths or (_USUALLY_READONLY if by_default else [])
     if container.seccomp is not None:
         linux["seccomp"] = container.seccomp
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from runtime_svc.settings import DEFAULT_CAPABILITIES
 from runtime_svc.spec import oci
 from servicekit import logs
 from servicekit.errors import InvalidArgument
@@ -15,13 +16,8 @@ NAMES = (
     "MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
 ).split()  # in the order of their numbers
 ALL = tuple(f"CAP_{name}" for name in NAMES)
-DEFAULT = frozenset(
-    f"CAP_{name}"
-    for name in (
-        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
-        "AUDIT_WRITE"
-    ).split()
-)
+DEFAULT = frozenset(f"CAP_{name}" for name in DEFAULT_CAPABILITIES)
+_FIELD = "linux.security_context.capabilities"
 _log = logs.get()
 
 
@@ -35,12 +31,29 @@ def held() -> frozenset[str]:
     return frozenset(ALL)
 
 
-def wanted(add: Iterable[str], drop: Iterable[str], *, privileged: bool) -> frozenset[str]:
+def configured(names: Iterable[str]) -> frozenset[str]:
+    """Returns the node's default set (runtime.default_capabilities).
+
+    Raises InvalidArgument for an unknown name.
+    """
+    return _parsed_setting(tuple(names))
+
+
+@cache
+def _parsed_setting(names: tuple[str, ...]) -> frozenset[str]:
+    field = "runtime.default_capabilities"
+    parsed = _parse(names, field)
+    return frozenset(ALL) if "ALL" in parsed else parsed
+
+
+def wanted(
+    add: Iterable[str], drop: Iterable[str], *, privileged: bool, default: frozenset[str] = DEFAULT
+) -> frozenset[str]:
     """Returns a container's capabilities: the default set with the requested changes.
 
     Raises InvalidArgument for an unknown name.
     """
-    added, dropped = _parse(add, "add_capabilities"), _parse(drop, "drop_capabilities")
+    added, dropped = _parse(add, f"{_FIELD}.add_capabilities"), _parse(drop, f"{_FIELD}.drop_capabilities")
     if privileged:
         return _clamped(frozenset(ALL))
     if "ALL" in added:
@@ -48,13 +61,13 @@ def wanted(add: Iterable[str], drop: Iterable[str], *, privileged: bool) -> froz
     elif "ALL" in dropped:
         start = frozenset()
     else:
-        start = DEFAULT
+        start = default
     return _clamped((start - (dropped - added)) | (added - {"ALL"}))
 
 
 def ambient(names: Iterable[str]) -> frozenset[str]:
     """Returns the requested ambient capabilities. Raises InvalidArgument for an unknown name."""
-    parsed = _parse(names, "add_ambient_capabilities")
+    parsed = _parse(names, f"{_FIELD}.add_ambient_capabilities")
     return _clamped(frozenset(ALL) if "ALL" in parsed else parsed)
 
 
@@ -83,9 +96,9 @@ def _parse(names: Iterable[str], field: str) -> frozenset[str]:
         full = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
         if full != "ALL" and full not in ALL:
             raise InvalidArgument(
-                f"capability {name!r} is unknown",
+                f"{field}: capability {name!r} is unknown",
                 hint="see capabilities(7)",
-                field=f"linux.security_context.capabilities.{field}",
+                field=field,
             )
         parsed.add(full)
     return frozenset(parsed)

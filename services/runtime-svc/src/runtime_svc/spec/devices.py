@@ -6,13 +6,17 @@ Source: OCI runtime spec, config-linux.md, devices.
 import contextlib
 import os
 import stat
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crisp_proto.config import Device
+from runtime_svc.settings import RuntimeSettings
 from runtime_svc.spec import oci
-from servicekit.errors import InvalidArgument
+from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument
+
+ANNOTATION = "io.kubernetes.cri-o.Devices"
+"""CRI-O's annotation, of a pod or a container, with devices that it wants."""
 
 # The OCI runtime makes these itself, or other mounts cover them.
 _NEVER_FROM_THE_NODE = frozenset(
@@ -28,7 +32,59 @@ class DevicePlan:
     rules: list[oci.DeviceRule]
 
 
-def plan(devices: Sequence[Device], *, privileged: bool, all_devices: bool = True) -> DevicePlan:
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A device, and where its path on the node is given: a field, an annotation or a setting."""
+
+    device: Device
+    field: str
+    of_node: bool = False
+
+    def refused(self, why: str) -> CrispError:
+        """Returns the error for a device that this node does not have."""
+        kind = FailedPrecondition if self.of_node else InvalidArgument  # the request is not to blame
+        return kind(f"{self.field} = {self.device.host_path[:200]!r}: {why}", field=self.field)
+
+
+def requested(devices: Sequence[Device], annotations: Mapping[str, str], settings: RuntimeSettings) -> list[Requested]:
+    """Returns the node's additional devices, those of the annotation, and those of the request.
+
+    Of two with one path in the container the later counts. The annotation is ignored unless
+    runtime.allowed_devices lists some devices. Raises InvalidArgument for a device that is not
+    among them, and for wrong permissions.
+    """
+    own = [Requested(_parse(text), "runtime.additional_devices", of_node=True) for text in settings.additional_devices]
+    named = [Requested(device, f"devices[{number}].host_path") for number, device in enumerate(devices)]
+    for number, device in enumerate(devices):
+        if set(device.permissions) - set("rwm"):
+            field = f"devices[{number}].permissions"
+            raise InvalidArgument(f"{field} = {device.permissions[:200]!r}: of r, w and m only", field=field)
+    return [*own, *_of_annotation(annotations.get(ANNOTATION, ""), settings.allowed_devices), *named]
+
+
+def _of_annotation(text: str, allowed: Sequence[str]) -> Iterator[Requested]:
+    field = f"annotations[{ANNOTATION}]"
+    if not allowed:
+        return
+    for entry in filter(None, (entry.strip() for entry in text.split(","))):
+        device = _parse(entry)
+        if os.path.normpath(device.host_path) not in {os.path.normpath(path) for path in allowed}:
+            raise InvalidArgument(
+                f"{field}: {device.host_path[:200]!r} is not allowed on this node",
+                hint=f"runtime.allowed_devices has: {', '.join(allowed)}",
+                field=field,
+            )
+        yield Requested(device, field)
+
+
+def _parse(text: str) -> Device:
+    """Parses HOST[:CONTAINER][:PERMISSIONS], as CRI-O writes devices."""
+    host, *rest = text.split(":")
+    permissions = rest.pop() if rest and rest[-1] and set(rest[-1]) <= set("rwm") else ""
+    return Device(host_path=host, container_path=":".join(rest), permissions=permissions)
+
+
+def plan(devices: Sequence[Requested], *, privileged: bool, all_devices: bool = True) -> DevicePlan:
     """Returns the requested devices, and all devices of the node for a privileged container.
 
     A handler can keep the node's devices from its privileged containers (`all_devices` is False).
@@ -40,8 +96,9 @@ def plan(devices: Sequence[Device], *, privileged: bool, all_devices: bool = Tru
         for path in _files(Path("/dev"), skip=_NEVER_FROM_THE_NODE):
             if (node := _node(path, str(path))) is not None:
                 nodes[str(path)] = node
-    for number, device in enumerate(devices):
-        for node in _requested(f"devices[{number}]", device):
+    for asked in devices:
+        device = asked.device
+        for node in _nodes(asked):
             nodes[node["path"]] = node
             rules.append(
                 {
@@ -55,26 +112,19 @@ def plan(devices: Sequence[Device], *, privileged: bool, all_devices: bool = Tru
     return DevicePlan(list(nodes.values()), rules)
 
 
-def _requested(field: str, device: Device) -> Iterator[oci.Device]:
+def _nodes(asked: Requested) -> Iterator[oci.Device]:
     """Yields the node of a requested device, or the nodes in a requested folder."""
-    if set(device.permissions) - set("rwm"):
-        raise InvalidArgument(
-            f"{field}.permissions = {device.permissions!r}: of r, w and m only", field=f"{field}.permissions"
-        )
+    device = asked.device
     source = Path(os.path.realpath(device.host_path))
     if not device.host_path.startswith("/") or not source.exists():
-        raise InvalidArgument(
-            f"{field}.host_path = {device.host_path!r}: no such device on this node", field=f"{field}.host_path"
-        )
+        raise asked.refused("no such device on this node")
     for path in _files(source) if source.is_dir() else [source]:
         inside = os.path.normpath(f"/{device.container_path or device.host_path}/{path.relative_to(source)}")
         node = _node(path, inside)
         if node is not None:
             yield node
         elif path == source:
-            raise InvalidArgument(
-                f"{field}.host_path = {device.host_path!r} is not a device", field=f"{field}.host_path"
-            )
+            raise asked.refused("not a device")
 
 
 def _files(root: Path, skip: Container[str] = ()) -> Iterator[Path]:

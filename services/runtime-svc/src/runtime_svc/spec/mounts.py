@@ -1,13 +1,19 @@
-"""A container's mounts: CRI's Mount translated to OCI's (OCI runtime spec, config.md, mounts)."""
+"""A container's mounts: CRI's Mount translated to OCI's (OCI runtime spec, config.md, mounts).
+
+All mounts are made in the order of their depth in the container, whoever wants them, so that none
+hides another one below it. Of two on the same path the request's counts, and of two of the request
+the later one.
+"""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from crisp_proto.config import Mount, MountPropagation
-from runtime_svc.spec import namespaces, oci
+from runtime_svc.spec import declared_volumes, namespaces, oci, pod_files
+from runtime_svc.spec.declared_volumes import NO_VOLUMES, DeclaredVolumes
 from servicekit.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from servicekit.linux import mount_table, selinux
 from servicekit.linux.root_paths import resolve_in_root
@@ -18,6 +24,8 @@ _PROPAGATION = {
     MountPropagation.BIDIRECTIONAL: "rshared",
 }
 RootPropagation = Literal["shared", "slave"]
+_WHOLE = frozenset({"/dev", "/sys", "/proc"})
+_PATH_MAX = 4096
 
 
 class MountFeatures(Protocol):
@@ -37,13 +45,15 @@ class MountContext:
     """What a container's mounts depend on.
 
     `volumes` are the mounted images of image volumes by index; `label` is the SELinux label of the
-    container's files, None without SELinux.
+    container's files, None without SELinux. `reject_absent` are paths of the node that are never
+    made if they are absent.
     """
 
     rootfs: Path
     features: MountFeatures
     volumes: Mapping[int, str] = field(default_factory=dict)
     label: str | None = None
+    reject_absent: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +72,63 @@ def plan(
     context: MountContext,
     base: Sequence[oci.Mount],
     files: Mapping[str, Path],
+    declared: DeclaredVolumes = NO_VOLUMES,
     *,
     readonly_rootfs: bool,
 ) -> MountPlan:
-    """Joins the standard mounts (`base`), the pod's `files` (resolv.conf …) and the request's.
+    """Joins the standard mounts (`base`), the pod's `files`, the image's volumes and the request's.
 
-    A mount of the request replaces one of ours on the same path. Raises InvalidArgument,
-    FailedPrecondition or Unimplemented that name the mount.
+    Raises InvalidArgument, FailedPrecondition or Unimplemented that name the mount.
     """
-    asked = [_mount(f"mounts[{number}]", mount, context, number) for number, mount in enumerate(mounts)]
-    taken = {os.path.normpath(entry["destination"]) for entry in asked}
-    covered = {*taken, *(entry["destination"] for entry in base)}
-    for number, entry in enumerate(asked):
+    every = [_mount(f"mounts[{number}]", mount, context, number) for number, mount in enumerate(mounts)]
+    asked = {entry["destination"]: (number, entry) for number, entry in enumerate(every)}  # the later one counts
+    covered = {*asked, *(entry["destination"] for entry in base)}
+    for number, entry in asked.values():
         _check_kinds(f"mounts[{number}]", entry, context.rootfs, covered)
-    kept = [entry for entry in base if entry["destination"] not in taken]
-    ours = [
-        _bind(destination, str(source), "rprivate", "ro" if readonly_rootfs else "rw")
-        for destination, source in files.items()
-        if destination not in taken
-    ]
-    # Shallow ones first: a mount over /a must not hide the one over /a/b.
-    asked.sort(key=lambda entry: os.path.normpath(entry["destination"]).count("/"))
-    return MountPlan([*kept, *ours, *asked], _root_propagation(mounts))
+    kept = [entry for entry in base if not _is_replaced(entry["destination"], asked)]
+    ours = [*kept, *pod_files.plan(files, context.rootfs, asked, readonly=readonly_rootfs)]
+    winners = [entry for _, entry in asked.values()]
+    possible = [entry for entry in ours if _can_be_made(entry, winners)]
+    taken = [*asked, *(entry["destination"] for entry in kept)]
+    volumes = declared_volumes.plan(declared, context.rootfs, taken, readonly=readonly_rootfs)
+    return MountPlan(in_order([*possible, *volumes, *winners]), _root_propagation(mounts))
+
+
+def in_order(mounts: Sequence[oci.Mount]) -> list[oci.Mount]:
+    """Sorts mounts by the depth of their paths; those of the same depth keep their order."""
+    return sorted(mounts, key=lambda entry: len(_parts(entry["destination"])))
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in os.path.normpath(path).split("/") if part]
+
+
+def _is_replaced(destination: str, asked: Collection[str]) -> bool:
+    """Tells whether the request has a mount instead of a standard one.
+
+    A request that brings its own /dev or /sys, usually the node's, wants what is mounted in there,
+    except for the pod's /dev/shm (as in CRI-O and containerd).
+    """
+    top = f"/{_parts(destination)[0]}"
+    return destination in asked or (top in asked and top in _WHOLE and destination != "/dev/shm")
+
+
+def _can_be_made(entry: oci.Mount, asked: Sequence[oci.Mount]) -> bool:
+    """Tells whether a mount of ours has, or can get, a mount point inside a mount of the request.
+
+    A read-only volume on /etc without a file resolv.conf is one where it cannot.
+    """
+    inside = entry["destination"]
+    above = [other for other in asked if inside.startswith(f"{other['destination'].rstrip('/')}/")]
+    if not above:
+        return True
+    nearest = max(above, key=lambda other: len(other["destination"]))
+    target = Path(nearest["source"] + inside[len(nearest["destination"].rstrip("/")) :])
+    if target.exists():
+        is_folder = entry["type"] != "bind" or os.path.isdir(entry["source"])
+        return target.is_dir() == is_folder
+    there = next(parent for parent in target.parents if parent.exists())
+    return "ro" not in nearest.get("options", ()) and there.is_dir() and os.access(there, os.W_OK)
 
 
 def _root_propagation(mounts: Sequence[Mount]) -> RootPropagation | None:
@@ -97,10 +142,9 @@ def _root_propagation(mounts: Sequence[Mount]) -> RootPropagation | None:
 
 def _mount(at: str, mount: Mount, context: MountContext, number: int) -> oci.Mount:
     inside = _destination(at, mount, context.rootfs)
-    if volume := context.volumes.get(number):
-        # As Kubernetes promises for image volumes: read-only, and nothing in them is executed.
-        return _bind(inside, volume, "rprivate", "ro", "nosuid", "nodev", "noexec")
-    source = _source(at, mount)
+    if mount.image is not None and mount.image.image:
+        return _image_volume(at, mount, inside, context.volumes.get(number))
+    source = _source(at, mount, context.reject_absent)
     _check_propagation(mount.propagation, source, at)
     translated = _bind(
         inside,
@@ -124,6 +168,20 @@ def _mount(at: str, mount: Mount, context: MountContext, number: int) -> oci.Mou
     return translated
 
 
+def _image_volume(at: str, mount: Mount, inside: str, mounted: str | None) -> oci.Mount:
+    """Returns the mount of an image volume: read-only, and its programs can be run."""
+    if not mount.readonly:
+        raise InvalidArgument(
+            f"{at}.readonly = false: an image volume is read-only", hint="set readonly", field=f"{at}.readonly"
+        )
+    if mounted is None:
+        raise InvalidArgument(
+            f"{at}.image: the image {mount.image.image if mount.image else ''!r} was not mounted for this container",
+            field=f"{at}.image",
+        )
+    return _bind(inside, mounted, "rprivate", "ro", "nosuid", "nodev")
+
+
 def _bind(destination: str, source: str, *options: str) -> oci.Mount:
     return {"destination": destination, "type": "bind", "source": source, "options": ["rbind", *options]}
 
@@ -134,6 +192,12 @@ def _destination(at: str, mount: Mount, rootfs: Path) -> str:
         raise InvalidArgument(
             f"{at}.container_path is empty", hint="it is the path in the container", field=f"{at}.container_path"
         )
+    if len(os.fsencode(mount.container_path)) >= _PATH_MAX:
+        raise InvalidArgument(
+            f"{at}.container_path has {len(mount.container_path)} characters",
+            hint=f"the kernel takes paths of less than {_PATH_MAX} bytes",
+            field=f"{at}.container_path",
+        )
     try:
         resolved = os.fspath(resolve_in_root(rootfs, mount.container_path))
     except OSError as error:
@@ -142,13 +206,21 @@ def _destination(at: str, mount: Mount, rootfs: Path) -> str:
             hint="mount it elsewhere",
             field=f"{at}.container_path",
         ) from error
-    return "/" + resolved[len(os.fspath(rootfs)) :].lstrip("/")
+    inside = resolved[len(os.fspath(rootfs)) :].lstrip("/")
+    if not inside:
+        raise InvalidArgument(
+            f"{at}.container_path = {mount.container_path!r}: would hide the whole image",
+            hint="mount it on a folder in it",
+            field=f"{at}.container_path",
+        )
+    return f"/{inside}"
 
 
-def _source(at: str, mount: Mount) -> str:
+def _source(at: str, mount: Mount, reject_absent: Collection[str]) -> str:
     """Resolves links in the host's path.
 
-    Makes a folder if nothing is there, as containerd and CRI-O do.
+    Makes a folder if nothing is there, as containerd and CRI-O do, unless the node's settings
+    forbid that for this path (CRI-O's absent_mount_sources_to_reject).
     """
     if not mount.host_path.startswith("/"):
         raise InvalidArgument(
@@ -165,6 +237,7 @@ def _source(at: str, mount: Mount) -> str:
         ) from error
     try:
         if not os.path.exists(source):
+            _check_may_be_made(at, mount.host_path, source, reject_absent)
             os.makedirs(source, exist_ok=True)
     except OSError as error:
         raise InvalidArgument(
@@ -172,6 +245,15 @@ def _source(at: str, mount: Mount) -> str:
             field=f"{at}.host_path",
         ) from error
     return source
+
+
+def _check_may_be_made(at: str, asked: str, source: str, reject_absent: Collection[str]) -> None:
+    if {os.path.normpath(asked), source} & {os.path.normpath(path) for path in reject_absent}:
+        raise FailedPrecondition(
+            f"{at}.host_path = {asked!r}: it does not exist, and runtime.absent_mount_sources_to_reject has it",
+            hint="make it on the node first",
+            field=f"{at}.host_path",
+        )
 
 
 def _relabel(at: str, source: str, label: str) -> None:

@@ -28,6 +28,14 @@ class Capabilities(TypedDict):
     ambient: list[str]
 
 
+class Rlimit(TypedDict):
+    """A resource limit of the process (setrlimit(2))."""
+
+    type: str
+    soft: int
+    hard: int
+
+
 class Process(TypedDict):
     """The container's first process."""
 
@@ -39,6 +47,7 @@ class Process(TypedDict):
     capabilities: NotRequired[Capabilities]
     noNewPrivileges: NotRequired[bool]
     oomScoreAdj: NotRequired[int]
+    rlimits: NotRequired[list[Rlimit]]
     apparmorProfile: NotRequired[str]
     selinuxLabel: NotRequired[str]
 

@@ -3,17 +3,26 @@
 Source: OCI runtime spec, config.md, process.
 """
 
+from collections.abc import Sequence
+
 from crisp_proto.config import ContainerConfig
 from crisp_proto.image import ImageConfig
+from runtime_svc.settings import RuntimeSettings
 from runtime_svc.spec import capabilities, oci, oom_score
 from runtime_svc.spec.users import User
 from servicekit.errors import InvalidArgument
 
+_UNLIMITED = 2**64 - 1
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def plan(
-    config: ContainerConfig, image: ImageConfig, user: User, granted: frozenset[str], hostname: str
+    config: ContainerConfig,
+    image: ImageConfig,
+    user: User,
+    granted: frozenset[str],
+    hostname: str,
+    settings: RuntimeSettings,
 ) -> oci.Process:
     """Returns the process with the capabilities `granted`, without labels of security modules.
 
@@ -25,15 +34,25 @@ def plan(
         "terminal": config.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
         "args": arguments(config, image),
-        "env": environment(config, image, user, hostname),
+        "env": environment(config, image, user, hostname, settings.default_env),
         "cwd": config.working_dir or image.working_dir or "/",
         "capabilities": capabilities.to_oci(granted, ambient),
         "noNewPrivileges": security.no_new_privs,
         "oomScoreAdj": oom_score.allowed(config.linux.resources.oom_score_adj),
     }
+    if settings.default_ulimits:
+        process["rlimits"] = [_rlimit(text) for text in settings.default_ulimits]
     if not process["cwd"].startswith("/"):
         raise InvalidArgument(f"working_dir = {process['cwd']!r}: must be an absolute path", field="working_dir")
     return process
+
+
+def _rlimit(text: str) -> oci.Rlimit:
+    """Translates a limit of runtime.default_ulimits (setrlimit(2)); -1 is no limit."""
+    name, _, values = text.partition("=")
+    soft, _, hard = values.partition(":")
+    limits = [_UNLIMITED if value == "-1" else int(value) for value in (soft, hard or soft)]
+    return {"type": f"RLIMIT_{name.upper()}", "soft": limits[0], "hard": limits[1]}
 
 
 def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
@@ -51,13 +70,16 @@ def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
     return found
 
 
-def environment(config: ContainerConfig, image: ImageConfig, user: User, hostname: str) -> list[str]:
-    """Returns the image's variables and then the request's; of two with one name the later wins.
+def environment(
+    config: ContainerConfig, image: ImageConfig, user: User, hostname: str, of_node: Sequence[str] = ()
+) -> list[str]:
+    """Returns the node's variables, the image's and the request's.
 
-    PATH, HOSTNAME, TERM and HOME get defaults.
+    Of two with one name the later wins. PATH, HOSTNAME, TERM and HOME get defaults.
     """
     values: dict[str, str] = {}
-    for entry in [_DEFAULT_PATH, f"HOSTNAME={hostname}", *(["TERM=xterm"] if config.tty else []), *image.env]:
+    terminal = ["TERM=xterm"] if config.tty else []
+    for entry in [_DEFAULT_PATH, f"HOSTNAME={hostname}", *terminal, *of_node, *image.env]:
         name, _, value = entry.partition("=")
         values[name] = value
     for variable in config.envs:

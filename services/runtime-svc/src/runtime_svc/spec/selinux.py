@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from crisp_proto.config import LinuxContainerSecurityContext, NamespaceMode, SELinuxOption
 from servicekit import logs
-from servicekit.errors import FailedPrecondition, InvalidArgument
+from servicekit.errors import InvalidArgument
 from servicekit.linux import selinux
 
 _FIELD = "linux.security_context.selinux_options"
@@ -34,13 +34,15 @@ def pod_label(pod_options: SELinuxOption | None, pod_id: str) -> str | None:
 def labels(security: LinuxContainerSecurityContext, pod_options: SELinuxOption | None, pod_id: str) -> Labels | None:
     """Returns a container's labels; None for none. Each pod has a pair of categories of its own.
 
-    Raises FailedPrecondition or InvalidArgument for labels that this node cannot give.
+    On a kernel without SELinux, options are ignored, as CRI-O and containerd do, because many
+    DaemonSets ask for spc_t on every node. Raises InvalidArgument for a label that the policy
+    does not know.
     """
     asked = security.selinux_options or pod_options or SELinuxOption()
     is_asked = any((asked.user, asked.role, asked.type, asked.level))
     if not selinux.enabled():
         if is_asked:
-            raise FailedPrecondition(f"{_FIELD}: the kernel of this node has no SELinux", field=_FIELD)
+            _tell_once()
         return None
     options = security.namespace_options
     if not is_asked and (security.privileged or NamespaceMode.NODE in (options.pid, options.ipc)):
@@ -52,7 +54,9 @@ def labels(security: LinuxContainerSecurityContext, pod_options: SELinuxOption |
     for label in found:
         if not selinux.knows(label):
             raise InvalidArgument(
-                f"{_FIELD} make the label {label}, which this node's policy does not know", field=_FIELD
+                f"{_FIELD} make the label {label}, which this node's policy does not know",
+                hint="load the module that defines it, or leave the options out",
+                field=_FIELD,
             )
     return found
 
@@ -78,6 +82,12 @@ def _policy_knows(label: str) -> bool:
             remedy="install container-selinux, or a module with these types",
         )
     return known
+
+
+@cache
+def _tell_once() -> None:
+    """Logs, once in the life of this process, that pods ask for what this node cannot do."""
+    _log.warning("selinux-options-ignored", consequence="the kernel has no SELinux, so containers have no labels")
 
 
 def _categories(pod_id: str) -> str:

@@ -1,7 +1,8 @@
 """The user that a container runs as.
 
 Sources: CRI LinuxContainerSecurityContext, the image's USER, and passwd and group in the
-container's root filesystem (passwd(5), group(5)).
+container's root filesystem (passwd(5), group(5)). A user or group of digits is an id, whatever
+these files say (servicekit.linux.accounts).
 """
 
 from collections.abc import Iterable
@@ -10,11 +11,12 @@ from pathlib import Path
 
 from crisp_proto.config import LinuxContainerSecurityContext, SupplementalGroupsPolicy
 from servicekit.errors import InvalidArgument
+from servicekit.linux.accounts import MAX_ID, is_number, parse_id, split_user
 from servicekit.linux.root_paths import read_in_root
 
-_MAX_ID = 2**32 - 2
 _FIELD = "linux.security_context"
 _IMAGE = "the image's USER"
+_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,48 +81,69 @@ def _requested(security: LinuxContainerSecurityContext, image_user: str) -> tupl
         return str(security.run_as_user.value), "", f"{_FIELD}.run_as_user"
     if security.run_as_username:
         return security.run_as_username, "", f"{_FIELD}.run_as_username"
-    user, _, group = image_user.partition(":")
-    return user, group, _IMAGE
+    return *split_user(image_user), _IMAGE
 
 
 def _find_account(wanted: str, accounts: list[_Account], field: str) -> _Account:
+    if is_number(wanted):
+        uid = _id(wanted, field)
+        return next((account for account in accounts if account.uid == uid), _Account(uid))
     for account in accounts:
         if account.name == wanted:
             return account
-    if not wanted.removeprefix("-").isdecimal():
-        raise InvalidArgument(
-            f"{field} = {wanted!r}: the image's /etc/passwd has no such user",
-            hint="use a number, or add the user to the image",
-            field=field,
-        )
-    uid = _checked(int(wanted), field)
-    return next((account for account in accounts if account.uid == uid), _Account(uid))
+    raise InvalidArgument(
+        f"{field} = {_shown(wanted)}: the image's /etc/passwd has no such user",
+        hint="use a number, or add the user to the image",
+        field=field,
+    )
 
 
 def _find_group(wanted: str, groups: list[_Group]) -> int:
+    if is_number(wanted):
+        return _id(wanted, _IMAGE)
     for group in groups:
         if group.name == wanted:
             return group.gid
-    if not wanted.isdecimal():
-        raise InvalidArgument(f"{_IMAGE} has the group {wanted!r}, which its /etc/group lacks", field=_IMAGE)
-    return _checked(int(wanted), _IMAGE)
+    raise InvalidArgument(
+        f"{_IMAGE} has the group {_shown(wanted)}, which its /etc/group lacks",
+        hint="use a number, or add the group to the image",
+        field=_IMAGE,
+    )
+
+
+def _id(digits: str, field: str) -> int:
+    found = parse_id(digits)
+    if found is None:
+        raise InvalidArgument(
+            f"{field} = {_shown(digits)}: ids go from 0 to {MAX_ID}, without leading zeros",
+            hint="correct the number",
+            field=field,
+        )
+    return found
+
+
+def _shown(text: str) -> str:
+    """Returns a text for a message: an image may have one of any length."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
 def _checked(value: int, field: str) -> int:
-    if not 0 <= value <= _MAX_ID:
-        raise InvalidArgument(f"{field} = {value}: ids go from 0 to {_MAX_ID}", field=field)
+    if not 0 <= value <= MAX_ID:
+        raise InvalidArgument(f"{field} = {value}: ids go from 0 to {MAX_ID}", hint="correct the number", field=field)
     return value
 
 
 def _accounts(text: str) -> Iterable[_Account]:
+    """Yields the lines of passwd; leaves out those without ids."""
     for line in text.splitlines():
         fields = line.split(":")
-        if len(fields) >= 6 and fields[2].isdecimal() and fields[3].isdecimal():
-            yield _Account(int(fields[2]), int(fields[3]), fields[0], fields[5] or None)
+        if len(fields) >= 6 and (uid := parse_id(fields[2])) is not None and (gid := parse_id(fields[3])) is not None:
+            yield _Account(uid, gid, fields[0], fields[5] or None)
 
 
 def _groups(text: str) -> Iterable[_Group]:
+    """Yields the lines of group; leaves out those without an id."""
     for line in text.splitlines():
         fields = line.split(":")
-        if len(fields) >= 4 and fields[2].isdecimal():
-            yield _Group(fields[0], int(fields[2]), frozenset(member for member in fields[3].split(",") if member))
+        if len(fields) >= 4 and (gid := parse_id(fields[2])) is not None:
+            yield _Group(fields[0], gid, frozenset(member for member in fields[3].split(",") if member))
