@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
+from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -31,6 +32,14 @@ PATIENCE = 10.0
 _RETRY_PAUSE = 0.05
 _READY_SECONDS = 5
 _adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
+def segment(text: str) -> str:
+    """Returns a name as one segment of a path, or as a value of a query, whatever is in it.
+
+    A client resolves the segments `.` and `..`, so dots are escaped too.
+    """
+    return quote(text, safe="").replace(".", "%2E")
 
 
 @dataclass(frozen=True, slots=True)

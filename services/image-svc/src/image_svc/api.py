@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
+from crisp_proto.ids import Id
 from crisp_proto.image import (
-    ChangesRequest,
     FilesystemInfo,
     Image,
     ImageList,
@@ -53,22 +53,27 @@ def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
         return RootfsIds(ages=mounts.ages())
 
     @router.put("/rootfs/{id}")
-    async def mount_rootfs(id: str, request: RootfsRequest) -> Rootfs:
+    async def mount_rootfs(id: Id, request: RootfsRequest) -> Rootfs:
         """Mounts a container's root filesystem. Idempotent."""
         return await mounts.mount(id, request)
 
     @router.get("/rootfs/{id}")
-    async def get_rootfs(id: str) -> Rootfs:
+    async def get_rootfs(id: Id) -> Rootfs:
         """Returns a root filesystem."""
         return mounts.get(id)
 
     @router.post("/rootfs/{id}/changes", status_code=204)
-    async def save_changes(id: str, request: ChangesRequest) -> None:
+    async def save_changes(id: Id) -> None:
         """Writes what the container has changed into a tar, for a checkpoint."""
-        await mounts.save_changes(id, request.path)
+        await mounts.save_changes(id)
+
+    @router.delete("/rootfs/{id}/changes", status_code=204)
+    async def discard_changes(id: Id) -> None:
+        """Deletes the tar once the checkpoint has it; fine if there is none."""
+        await mounts.discard_changes(id)
 
     @router.delete("/rootfs/{id}", status_code=204)
-    async def remove_rootfs(id: str) -> None:
+    async def remove_rootfs(id: Id) -> None:
         """Unmounts and deletes a root filesystem; fine if there is none."""
         await mounts.remove(id)
 

@@ -27,7 +27,7 @@ async def opened(settings: Settings[NetSettings]) -> AsyncIterator[Frontend]:
     store = Store(settings.node.state_dir / "net-svc" / "net.db")
     networks, plugins = Networks(store, settings.own), Plugins(store, settings.own)
     firewall = Firewall(settings.own.nft_table, store, networks, plugins)
-    attachments = Attachments(store, networks, plugins, firewall, settings.node.run_dir / "net-svc")
+    attachments = Attachments(store, networks, plugins, firewall, settings.node.places)
     await attachments.sweep()
     guard = asyncio.create_task(firewall.guard())
 
