@@ -1,6 +1,6 @@
 """image-svc's routes."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from crisp_proto.ids import Id
 from crisp_proto.image import (
@@ -16,6 +16,7 @@ from crisp_proto.image import (
 )  # fmt: skip
 from image_svc.images import Images
 from image_svc.rootfs import RootfsMounts
+from servicekit.app import only_root
 
 
 def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
@@ -42,9 +43,9 @@ def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
         """Fetches an image from its registry; layers that are here already are not downloaded."""
         return await images.pull(request)
 
-    @router.post("/loads")
+    @router.post("/loads", dependencies=[Depends(only_root)])
     async def load(request: LoadRequest) -> ImageList:
-        """Loads the images of an OCI layout, or of a tar of one, from this host's disk."""
+        """Loads the images of an OCI layout, or of a tar of one, from the disk. Only for root."""
         return ImageList(images=await images.load(request))
 
     @router.get("/rootfs")

@@ -35,7 +35,7 @@ from image_svc.user_namespaces import PodUserNamespace
 from servicekit import checkpoint_dirs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, Internal, InvalidArgument, NotFound
-from servicekit.linux import files, mount_table, trees
+from servicekit.linux import files, mount_table, processes, trees
 from servicekit.linux.files import unlink_quietly
 from servicekit.linux.root_paths import resolve_in_root
 from servicekit.settings import NodeSettings
@@ -158,7 +158,10 @@ class RootfsMounts:
     # Removing
 
     async def remove(self, rootfs_id: str) -> None:
-        """Unmounts and deletes a root filesystem; fine if there is none."""
+        """Unmounts and deletes a root filesystem; fine if there is none.
+
+        Raises FailedPrecondition while the container runs in it.
+        """
         await self._queue.run(rootfs_id, "remove", lambda: self._remove(rootfs_id))
 
     async def _remove(self, rootfs_id: str) -> None:
@@ -166,6 +169,9 @@ class RootfsMounts:
         known = self._store.rootfs(rootfs_id)
         if known is None and not target.exists() and not own.exists():
             return
+        pid = processes.read_pidfile(self._places.pidfile(rootfs_id))
+        if pid is not None and processes.is_in_cgroup_of(pid, rootfs_id):
+            raise FailedPrecondition(f"container {rootfs_id} runs in it, process {pid}", hint="stop it first")
         await asyncio.to_thread(self._delete, rootfs_id)
         crashpoint("rootfs-deleted")
         self._store.remove_rootfs(rootfs_id)

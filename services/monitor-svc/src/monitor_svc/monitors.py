@@ -143,9 +143,9 @@ class Monitors:
         even after SIGKILL, because it hangs in the kernel; its recorded state stays as it is.
         """
         monitor = self.created(container_id)
-        number = signals.number(request.signal or monitor.request.launch.stop_signal)
         self._disks.remove(container_id)
         if monitor.alive and request.grace > 0:
+            number = signals.number(request.signal or monitor.request.launch.stop_signal)
             processes.send_signal(monitor.process, number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(request.grace):
