@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 
 from crisp_proto.config import ContainerConfig
 from crisp_proto.contract import Contract
+from crisp_proto.ids import Id
 from crisp_proto.runtime import PodRequest
 
 CONFIG, SPEC, IMAGES, CHANGES = "config.dump", "spec.dump", "checkpoint", "rootfs-diff.tar"
@@ -24,6 +25,12 @@ POD = "pod.json"
 def is_archive(image: str) -> bool:
     """Tells whether an image name is the path of a checkpoint: no reference starts with a slash."""
     return image.startswith("/")
+
+
+def archive_of(config: ContainerConfig) -> str:
+    """Returns the path of the checkpoint that a container is made from; "" for a new container."""
+    image = config.image.image or config.image.image_ref
+    return image if is_archive(image) else ""
 
 
 class ArchiveConfig(Contract):
@@ -51,12 +58,6 @@ class CheckpointRequest(Contract):
     timeout: float = Field(0, ge=0)
 
 
-class Checkpoint(Contract):
-    """An unfinished checkpoint of a frozen container, without its root filesystem's changes."""
-
-    changes: str = Field(description="Path where image-svc must write them")
-
-
 class PodCheckpoint(Contract):
     """The file pod.json: the requests that created the pod and its containers."""
 
@@ -68,4 +69,4 @@ class PodCheckpointRequest(Contract):
     """A request to write pod.json for containers of a pod, given by id."""
 
     folder: str
-    container_ids: list[str]
+    container_ids: list[Id]

@@ -87,9 +87,9 @@ class ImageSpec(Contract):
 class IDMapping(Contract):
     """A range of ids of a user namespace."""
 
-    host_id: int = 0
-    container_id: int = 0
-    length: int = 0
+    host_id: int = Field(0, ge=0, lt=1 << 32)
+    container_id: int = Field(0, ge=0, lt=1 << 32)
+    length: int = Field(0, ge=0, lt=1 << 32)
 
 
 class Mount(Contract):

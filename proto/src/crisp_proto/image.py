@@ -1,9 +1,11 @@
 """image-svc's contract: images, pulls, root filesystems, disk use."""
 
+from typing import Annotated
+
 from pydantic import Field
 
-from crisp_proto.config import IDMapping
 from crisp_proto.contract import Contract
+from crisp_proto.ids import OptionalId
 
 
 class PullRequest(Contract):
@@ -60,14 +62,6 @@ class ImageList(Contract):
     images: list[Image]
 
 
-class UserNamespaceOwner(Contract):
-    """The user namespace whose ids own the mounted files: its pinned path and its mappings."""
-
-    path: str
-    uids: list[IDMapping]
-    gids: list[IDMapping]
-
-
 class ImageVolume(Contract):
     """An image that a container sees read-only; `sub_path` is a path in it."""
 
@@ -78,12 +72,14 @@ class ImageVolume(Contract):
 class RootfsRequest(Contract):
     """The root filesystem to mount for a container, and its image volumes.
 
-    The keys of `volumes` are numbers that the caller chooses.
+    The keys of `volumes` are the indexes of the mounts in the container's configuration.
     """
 
     image: str = Field(description="Reference, id or unique id prefix; or the path of a checkpoint")
-    user_namespace: UserNamespaceOwner | None = None
-    volumes: dict[int, ImageVolume] = {}
+    pod_id: OptionalId = Field(
+        "", description="The container's pod; if it has a user namespace of its own, its ids own the files"
+    )
+    volumes: dict[Annotated[int, Field(ge=0)], ImageVolume] = {}
     label: str = Field("", pattern=r"^[\w.:,-]*$", description="SELinux label of everything in it")
 
 
@@ -100,12 +96,6 @@ class Rootfs(Contract):
     config: ImageConfig
     volumes: dict[int, str] = {}
     volume_images: dict[int, str] = {}
-
-
-class ChangesRequest(Contract):
-    """The path on the host to write a container's changes to, as an OCI layer."""
-
-    path: str
 
 
 class RootfsIds(Contract):

@@ -16,7 +16,7 @@ _PATH = rf"{_COMPONENT}(?:/{_COMPONENT})*"
 _FAMILIAR = re.compile(rf"(?:({_REGISTRY})/)?({_PATH})(?::(\w[\w.-]{{0,127}}))?(?:@(sha256:[0-9a-f]{{64}}))?", re.ASCII)
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{3,64})")
 _PORT = re.compile(r":[0-9]+$")
-_MAX_LENGTH = 512
+MAX_LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class ImageName:
         tag `latest`. The first component is a registry if it holds a dot or a colon, or is
         `localhost`. Raises ValueError.
         """
-        match = _FAMILIAR.fullmatch(text)
-        if not match or len(text) > _MAX_LENGTH:
-            raise ValueError(f"{text!r} is no image reference")
+        match = _FAMILIAR.fullmatch(text) if len(text) <= MAX_LENGTH else None
+        if not match:
+            raise ValueError(f"{text[:MAX_LENGTH]!r} is no image reference")
         registry, path, tag, digest = match.groups()
         if registry and not ("." in registry or ":" in registry or registry == "localhost"):
             registry, path = None, f"{registry}/{path}"

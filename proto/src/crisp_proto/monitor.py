@@ -3,30 +3,49 @@
 from enum import StrEnum
 from typing import Any
 
-from pydantic import Base64Bytes, Field, model_validator
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
 from crisp_proto.contract import Contract
-from crisp_proto.launch import Launch
+from crisp_proto.ids import Id
+from crisp_proto.launch import ContainerDocument, Launch
 
 
-class MonitorRequest(Contract):
-    """A request to have conmon create a container."""
+class MonitorRequest(BaseModel):
+    """What monitor-svc records of a container before conmon creates it.
+
+    It is taken from container.json. Fields of a newer version are ignored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     pod_id: str
     name: str
-    launch: Launch = Field(description="runtime-svc's answer, unchanged")
+    launch: Launch
     log_path: str = Field("", description="CRI log file; empty keeps no log")
     tty: bool = False
     stdin: bool = False
     stdin_once: bool = False
+
+    @staticmethod
+    def of(document: ContainerDocument) -> "MonitorRequest":
+        """Returns what is recorded of this container."""
+        config = document.config
+        return MonitorRequest(
+            pod_id=document.pod_id,
+            name=config.metadata.name,
+            launch=document.launch,
+            log_path=document.log_path,
+            tty=config.tty,
+            stdin=config.stdin,
+            stdin_once=config.stdin_once,
+        )
 
     @model_validator(mode="before")
     @classmethod
     def _nest_launch(cls, data: Any) -> Any:
         """Accepts the older, flat shape, in which the fields of `launch` stood beside the others.
 
-        Rows of containers that an older monitor-svc created have it, and requests of an older
-        gateway.
+        Rows of containers that an older monitor-svc created have it.
         """
         if not isinstance(data, dict) or "launch" in data:
             return data
@@ -123,5 +142,5 @@ class Note(Contract):
     """An event that the gateway reports."""
 
     kind: EventKind
-    container_id: str = Field(description="The container's id; the pod's id for an event of a pod")
-    pod_id: str
+    container_id: Id = Field(description="The container's id; the pod's id for an event of a pod")
+    pod_id: Id

@@ -1,6 +1,8 @@
 """net-svc's contract: attachments of pods to networks."""
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from crisp_proto.config import PortMapping
 from crisp_proto.contract import Contract
@@ -16,7 +18,21 @@ class AttachmentRequest(Contract):
     sysctls: dict[str, str] = {}
     annotations: dict[str, str] = {}
     handler: str = Field("", description="The pod's runtime handler, which may have network configurations of its own")
-    user_namespace: str = Field("", description="Path of the pinned user namespace that will own the network namespace")
+    own_user_namespace: bool = Field(
+        False, description="The pod has a user namespace of its own, which will own the network namespace"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_path(cls, data: Any) -> Any:
+        """Accepts the older shape, in which `user_namespace` was the path of the namespace.
+
+        Rows of pods that an older net-svc attached have it.
+        """
+        if not isinstance(data, dict) or "user_namespace" not in data:
+            return data
+        rest = {name: value for name, value in data.items() if name != "user_namespace"}
+        return {"own_user_namespace": bool(data["user_namespace"]), **rest}
 
 
 class Interface(Contract):

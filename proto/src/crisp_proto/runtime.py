@@ -1,11 +1,13 @@
 """The REST contract of runtime-svc: pods, containers, their resources and statistics."""
 
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from crisp_proto.config import ContainerConfig, LinuxContainerResources, PodSandboxConfig
 from crisp_proto.contract import Contract
+from crisp_proto.ids import Id, OptionalId
 from crisp_proto.image import ImageConfig
 from crisp_proto.launch import Launch as Launch
 
@@ -58,22 +60,20 @@ class PodList(Contract):
 
 
 class ContainerRequest(Contract):
-    """A container to create: kubelet's configuration, and what other services prepared for it."""
+    """A container to create: kubelet's configuration, and facts that other services know.
 
-    pod_id: str
+    runtime-svc finds the root filesystem, the image volumes, the network namespace and the target's
+    process by id, where their owners keep them.
+    """
+
+    pod_id: Id
     config: ContainerConfig
-    rootfs: str
     image_id: str
     image_config: ImageConfig
-    volumes: dict[int, str] = Field(
-        {}, description="Where the images of image volumes are mounted on the host, by the mount's index"
-    )
     volume_images: dict[int, str] = Field({}, description="Ids of the images of image volumes, by the mount's index")
-    netns: str = ""
-    pod_ips: list[str] = []
-    checkpoint: str = Field("", description="Path of the checkpoint to restore it from; empty for a new container")
-    target_pid: int = Field(
-        0, description="Process of the container whose PID namespace it shares (NamespaceMode TARGET); 0 for none"
+    pod_ips: list[Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")]] = []
+    target_id: OptionalId = Field(
+        "", description="The container whose PID namespace it shares (NamespaceMode TARGET); empty for none"
     )
 
 

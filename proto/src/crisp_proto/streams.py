@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 from pydantic import Field
 
 from crisp_proto.contract import Contract
+from crisp_proto.ids import Id, OptionalId
 
 
 class Channel(IntEnum):
@@ -37,7 +38,7 @@ class Session(Contract):
     """What a client may do with its token."""
 
     kind: SessionKind
-    id: str = Field(description="The container, or the pod whose ports are forwarded")
+    id: Id = Field(description="The container, or the pod whose ports are forwarded")
     command: list[str] = []
     tty: bool = False
     stdin: bool = False
@@ -83,7 +84,7 @@ class DialRequest(Contract):
     An empty pod_id stands for the node.
     """
 
-    pod_id: str = ""
+    pod_id: OptionalId = ""
     port: int = Field(ge=1, le=65535)
 
 

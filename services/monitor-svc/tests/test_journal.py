@@ -15,7 +15,8 @@ from monitor_svc.store import Store
 from servicekit.linux.processes import ProcessRef
 
 LAUNCH = Launch(bundle="/b", runtime=["crun"], stop_signal="SIGTERM")
-REQUEST = MonitorRequest(pod_id="pod", name="main", launch=LAUNCH)
+C, P = "c" * 64, "d" * 64
+REQUEST = MonitorRequest(pod_id=P, name="main", launch=LAUNCH)
 
 
 def test_the_journal_has_every_change_and_drops_the_oldest(tmp_path: Path) -> None:
@@ -55,12 +56,12 @@ def test_no_event_is_older_than_the_one_before(tmp_path: Path, monkeypatch: pyte
     journal = store.journal
     here = ProcessRef.of(os.getpid())
     begun = time.time_ns()
-    store.begin("c", REQUEST)
-    store.created("c", Created(here, here))
-    journal.note(Note(kind=EventKind.STARTED, container_id="c", pod_id="pod"))
-    store.exited("c", Exit(0, begun, False), "Completed", "")
+    store.begin(C, REQUEST)
+    store.created(C, Created(here, here))
+    journal.note(Note(kind=EventKind.STARTED, container_id=C, pod_id=P))
+    store.exited(C, Exit(0, begun, False), "Completed", "")
     monkeypatch.setattr(time, "time_ns", lambda: begun - 3600 * 10**9)
-    store.remove("c")
+    store.remove(C)
     times = [event.at for event in journal.events(0, 100)]
     assert len(times) == 4
     assert times == sorted(times)
@@ -75,14 +76,14 @@ def test_a_note_that_comes_twice_or_late_is_recorded_once(tmp_path: Path) -> Non
     store = Store(tmp_path / "m.db", keep_events=10)
     journal = store.journal
     here = ProcessRef.of(os.getpid())
-    started = Note(kind=EventKind.STARTED, container_id="c", pod_id="pod")
-    store.begin("c", REQUEST)
-    store.created("c", Created(here, here))
+    started = Note(kind=EventKind.STARTED, container_id=C, pod_id=P)
+    store.begin(C, REQUEST)
+    store.created(C, Created(here, here))
     assert journal.note(started)
-    assert store.exited("c", Exit(0, 1000, False), "Completed", "")
+    assert store.exited(C, Exit(0, 1000, False), "Completed", "")
     assert not journal.note(started)
-    store.remove("c")
-    assert not journal.note(Note(kind=EventKind.STOPPED, container_id="c", pod_id="pod"))
+    store.remove(C)
+    assert not journal.note(Note(kind=EventKind.STOPPED, container_id=C, pod_id=P))
     assert [event.kind for event in journal.events(0, 10)] == [
         EventKind.CREATED, EventKind.STARTED, EventKind.STOPPED, EventKind.DELETED,
     ]  # fmt: skip

@@ -24,6 +24,7 @@ from monitor_svc.store import Store
 from servicekit.database import Database
 from servicekit.linux import processes
 from servicekit.linux.processes import ProcessRef
+from servicekit.places import Places
 
 LAUNCH = Launch(bundle="/b", runtime=["crun"], stop_signal="SIGTERM")
 REQUEST = MonitorRequest(pod_id="pod", name="main", launch=LAUNCH)
@@ -95,7 +96,7 @@ def test_containers_of_an_earlier_boot_have_ended(tmp_path: Path, monkeypatch: p
 def _watching(store: Store, run: Path) -> Monitors:
     settings = MonitorSettings()
     conmon = Conmon(Path("/usr/bin/conmon"), run, 10)
-    monitors = Monitors(store, conmon, LogDisks(store.journal, settings), settings)
+    monitors = Monitors(store, conmon, LogDisks(store.journal, settings), settings, Places(run, run))
     monitors.watch_all()
     return monitors
 

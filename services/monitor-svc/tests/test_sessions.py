@@ -12,7 +12,7 @@ from servicekit.errors import NotFound, ResourceExhausted
 
 
 def test_a_token_is_redeemed_once_by_any_replica_and_is_not_stored(tmp_path: Path) -> None:
-    session = Session(kind=SessionKind.EXEC, id="c", command=["true"], stdout=True)
+    session = Session(kind=SessionKind.EXEC, id="c" * 64, command=["true"], stdout=True)
     one, other = Store(tmp_path / "db", keep_events=10), Store(tmp_path / "db", keep_events=10)
     token = sessions.issue(one, session)
     assert len(token.token) == 32
@@ -23,7 +23,7 @@ def test_a_token_is_redeemed_once_by_any_replica_and_is_not_stored(tmp_path: Pat
 
 
 def test_tokens_expire_and_their_number_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, session = Store(tmp_path / "db", keep_events=10), Session(kind=SessionKind.EXEC, id="c")
+    store, session = Store(tmp_path / "db", keep_events=10), Session(kind=SessionKind.EXEC, id="c" * 64)
     old = sessions.issue(store, session)
     for _ in range(999):
         sessions.issue(store, session)

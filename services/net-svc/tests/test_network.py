@@ -23,6 +23,7 @@ from net_svc.plugins.portmap import NativePortmap
 from net_svc.settings import NetSettings
 from net_svc.store import Store
 from servicekit.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from servicekit.places import Places
 
 BRIDGE: Document = {
     "type": "bridge",
@@ -227,7 +228,7 @@ def test_a_network_whose_ranges_are_wrong_does_not_keep_other_rules_from_being_a
 async def test_a_host_address_that_is_no_ip_address_is_refused(store: Store, tmp_path: Path, address: str) -> None:
     settings = NetSettings(cni_conf_dir=tmp_path / "none")
     networks, plugins = Networks(store, settings), Plugins(store, settings)
-    attachments = Attachments(store, networks, plugins, firewall(store, tmp_path / "none"), tmp_path)
+    attachments = Attachments(store, networks, plugins, firewall(store, tmp_path / "none"), Places(tmp_path, tmp_path))
     mapping = PortMapping(container_port=80, host_port=8080, host_ip=address)
     with pytest.raises(InvalidArgument, match="is no IP address"):
         await attachments.attach("a", AttachmentRequest(namespace="n", name="p", uid="u", port_mappings=[mapping]))

@@ -32,7 +32,7 @@ def a_pod(number: int) -> Pod:
 
 def a_container(pod: Pod, name: str) -> tuple[ContainerRequest, Container]:
     config = ContainerConfig(metadata=ContainerMetadata(name=name), command=["sleep", "600"])
-    request = ContainerRequest(pod_id=pod.id, config=config, rootfs="/none", image_id="i", image_config=ImageConfig())
+    request = ContainerRequest(pod_id=pod.id, config=config, image_id="i", image_config=ImageConfig())
     launch = Launch(bundle="/none", runtime=["/usr/bin/crun"], stop_signal="SIGTERM")
     container_id = f"{pod.id[4:]}{int(name[1:]):04x}"
     return request, Container(

@@ -303,6 +303,7 @@ class Node:
                 "state_dir": str(self.root / "state"),
                 "group": self.gateway_user.partition(":")[2] or "0",
                 "log_level": "info",
+                "checkpoint_dirs": ["/"],
             },
             "image": {"registries_conf": str(self.root / "registries.conf"), "auth_file": str(self.root / "auth.json")},
             "runtime": {"cgroup_parent": names.cgroup_parent},

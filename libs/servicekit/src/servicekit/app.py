@@ -1,21 +1,24 @@
 """The FastAPI application of a service: its own routes, and those that every service has."""
 
 import errno
+import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from servicekit import context, logs, metrics
-from servicekit.errors import CrispError, InvalidArgument, ResourceExhausted, Unavailable, to_problem
+from servicekit.errors import CrispError, InvalidArgument, PermissionDenied, ResourceExhausted, Unavailable, to_problem
 
 Readiness = Callable[[], Awaitable[None]]
+_PLACES_OF_FIELDS = ("body", "path", "query", "header")
+_SHOWN = 200  # characters of a wrong value that the error repeats
 _log = logs.get()
 
 
@@ -30,6 +33,7 @@ def create_app(service: str, routers: Iterable[APIRouter], ready: Readiness) -> 
     app.include_router(_common_routes(ready))
     app.add_exception_handler(CrispError, _crisp_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(WebSocketRequestValidationError, _refused_stream)  # type: ignore[arg-type]
     app.add_exception_handler(OSError, _full_disk)
     app.add_exception_handler(sqlite3.OperationalError, _full_disk)
     app.add_exception_handler(Exception, _unexpected_error)
@@ -54,6 +58,19 @@ def unless_same(version: Callable[[], str]) -> dict[str, Any]:
         "dependencies": [Depends(check)],
         "responses": {304: {"description": "Nothing has changed since If-None-Match's ETag"}},
     }
+
+
+async def only_root(request: Request) -> None:
+    """Refuses callers other than root; a dependency of routes that take a path on the host.
+
+    The gateway's user may call all other routes (SO_PEERCRED, see servicekit.server).
+    """
+    uid = getattr(request.state, "peer_uid", None)
+    if uid not in (0, os.geteuid()):
+        raise PermissionDenied(
+            f"{request.method} {request.url.path} takes a path on this host, so only root may call it",
+            hint="call it as root, for instance by crispctl",
+        )
 
 
 def _common_routes(ready: Readiness) -> APIRouter:
@@ -92,10 +109,22 @@ async def _crisp_error(_request: Request, error: Exception) -> Response:
 
 async def _validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    return _problem(_invalid(error))
+
+
+async def _refused_stream(socket: WebSocket, error: WebSocketRequestValidationError) -> None:
+    """Answers the handshake of a WebSocket whose path is wrong."""
+    await socket.send_denial_response(_problem(_invalid(error)))
+
+
+def _invalid(error: ValidationException) -> InvalidArgument:
+    """Returns the first fault as an error that names the field; `path.id` is the field `id`."""
     first: dict[str, Any] = dict(error.errors()[0])
-    field = ".".join(str(part) for part in first["loc"] if part != "body")
-    problem = f"{field} = {first.get('input')!r}: {first['msg']}"
-    return _problem(InvalidArgument(problem, hint="see /docs for what it takes", field=field))
+    where, *inside = (str(part) for part in first["loc"])
+    field = ".".join(inside if where in _PLACES_OF_FIELDS else (where, *inside))
+    shown = repr(first.get("input"))
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return InvalidArgument(f"{field} = {shown}: {first['msg']}", hint="see /docs for what it takes", field=field)
 
 
 async def _full_disk(request: Request, error: Exception) -> Response:

@@ -7,13 +7,13 @@ idempotent say so.
 """
 
 import asyncio
-import contextlib
 import json
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
+from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -31,6 +31,14 @@ PATIENCE = 10.0
 _RETRY_PAUSE = 0.05
 _READY_SECONDS = 5
 _adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
+def segment(text: str) -> str:
+    """Returns a name as one segment of a path, or as a value of a query, whatever is in it.
+
+    A client resolves the segments `.` and `..`, so dots are escaped too.
+    """
+    return quote(text, safe="").replace(".", "%2E")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +159,18 @@ class ServiceClient:
         return parsed
 
     async def connect(self, path: str, request: BaseModel) -> ServiceChannels:
-        """Opens a WebSocket of channels and sends its first message. Raises Unavailable."""
+        """Opens a WebSocket of channels and sends its first message.
+
+        Raises Unavailable, or the error that the service answered.
+        """
         from websockets.asyncio.client import unix_connect  # 3 MB that only streams need
-        from websockets.exceptions import WebSocketException
+        from websockets.exceptions import InvalidStatus, WebSocketException
 
         give_up = time.monotonic() + self.patience
         while True:
             replica = self._replicas.least_busy()
             if replica is not None:
-                with contextlib.suppress(OSError, WebSocketException):
+                try:
                     connection = await unix_connect(
                         replica.path,
                         f"ws://{self.service}{path}",
@@ -172,6 +183,11 @@ class ServiceClient:
                     )
                     await connection.send(request.model_dump_json())
                     return ServiceChannels(connection)
+                except InvalidStatus as error:
+                    refusal = error.response
+                    raise from_problem(refusal.status_code, _json(bytes(refusal.body or b"")), self.service) from error
+                except (OSError, WebSocketException):
+                    pass
             if time.monotonic() > give_up:
                 raise self._away()
             await asyncio.sleep(_RETRY_PAUSE)

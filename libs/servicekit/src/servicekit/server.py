@@ -207,6 +207,7 @@ def _peer_checked(allowed_gid: int | None) -> type[HttpToolsProtocol]:
                 self.transport = transport  # connection_lost closes it
                 transport.abort()
                 return
+            self.app_state = {**self.app_state, "peer_uid": uid}  # for servicekit.app.only_root
             super().connection_made(transport)
 
     return PeerCheckedProtocol

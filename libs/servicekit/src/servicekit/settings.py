@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 
 from servicekit.errors import InvalidArgument
 from servicekit.logs import LogFormat, LogLevel
+from servicekit.places import Places
 
 SECTIONS = ("node", "image", "runtime", "net", "monitor", "gateway")
 DEFAULT_FILE = Path("/etc/crisp/crisp.toml")
@@ -43,6 +44,15 @@ class NodeSettings(Section):
     group: str = Field("crisp", description="Group (name or number) that may talk to the sockets, besides root")
     log_format: LogFormat = "json"
     log_level: LogLevel = "info"
+    checkpoint_dirs: list[Path] = Field(
+        [Path("/var/lib/kubelet/checkpoints")],
+        description="Folders that checkpoints are written to and restored from; / allows any",
+    )
+
+    @property
+    def places(self) -> Places:
+        """Where each service keeps what others read."""
+        return Places(self.run_dir, self.state_dir)
 
 
 S = TypeVar("S", bound=Section)

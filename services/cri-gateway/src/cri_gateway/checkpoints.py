@@ -66,11 +66,13 @@ class Checkpoints:
                 hint="only a running one can be checkpointed",
                 field="container_id",
             )
-        begun = await services.runtime.begin_checkpoint(container_id, request)
+        await services.runtime.begin_checkpoint(container_id, request)
         async with undone_on_failure() as undo:
+            undo.push_async_callback(services.image.discard_changes, container_id)
             undo.push_async_callback(services.runtime.abandon_checkpoint, container_id)
-            await services.image.save_changes(container_id, begun.changes)
+            await services.image.save_changes(container_id)
             await services.runtime.finish_checkpoint(container_id)
+        await services.image.discard_changes(container_id)
 
     async def _runs(self, container_id: str) -> bool:
         container = await self._services.runtime.container(container_id)
@@ -117,7 +119,6 @@ class Checkpoints:
         request = PodRequest(config=wanted.config or saved.pod.config, handler=wanted.handler or saved.pod.handler)
         existing = {pod.id for pod in await self._services.runtime.pods()}
         pod_id = await self._pods.run(request)
-        in_user_namespace = request.config.own_user_namespace is not None
         async with undone_on_failure() as undo:
             if pod_id not in existing:  # else the request repeats one whose pod may run already
                 undo.push_async_callback(self._pods.remove, pod_id)
@@ -125,7 +126,7 @@ class Checkpoints:
             restored = {}
             for name, own in saved.containers.items():
                 config = _from_archive(wanted.containers.get(name, own), _archive(wanted.folder, name))
-                restored[name] = await self._containers.create(NewContainer(pod_id, config, in_user_namespace))
+                restored[name] = await self._containers.create(NewContainer(pod_id, config))
         return RestoredPod(pod_id, restored)
 
 

@@ -10,12 +10,11 @@ from cri_gateway.journal import JournalWriter
 from cri_gateway.services import Services
 from cri_gateway.states import ObservedContainer
 from cri_gateway.undo import undone_on_failure
-from crisp_proto.checkpoint import is_archive
 from crisp_proto.config import ContainerConfig, NamespaceMode
-from crisp_proto.image import ImageVolume, Rootfs, RootfsRequest, UserNamespaceOwner
-from crisp_proto.monitor import EventKind, ExecRequest, ExecResult, MonitorRequest, ProcessState
+from crisp_proto.image import ImageVolume, Rootfs, RootfsRequest
+from crisp_proto.monitor import EventKind, ExecRequest, ExecResult
 from crisp_proto.net import Attachment
-from crisp_proto.runtime import Container, ContainerRequest, RestoreResult, UpdateRequest
+from crisp_proto.runtime import ContainerRequest, RestoreResult, UpdateRequest
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Unknown
 from servicekit.linux import selinux
@@ -24,15 +23,10 @@ from servicekit.tasks import KeyedQueue, gather_or_cancel, gather_to_the_end
 
 @dataclass(frozen=True, slots=True)
 class NewContainer:
-    """A container to create.
-
-    `in_user_namespace` tells whether the request asks for a user namespace. If not, there is no
-    need to ask runtime-svc for the pod's.
-    """
+    """A container to create."""
 
     pod_id: str
     config: ContainerConfig
-    in_user_namespace: bool
 
     @property
     def image(self) -> str:
@@ -45,30 +39,26 @@ class NewContainer:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """The parts of a new container's bundle that the other services provide.
+    """What other services know about a new container.
 
-    `attachment` is None on the node's network. `target_pid` is the process whose PID namespace the
-    container shares, if it shares one.
+    `attachment` is None on the node's network. `target_id` is the container whose PID namespace it
+    shares, "" if it shares none.
     """
 
     rootfs: Rootfs
     attachment: Attachment | None
-    target_pid: int | None
+    target_id: str
 
     def request(self, new: NewContainer) -> ContainerRequest:
         """Returns the request to runtime-svc."""
         return ContainerRequest(
             pod_id=new.pod_id,
             config=new.config,
-            rootfs=self.rootfs.path,
             image_id=self.rootfs.image_id,
             image_config=self.rootfs.config,
-            volumes=self.rootfs.volumes,
             volume_images=self.rootfs.volume_images,
-            netns=self.attachment.netns if self.attachment else "",
             pod_ips=self.attachment.ips if self.attachment else [],
-            target_pid=self.target_pid or 0,
-            checkpoint=new.image if is_archive(new.image) else "",
+            target_id=self.target_id,
         )
 
 
@@ -102,7 +92,7 @@ class Containers:
             undo.push_async_callback(self._unmount_unless_owned, container_id)
             parts = _Parts(
                 *await gather_or_cancel(
-                    self._mount(container_id, image, new), self._attachment(new.pod_id), self._target_pid(new)
+                    self._mount(container_id, image, new), self._attachment(new.pod_id), self._target_id(new)
                 )
             )
             crashpoint("create-rootfs-mounted")
@@ -111,7 +101,7 @@ class Containers:
             crashpoint("create-bundle-written")
             if container.launch.restore:  # conmon restores it at StartContainer, since it runs from then on
                 return
-            await services.monitor.create(container_id, _monitor_request(container))
+            await services.monitor.create(container_id)
             crashpoint("create-monitored")
 
     async def _mount(self, container_id: str, image: str, new: NewContainer) -> Rootfs:
@@ -119,7 +109,7 @@ class Containers:
         security = new.config.linux.security_context
         request = RootfsRequest(
             image=image,
-            user_namespace=await self._user_namespace(new.pod_id) if new.in_user_namespace else None,
+            pod_id=new.pod_id,
             volumes={
                 number: ImageVolume(image=mount.image.image, sub_path=mount.image_sub_path)
                 for number, mount in enumerate(new.config.mounts)
@@ -128,15 +118,6 @@ class Containers:
             label=await self._services.runtime.file_label(new.pod_id, security) if selinux.enabled() else "",
         )
         return await self._services.image.mount(container_id, request)
-
-    async def _user_namespace(self, pod_id: str) -> UserNamespaceOwner | None:
-        """Returns the pod's user namespace, whose ids own the mounted files.
-
-        None for the node's.
-        """
-        pod = await self._services.runtime.pod(pod_id)
-        own = pod.config.own_user_namespace
-        return None if own is None else UserNamespaceOwner(path=pod.user_namespace, uids=own.uids, gids=own.gids)
 
     async def _unmount_unless_owned(self, container_id: str) -> None:
         """Unmounts the root filesystem, unless a container uses it.
@@ -160,24 +141,15 @@ class Containers:
                 return None
             raise FailedPrecondition(f"pod {pod_id} has no network: it was stopped", field="pod_sandbox_id") from error
 
-    async def _target_pid(self, new: NewContainer) -> int | None:
-        """Returns the process whose PID namespace the container shares (NamespaceMode TARGET).
+    async def _target_id(self, new: NewContainer) -> str:
+        """Returns the container whose PID namespace the new one shares (NamespaceMode TARGET).
 
-        None if it has another mode. Raises InvalidArgument for a target in another pod, and
-        FailedPrecondition for one that does not run.
+        "" if it has another mode. runtime-svc checks that the target runs, and in the same pod.
         """
         options = new.config.linux.security_context.namespace_options
         if options.pid is not NamespaceMode.TARGET:
-            return None
-        field = "linux.security_context.namespace_options.target_id"
-        runtime = self._services.runtime
-        target = await runtime.container(await lookup.container_id(runtime, options.target_id))
-        if target.pod_id != new.pod_id:
-            raise InvalidArgument(f"{field}: container {target.id} is in another pod", field=field)
-        process = await self._services.monitor.process(target.id)
-        if process.state is not ProcessState.ALIVE or not target.started_at:
-            raise FailedPrecondition(f"{field}: container {target.id} does not run", field=field)
-        return process.pid
+            return ""
+        return await lookup.container_id(self._services.runtime, options.target_id)
 
     # Changes
 
@@ -204,10 +176,9 @@ class Containers:
         crashpoint("container-started")
 
     async def _restore(self, container_id: str) -> None:
-        """Has monitor-svc restore the processes of a checkpoint; they run at once."""
-        container = await self._services.runtime.container(container_id)
+        """Makes monitor-svc restore the processes of a checkpoint; they run at once."""
         try:
-            await self._services.monitor.create(container_id, _monitor_request(container))
+            await self._services.monitor.create(container_id)
         except Unknown as error:
             await self._services.runtime.restored(container_id, RestoreResult(error=error.message))
             raise
@@ -286,16 +257,3 @@ class Containers:
         """Returns the containers that the filter accepts, except those that are being created."""
         found = await states.containers(self._services)
         return [container for container in found if wanted.accepts_container(container.record)]
-
-
-def _monitor_request(container: Container) -> MonitorRequest:
-    config = container.config
-    return MonitorRequest(
-        pod_id=container.pod_id,
-        name=config.metadata.name,
-        launch=container.launch,
-        log_path=container.log_path,
-        tty=config.tty,
-        stdin=config.stdin,
-        stdin_once=config.stdin_once,
-    )

@@ -77,8 +77,9 @@ class Pods:
         """
         if request.config.on_node_network:
             return
-        user_namespace = (await creation).user_namespace if request.config.own_user_namespace else ""
-        await self._services.net.attach(pod_id, _attachment_request(request, user_namespace))
+        if request.config.own_user_namespace:
+            await creation
+        await self._services.net.attach(pod_id, _attachment_request(request))
 
     async def _undo_run(self, pod_id: str, creation: Pod | BaseException | None) -> None:
         """Removes the part that was created, after the other part failed.
@@ -178,7 +179,7 @@ class Pods:
         return [pod for pod in pods if wanted.accepts_pod(pod) and not self._may_be_in_creation(pod)]
 
 
-def _attachment_request(request: PodRequest, user_namespace: str) -> AttachmentRequest:
+def _attachment_request(request: PodRequest) -> AttachmentRequest:
     config = request.config
     return AttachmentRequest(
         namespace=config.metadata.namespace,
@@ -190,5 +191,5 @@ def _attachment_request(request: PodRequest, user_namespace: str) -> AttachmentR
         },
         annotations=config.annotations,
         handler=request.handler,
-        user_namespace=user_namespace,
+        own_user_namespace=request.config.own_user_namespace is not None,
     )

@@ -3,12 +3,10 @@
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
-from crisp_proto.checkpoint import Checkpoint, CheckpointRequest, PodCheckpoint, PodCheckpointRequest
+from crisp_proto.checkpoint import CheckpointRequest, PodCheckpoint, PodCheckpointRequest
 from crisp_proto.config import LinuxContainerSecurityContext
 from crisp_proto.image import (
-    ChangesRequest,
     FilesystemInfo,
     Image,
     ImageList,
@@ -23,7 +21,6 @@ from crisp_proto.monitor import (
     EventList,
     ExecRequest,
     ExecResult,
-    MonitorRequest,
     Note,
     Process,
     ProcessList,
@@ -49,7 +46,7 @@ from crisp_proto.runtime import (
 )  # fmt: skip
 from crisp_proto.streams import AttachRequest, DialRequest, ExecStreamRequest, Session, SessionToken
 from servicekit.channels import ServiceChannels
-from servicekit.client import ServiceClient
+from servicekit.client import ServiceClient, segment
 
 _LONG = 4 * 3600.0
 """Seconds for calls whose length the workload decides (pulls, execs, stops).
@@ -70,13 +67,13 @@ class ImageService:
         return (await self.client.call("GET", "/v1/images", ImageList)).images
 
     async def image(self, name: str) -> Image:
-        return await self.client.call("GET", f"/v1/images/{quote(name)}", Image)
+        return await self.client.call("GET", f"/v1/images/{segment(name)}", Image)
 
     async def pull(self, request: PullRequest) -> Image:
         return await self.client.call("POST", "/v1/pulls", Image, request, deadline=_LONG)
 
     async def remove(self, name: str) -> None:
-        await self.client.call("DELETE", f"/v1/images/{quote(name)}")
+        await self.client.call("DELETE", f"/v1/images/{segment(name)}")
 
     async def mount(self, rootfs_id: str, request: RootfsRequest) -> Rootfs:
         return await self.client.call("PUT", f"/v1/rootfs/{rootfs_id}", Rootfs, request)
@@ -84,10 +81,11 @@ class ImageService:
     async def unmount(self, rootfs_id: str) -> None:
         await self.client.call("DELETE", f"/v1/rootfs/{rootfs_id}")
 
-    async def save_changes(self, rootfs_id: str, path: str) -> None:
-        await self.client.call(
-            "POST", f"/v1/rootfs/{rootfs_id}/changes", body=ChangesRequest(path=path), deadline=_LONG
-        )
+    async def save_changes(self, rootfs_id: str) -> None:
+        await self.client.call("POST", f"/v1/rootfs/{rootfs_id}/changes", deadline=_LONG)
+
+    async def discard_changes(self, rootfs_id: str) -> None:
+        await self.client.call("DELETE", f"/v1/rootfs/{rootfs_id}/changes")
 
     async def rootfs_ages(self) -> dict[str, float]:
         return (await self.client.call("GET", "/v1/rootfs", RootfsIds)).ages
@@ -161,10 +159,8 @@ class RuntimeService:
     async def restored(self, container_id: str, result: RestoreResult) -> None:
         await self.client.call("POST", f"/v1/containers/{container_id}/restored", body=result)
 
-    async def begin_checkpoint(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
-        return await self.client.call(
-            "PUT", f"/v1/containers/{container_id}/checkpoint", Checkpoint, request, deadline=_LONG
-        )
+    async def begin_checkpoint(self, container_id: str, request: CheckpointRequest) -> None:
+        await self.client.call("PUT", f"/v1/containers/{container_id}/checkpoint", body=request, deadline=_LONG)
 
     async def finish_checkpoint(self, container_id: str) -> None:
         await self.client.call("POST", f"/v1/containers/{container_id}/checkpoint/finish", deadline=_LONG)
@@ -176,7 +172,7 @@ class RuntimeService:
         return await self.client.call("PUT", f"/v1/pods/{pod_id}/checkpoint", PodCheckpoint, request)
 
     async def pod_checkpoint(self, folder: str) -> PodCheckpoint:
-        return await self.client.call("GET", f"/v1/pod-checkpoints?folder={quote(folder)}", PodCheckpoint)
+        return await self.client.call("GET", f"/v1/pod-checkpoints?folder={segment(folder)}", PodCheckpoint)
 
     async def usage(self) -> Usages:
         return await self.client.call("GET", "/v1/usage", Usages)
@@ -225,8 +221,8 @@ class MonitorService:
     def __init__(self, client: ServiceClient) -> None:
         self.client = client
 
-    async def create(self, container_id: str, request: MonitorRequest) -> Process:
-        return await self.client.call("PUT", f"/v1/monitors/{container_id}", Process, request, deadline=CREATE_SECONDS)
+    async def create(self, container_id: str) -> Process:
+        return await self.client.call("PUT", f"/v1/monitors/{container_id}", Process, deadline=CREATE_SECONDS)
 
     async def process(self, container_id: str) -> Process:
         return await self.client.call("GET", f"/v1/monitors/{container_id}", Process)

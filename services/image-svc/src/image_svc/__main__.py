@@ -25,14 +25,14 @@ from servicekit.settings import Settings
 @asynccontextmanager
 async def opened(settings: Settings[ImageSettings]) -> AsyncIterator[Frontend]:
     """Opens the database and the folders, and yields the service's routes."""
-    state, run = settings.node.state_dir / "image-svc", settings.node.run_dir / "image-svc"
+    state = settings.node.state_dir / "image-svc"
     state.mkdir(parents=True, exist_ok=True)
     _label(state)
     store = Store(state / "image.db")
     layers = Layers(store, state, settings.own.parallel_layers)
     conf = RegistriesConf(settings.own.registries_conf, settings.own.auth_file)
     images = Images(store, conf, settings.own, layers)
-    mounts = RootfsMounts(store, images, layers, state, run)
+    mounts = RootfsMounts(store, images, layers, settings.node)
     await layers.sweep()
 
     async def ready() -> None:

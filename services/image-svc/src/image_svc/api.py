@@ -1,9 +1,9 @@
 """image-svc's routes."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
+from crisp_proto.ids import Id
 from crisp_proto.image import (
-    ChangesRequest,
     FilesystemInfo,
     Image,
     ImageList,
@@ -16,6 +16,7 @@ from crisp_proto.image import (
 )  # fmt: skip
 from image_svc.images import Images
 from image_svc.rootfs import RootfsMounts
+from servicekit.app import only_root
 
 
 def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
@@ -42,9 +43,9 @@ def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
         """Fetches an image from its registry; layers that are here already are not downloaded."""
         return await images.pull(request)
 
-    @router.post("/loads")
+    @router.post("/loads", dependencies=[Depends(only_root)])
     async def load(request: LoadRequest) -> ImageList:
-        """Loads the images of an OCI layout, or of a tar of one, from this host's disk."""
+        """Loads the images of an OCI layout, or of a tar of one, from the disk. Only for root."""
         return ImageList(images=await images.load(request))
 
     @router.get("/rootfs")
@@ -53,22 +54,27 @@ def routes(images: Images, mounts: RootfsMounts) -> APIRouter:
         return RootfsIds(ages=mounts.ages())
 
     @router.put("/rootfs/{id}")
-    async def mount_rootfs(id: str, request: RootfsRequest) -> Rootfs:
+    async def mount_rootfs(id: Id, request: RootfsRequest) -> Rootfs:
         """Mounts a container's root filesystem. Idempotent."""
         return await mounts.mount(id, request)
 
     @router.get("/rootfs/{id}")
-    async def get_rootfs(id: str) -> Rootfs:
+    async def get_rootfs(id: Id) -> Rootfs:
         """Returns a root filesystem."""
         return mounts.get(id)
 
     @router.post("/rootfs/{id}/changes", status_code=204)
-    async def save_changes(id: str, request: ChangesRequest) -> None:
+    async def save_changes(id: Id) -> None:
         """Writes what the container has changed into a tar, for a checkpoint."""
-        await mounts.save_changes(id, request.path)
+        await mounts.save_changes(id)
+
+    @router.delete("/rootfs/{id}/changes", status_code=204)
+    async def discard_changes(id: Id) -> None:
+        """Deletes the tar once the checkpoint has it; fine if there is none."""
+        await mounts.discard_changes(id)
 
     @router.delete("/rootfs/{id}", status_code=204)
-    async def remove_rootfs(id: str) -> None:
+    async def remove_rootfs(id: Id) -> None:
         """Unmounts and deletes a root filesystem; fine if there is none."""
         await mounts.remove(id)
 

@@ -88,14 +88,6 @@ def discard(mounts: Path) -> None:
         trees.remove_quietly(mounts)  # only empty folders are left, unless somebody put something there
 
 
-def is_mounted(target: Path) -> bool:
-    """Tells whether something is mounted on `target`."""
-    try:
-        return os.stat(target).st_dev != os.stat(target.parent).st_dev
-    except FileNotFoundError:
-        return False
-
-
 def unmount(target: Path) -> None:
     """Unmounts everything that is mounted on `target`; fine if nothing is."""
     while syscalls.unmount(target):

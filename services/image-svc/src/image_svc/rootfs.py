@@ -4,6 +4,7 @@
     <run>/volumes/<id>/<number>/         where its image volumes are mounted, read-only
     <run>/idmapped/<id>/                 its layers in its user namespace, while it is being mounted
     <state>/containers/<id>/upper, work  its writable layer
+    <state>/containers/<id>/changes.tar  what it has changed, while a checkpoint is being taken
 
 The row is written before the mount and deleted after the unmount. So whatever a crash leaves has a
 row, and the same request again finishes it.
@@ -23,18 +24,21 @@ from crisp_proto.image import (
     FilesystemInfo,
     Rootfs,
     RootfsRequest,
-    UserNamespaceOwner,
     WritableLayers,
 )
-from image_svc import changes, layers, overlay
+from image_svc import changes, layers, overlay, user_namespaces
 from image_svc.images import Images
 from image_svc.layers import Layers
 from image_svc.overlay import Stack
 from image_svc.store import Store
+from image_svc.user_namespaces import PodUserNamespace
+from servicekit import checkpoint_dirs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import CrispError, FailedPrecondition, Internal, InvalidArgument, NotFound
-from servicekit.linux import files, mount_table, trees
+from servicekit.linux import files, mount_table, processes, trees
+from servicekit.linux.files import unlink_quietly
 from servicekit.linux.root_paths import resolve_in_root
+from servicekit.settings import NodeSettings
 from servicekit.tasks import KeyedQueue
 
 _USAGE_SECONDS = 10  # a reading of a writable layer is kept this long, since it walks the whole tree
@@ -43,14 +47,16 @@ _USAGE_SECONDS = 10  # a reading of a writable layer is kept this long, since it
 class RootfsMounts:
     """All root filesystems of this node."""
 
-    def __init__(self, store: Store, images: Images, layers: Layers, state: Path, run: Path) -> None:
+    def __init__(self, store: Store, images: Images, layers: Layers, node: NodeSettings) -> None:
         self._store = store
         self._images = images
         self._layers = layers
-        self._containers = state / "containers"
-        self._mounts = run / "rootfs"
-        self._volumes = run / "volumes"
-        self._idmapped = run / "idmapped"
+        self._places = node.places
+        self._checkpoint_dirs = node.checkpoint_dirs
+        self._containers = node.places.writable_layers
+        self._mounts = node.places.rootfs
+        self._volumes = node.places.image_volumes
+        self._idmapped = node.run_dir / "image-svc" / "idmapped"
         for folder in (self._containers, self._mounts, self._volumes, self._idmapped):
             folder.mkdir(parents=True, exist_ok=True)
         self._queue = KeyedQueue()
@@ -101,18 +107,22 @@ class RootfsMounts:
     async def _image_of(self, request: RootfsRequest) -> str:
         """Returns the image that the request names, or the one that its checkpoint was taken of."""
         image = request.image
-        return await asyncio.to_thread(changes.image_of, Path(image)) if is_archive(image) else image
+        return await asyncio.to_thread(changes.image_of, self._archive(image)) if is_archive(image) else image
+
+    def _archive(self, path: str) -> Path:
+        return checkpoint_dirs.resolve(path, self._checkpoint_dirs, "image.image")
 
     async def _mount_layers(self, rootfs: Rootfs, request: RootfsRequest) -> None:
-        target, own, owner = Path(rootfs.path), self._containers / rootfs.id, request.user_namespace
-        if overlay.is_mounted(target):
+        target, own = self._mounts / rootfs.id, self._containers / rootfs.id
+        if mount_table.is_mounted(target):
             return
         for folder in (target, own / "work"):
             folder.mkdir(parents=True, exist_ok=True)
-        root_ids = None if owner is None else (owner.uids[0].host_id, owner.gids[0].host_id)
+        owner = self._owner(request)
+        root_ids = None if owner is None else owner.root_ids
         upper = files.make_folder(own / "upper", owner=root_ids)
         if is_archive(request.image):
-            await asyncio.to_thread(changes.unpack, Path(request.image), upper)
+            await asyncio.to_thread(changes.unpack, self._archive(request.image), upper)
         numbers = self._store.layers_of_rootfs(rootfs.id) or [layers.EMPTY]
         with self._owned(rootfs.id, numbers, owner) as stack:
             await overlay.mount(stack, upper, own / "work", target, request.label)
@@ -125,27 +135,34 @@ class RootfsMounts:
         found = {}
         for number, volume in request.volumes.items():
             target = self._volumes / rootfs_id / str(number)
-            if not overlay.is_mounted(target):
+            if not mount_table.is_mounted(target):
                 target.mkdir(parents=True, exist_ok=True)
                 numbers = [layers.EMPTY, *self._store.layers_of_volume(rootfs_id, number)]  # two at least
-                with self._owned(rootfs_id, numbers, request.user_namespace) as stack:
+                with self._owned(rootfs_id, numbers, self._owner(request)) as stack:
                     await overlay.mount_readonly(stack, target, request.label)
             found[number] = _path_in_volume(target, number, volume.sub_path)
         return found
 
+    def _owner(self, request: RootfsRequest) -> PodUserNamespace | None:
+        """Returns the user namespace of the pod's own; None if the pod uses the node's."""
+        return user_namespaces.of_pod(self._places, request.pod_id) if request.pod_id else None
+
     def _owned(
-        self, rootfs_id: str, numbers: Sequence[int], owner: UserNamespaceOwner | None
+        self, rootfs_id: str, numbers: Sequence[int], owner: PodUserNamespace | None
     ) -> AbstractContextManager[Stack]:
         """The layers with the ids of their owner's user namespace, while they are being mounted."""
         stack = Stack(self._layers.folder, numbers)
         if owner is None:
             return nullcontext(stack)
-        return overlay.idmapped(stack, Path(owner.path), self._idmapped / rootfs_id)
+        return overlay.idmapped(stack, owner.path, self._idmapped / rootfs_id)
 
     # Removing
 
     async def remove(self, rootfs_id: str) -> None:
-        """Unmounts and deletes a root filesystem; fine if there is none."""
+        """Unmounts and deletes a root filesystem; fine if there is none.
+
+        Raises FailedPrecondition while the container runs in it.
+        """
         await self._queue.run(rootfs_id, "remove", lambda: self._remove(rootfs_id))
 
     async def _remove(self, rootfs_id: str) -> None:
@@ -153,6 +170,9 @@ class RootfsMounts:
         known = self._store.rootfs(rootfs_id)
         if known is None and not target.exists() and not own.exists():
             return
+        pid = processes.read_pidfile(self._places.pidfile(rootfs_id))
+        if pid is not None and processes.is_in_cgroup_of(pid, rootfs_id):
+            raise FailedPrecondition(f"container {rootfs_id} runs in it, process {pid}", hint="stop it first")
         await asyncio.to_thread(self._delete, rootfs_id)
         crashpoint("rootfs-deleted")
         self._store.remove_rootfs(rootfs_id)
@@ -181,18 +201,29 @@ class RootfsMounts:
         """Returns the ids of all root filesystems with their ages in seconds."""
         return self._store.rootfs_ages()
 
-    async def save_changes(self, rootfs_id: str, path: str) -> None:
-        """Writes what the container has changed into a tar at `path`.
+    async def save_changes(self, rootfs_id: str) -> None:
+        """Writes what the container has changed into changes.tar, beside its writable layer.
 
         Raises NotFound, FailedPrecondition.
         """
+        await self._queue.run(rootfs_id, "save", lambda: self._save_changes(rootfs_id))
+
+    async def _save_changes(self, rootfs_id: str) -> None:
         self.get(rootfs_id)
+        path = self._places.changes(rootfs_id)
+        beside = path.with_name(f"{path.name}.part")
         try:
-            await asyncio.to_thread(changes.write, self._containers / rootfs_id / "upper", Path(path))
+            await asyncio.to_thread(changes.write, self._containers / rootfs_id / "upper", beside)
+            beside.rename(path)
         except OSError as error:
-            raise FailedPrecondition(
-                f"the changes of {rootfs_id} can't be written to {path}: {error}", field="path"
-            ) from error
+            beside.unlink(missing_ok=True)
+            raise FailedPrecondition(f"the changes of {rootfs_id} can't be written to {path}: {error}") from error
+
+    async def discard_changes(self, rootfs_id: str) -> None:
+        """Deletes changes.tar; fine if there is none."""
+        await self._queue.run(
+            rootfs_id, "discard", lambda: asyncio.to_thread(unlink_quietly, self._places.changes(rootfs_id))
+        )
 
     # Disk use
 

@@ -24,11 +24,11 @@ from servicekit.settings import Settings
 @asynccontextmanager
 async def opened(settings: Settings[MonitorSettings]) -> AsyncIterator[Frontend]:
     """Opens the service: its database, and a watch on each container that is alive."""
-    run = settings.node.run_dir / "monitor-svc"
+    run, places = settings.node.run_dir / "monitor-svc", settings.node.places
     store = Store(settings.node.state_dir / "monitor-svc" / "monitor.db", settings.own.journal_events)
     conmon = Conmon(settings.own.conmon, run, settings.own.create_timeout)
     disks = LogDisks(store.journal, settings.own)
-    monitors = Monitors(store, conmon, disks, settings.own)
+    monitors = Monitors(store, conmon, disks, settings.own, places)
     io = ContainerIO(monitors, conmon, disks, settings.own, run)
     io.open()
     monitors.watch_all()

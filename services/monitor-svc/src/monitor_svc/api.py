@@ -6,12 +6,12 @@ from functools import partial
 from fastapi import APIRouter, Query, WebSocket
 from fastapi.responses import StreamingResponse
 
+from crisp_proto.ids import Id
 from crisp_proto.monitor import (
     Event,
     EventList,
     ExecRequest,
     ExecResult,
-    MonitorRequest,
     Note,
     Process,
     ProcessList,
@@ -37,37 +37,40 @@ def routes(store: Store, monitors: Monitors, io: ContainerIO) -> APIRouter:
         return ProcessList(processes=monitors.all())
 
     @router.put("/monitors/{id}")
-    async def create_monitor(id: str, request: MonitorRequest) -> Process:
-        """Has conmon create a container; if there is one with this id, returns its process."""
-        return await monitors.create(id, request)
+    async def create_monitor(id: Id) -> Process:
+        """Makes conmon create a container as runtime-svc has recorded it.
+
+        If there is a process with this id, returns it.
+        """
+        return await monitors.create(id)
 
     @router.get("/monitors/{id}")
-    async def get_monitor(id: str) -> Process:
+    async def get_monitor(id: Id) -> Process:
         """Returns a container's process."""
         return monitors.get(id)
 
     @router.post("/monitors/{id}/stop")
-    async def stop(id: str, request: StopRequest) -> Process:
+    async def stop(id: Id, request: StopRequest) -> Process:
         """Ends a container: sends the signal, and SIGKILL after the grace time."""
         return await monitors.stop(id, request)
 
     @router.post("/monitors/{id}/exec")
-    async def exec_sync(id: str, request: ExecRequest) -> ExecResult:
+    async def exec_sync(id: Id, request: ExecRequest) -> ExecResult:
         """Runs a command in a container and waits for it. Not idempotent."""
         return await io.exec(id, request)
 
     @router.websocket("/monitors/{id}/exec")
-    async def exec_stream(id: str, socket: WebSocket) -> None:
+    async def exec_stream(id: Id, socket: WebSocket) -> None:
         """Runs a command on the client's streams."""
         await served_channels.serve(socket, ExecStreamRequest, partial(io.exec_stream, id))
 
     @router.websocket("/monitors/{id}/attach")
-    async def attach(id: str, socket: WebSocket) -> None:
+    async def attach(id: Id, socket: WebSocket) -> None:
         """Joins the client's streams to the container's."""
         await served_channels.serve(socket, AttachRequest, partial(io.attach, id))
 
     @router.websocket("/monitors/{id}/log")
-    async def log(id: str, socket: WebSocket) -> None:
+    async def log(id: Id, socket: WebSocket) -> None:
         """Sends the container's log, and what follows if wanted."""
         await served_channels.serve(socket, LogRequest, partial(io.log, id))
 
@@ -82,12 +85,12 @@ def routes(store: Store, monitors: Monitors, io: ContainerIO) -> APIRouter:
         return sessions.redeem(store, token)
 
     @router.post("/monitors/{id}/reopen", status_code=204)
-    async def reopen(id: str) -> None:
+    async def reopen(id: Id) -> None:
         """Reopens the container's log file."""
         await io.reopen_log(id)
 
     @router.delete("/monitors/{id}", status_code=204)
-    async def remove(id: str) -> None:
+    async def remove(id: Id) -> None:
         """Kills and forgets a container; fine if there is none."""
         await monitors.remove(id)
 

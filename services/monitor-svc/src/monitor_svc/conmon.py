@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from crisp_proto.monitor import MonitorRequest
 from crisp_proto.streams import WindowSize
 from monitor_svc.oom_kills import OomKills
+from servicekit import log_files
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, Unknown
 from servicekit.linux import processes, trees
@@ -75,15 +76,16 @@ class Conmon:
             folder.mkdir(parents=True, exist_ok=True)
 
     async def create(self, container_id: str, request: MonitorRequest) -> Created:
-        """Has conmon run `<runtime> create`.
+        """Starts conmon, which runs `<runtime> create`.
 
-        Raises Unknown with the OCI runtime's own words if that fails, and DeadlineExceeded if it
-        takes too long; then nothing is left of the container.
+        Raises Unknown with the OCI runtime's message if that fails, and DeadlineExceeded if it
+        takes too long. In both cases the container has been removed completely. Raises
+        InvalidArgument if the log would leave the pod's log_directory by a link.
         """
         folder = self._monitors / container_id
         folder.mkdir(exist_ok=True)
         if request.log_path:
-            os.makedirs(os.path.dirname(request.log_path), exist_ok=True)
+            log_files.check(request.launch.log_directory, request.log_path, make=True)
         with Pipe() as sync, Pipe() as start:
             launcher = await self._start(container_id, request, folder, sync, start)
             try:
@@ -231,6 +233,7 @@ class Conmon:
         conmon renames a new file over the log's path, whatever is there: a second order would lose
         the lines in between. So no order is given while conmon has the file at that path open.
         """
+        log_files.check(request.launch.log_directory, request.log_path)
         log = Path(request.log_path)
         if processes.has_open(conmon, log):
             return

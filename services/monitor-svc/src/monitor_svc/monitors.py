@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from crisp_proto.monitor import MonitorRequest, Process, StopRequest
+from monitor_svc import recorded
 from monitor_svc.conmon import KILLED, Conmon, Exit
 from monitor_svc.log_disks import LogDisks
 from monitor_svc.settings import MonitorSettings
@@ -24,6 +25,7 @@ from servicekit.crashpoints import crashpoint
 from servicekit.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from servicekit.linux import processes, signals
 from servicekit.linux.programs import run
+from servicekit.places import Places
 from servicekit.tasks import KeyedQueue, retry_until_done
 
 _log = logs.get()
@@ -33,8 +35,11 @@ _RECORD_SECONDS = 1  # until the next try to record an exit
 class Monitors:
     """The processes of all containers of this node."""
 
-    def __init__(self, store: Store, conmon: Conmon, disks: LogDisks, settings: MonitorSettings) -> None:
+    def __init__(
+        self, store: Store, conmon: Conmon, disks: LogDisks, settings: MonitorSettings, places: Places
+    ) -> None:
         self._store = store
+        self._places = places
         self._conmon = conmon
         self._disks = disks
         self._kill_timeout = settings.kill_timeout
@@ -57,19 +62,20 @@ class Monitors:
 
     # Creation
 
-    async def create(self, container_id: str, request: MonitorRequest) -> Process:
-        """Has conmon create a container; if there is one with this id, returns its process.
+    async def create(self, container_id: str) -> Process:
+        """Makes conmon create a container; if there is one with this id, returns its process.
 
-        Raises Unknown if the OCI runtime fails.
+        Raises NotFound if runtime-svc has no such container, and Unknown if the OCI runtime fails.
         """
-        return await self._queue.run(container_id, "create", lambda: self._create(container_id, request))
+        return await self._queue.run(container_id, "create", lambda: self._create(container_id))
 
-    async def _create(self, container_id: str, request: MonitorRequest) -> Process:
+    async def _create(self, container_id: str) -> Process:
         known = self._store.monitor(container_id)
         if known is not None and not known.creating:
             return self.get(container_id)
         if known is not None:
             await self._undo_creation(container_id, known.request)
+        request = recorded.read(self._places, container_id)
         self._store.begin(container_id, request)
         crashpoint("monitor-recorded")
         try:
@@ -140,9 +146,9 @@ class Monitors:
         even after SIGKILL, because it hangs in the kernel; its recorded state stays as it is.
         """
         monitor = self.created(container_id)
-        number = signals.number(request.signal) if request.signal else _stop_signal(monitor)
         self._disks.remove(container_id)
         if monitor.alive and request.grace > 0:
+            number = signals.number(request.signal) if request.signal else _stop_signal(monitor)
             processes.send_signal(monitor.process, number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(request.grace):

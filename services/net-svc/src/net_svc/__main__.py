@@ -27,8 +27,7 @@ async def opened(settings: Settings[NetSettings]) -> AsyncIterator[Frontend]:
     store = Store(settings.node.state_dir / "net-svc" / "net.db")
     networks, plugins = Networks(store, settings.own), Plugins(store, settings.own)
     firewall = Firewall(settings.own.nft_table, store, networks, plugins)
-    run = settings.node.run_dir / "net-svc"
-    attachments = Attachments(store, networks, plugins, firewall, run, settings.own.default_sysctls)
+    attachments = Attachments(store, networks, plugins, firewall, settings.node.places, settings.own.default_sysctls)
     await attachments.sweep()
     guard = asyncio.create_task(firewall.guard())
 

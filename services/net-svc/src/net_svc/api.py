@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, WebSocket
 
+from crisp_proto.ids import Id
 from crisp_proto.net import Attachment, AttachmentList, AttachmentRequest, NetworkStatus, NetworkUsages, NodeConfig
 from crisp_proto.streams import DialRequest
 from net_svc.attachments import Attachments
@@ -19,7 +20,7 @@ def routes(attachments: Attachments, networks: Networks) -> APIRouter:
         return attachments.all()
 
     @router.put("/attachments/{id}")
-    async def attach(id: str, request: AttachmentRequest) -> Attachment:
+    async def attach(id: Id, request: AttachmentRequest) -> Attachment:
         """Gives a pod a network namespace and connects it (CNI ADD).
 
         A repeated request returns the existing attachment.
@@ -27,12 +28,12 @@ def routes(attachments: Attachments, networks: Networks) -> APIRouter:
         return await attachments.attach(id, request)
 
     @router.get("/attachments/{id}")
-    async def get_attachment(id: str) -> Attachment:
+    async def get_attachment(id: Id) -> Attachment:
         """Returns one attachment."""
         return attachments.get(id)
 
     @router.delete("/attachments/{id}", status_code=204)
-    async def detach(id: str) -> None:
+    async def detach(id: Id) -> None:
         """Disconnects a pod (CNI DEL) and removes its namespace; succeeds if there is none."""
         await attachments.detach(id)
 

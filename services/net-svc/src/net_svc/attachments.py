@@ -27,7 +27,9 @@ from net_svc.store import Row, Store
 from servicekit import logs
 from servicekit.channels import Channels
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import CrispError, InvalidArgument, NotFound
+from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument, NotFound
+from servicekit.linux import namespaces
+from servicekit.places import Places
 from servicekit.tasks import KeyedQueue
 
 _log = logs.get()
@@ -42,7 +44,7 @@ class Attachments:
         networks: Networks,
         plugins: Plugins,
         firewall: Firewall,
-        run: Path,
+        places: Places,
         default_sysctls: Sequence[str] = (),
     ) -> None:
         self._store = store
@@ -50,7 +52,8 @@ class Attachments:
         self._plugins = plugins
         self._firewall = firewall
         self._default_sysctls = {name: value for name, _, value in (text.partition("=") for text in default_sysctls)}
-        self._netns = run / "netns"
+        self._places = places
+        self._netns = places.netns
         self._netns.mkdir(parents=True, exist_ok=True)
         self._queue = KeyedQueue()
         self._background: set[asyncio.Task[None]] = set()
@@ -79,7 +82,7 @@ class Attachments:
         crashpoint("attachment-recorded")
         path = self._netns / attachment_id
         try:
-            owner = Path(request.user_namespace) if request.user_namespace else None
+            owner = self._owner(attachment_id, request)
             await netns.create(path, request.sysctls, owner, self._default_sysctls)
             crashpoint("netns-pinned")
             result = await self._add(network, _pod_ref(attachment_id, path, request))
@@ -92,6 +95,21 @@ class Attachments:
             raise
         _log.info("pod-attached", attachment=attachment_id, network=network.name, ips=attachment.ips)
         return attachment
+
+    def _owner(self, pod_id: str, request: AttachmentRequest) -> Path | None:
+        """Returns the user namespace that will own the network namespace; None for the node's.
+
+        Raises FailedPrecondition if runtime-svc has not made it.
+        """
+        if not request.own_user_namespace:
+            return None
+        path = self._places.user_namespace(pod_id)
+        if not namespaces.is_pinned("user", path):
+            raise FailedPrecondition(
+                f"pod {pod_id} has no user namespace at {path}",
+                hint=f"have runtime-svc make the pod first: PUT /v1/pods/{pod_id}",
+            )
+        return path
 
     async def _add(self, network: NetworkConfiguration, pod: PodRef) -> Result:
         result: Result | None = None

@@ -1,11 +1,13 @@
 """Networks: which one connects new pods, and whether there is one."""
 
+import ipaddress
+
 from crisp_proto.net import NetworkStatus
 from net_svc import cni
 from net_svc.cni import NetworkConfiguration
 from net_svc.settings import NetSettings
 from net_svc.store import Store
-from servicekit.errors import CrispError, FailedPrecondition
+from servicekit.errors import CrispError, FailedPrecondition, InvalidArgument
 
 
 class Networks:
@@ -71,6 +73,14 @@ class Networks:
         """Sets the CIDR of the built-in network for new pods (CRI: UpdateRuntimeConfig).
 
         A dual-stack CIDR is two subnets joined by a comma; an empty one restores
-        net.builtin_subnets.
+        net.builtin_subnets. Raises InvalidArgument for what is no CIDR.
         """
+        for subnet in pod_cidr.split(",") if pod_cidr else ():
+            try:
+                ipaddress.ip_network(subnet.strip(), strict=False)
+            except ValueError as error:
+                raise InvalidArgument(
+                    f"pod_cidr = {pod_cidr[:200]!r}: {subnet.strip()[:100]!r} is no subnet like 10.85.0.0/16",
+                    field="pod_cidr",
+                ) from error
         self._store.set_pod_cidr(pod_cidr)

@@ -34,15 +34,17 @@ _log = logs.get()
 @asynccontextmanager
 async def opened(settings: Settings[RuntimeSettings]) -> AsyncIterator[Frontend]:
     """Opens the service with its database, and runs its background tasks."""
-    run, state = settings.node.run_dir / "runtime-svc", settings.node.state_dir / "runtime-svc"
-    store = Store(state / "runtime.db")
+    node = settings.node
+    store = Store(node.state_dir / "runtime-svc" / "runtime.db")
     cgroups = versions.detect()
     driver = drivers.choose(settings.own.cgroup_driver, cgroups, settings.own.cgroup_parent)
-    handlers = Handlers(settings.own, run)
+    handlers = Handlers(settings.own, node.run_dir / "runtime-svc")
     warmup = CgroupMoveWarmup()
-    pods = Pods(store, settings.own, cgroups, driver, handlers, run, warmup)
-    containers = Containers(store, pods, settings.own, cgroups, driver, handlers, run, state, warmup)
-    checkpoints = Checkpoints(store, pods, containers, handlers, settings.own.checkpoint_timeout)
+    pods = Pods(store, settings.own, cgroups, driver, handlers, node.places, warmup)
+    containers = Containers(store, pods, settings.own, cgroups, driver, handlers, node, warmup)
+    checkpoints = Checkpoints(store, pods, containers, handlers, node, settings.own.checkpoint_timeout)
+    pods.write_missing_documents()
+    containers.write_missing_documents()
 
     async def info() -> RuntimeInfo:
         return RuntimeInfo(cgroup_driver=driver.name, cgroup_version=cgroups.version, handlers=await handlers.all())

@@ -56,12 +56,13 @@ def describe(container: Container, runtime: OciRuntime) -> ArchiveConfig:
     )
 
 
-def pack(part: Path, location: Path) -> None:
-    """Makes the archive from everything in its folder. Raises OSError."""
+def pack(part: Path, changes: Path, location: Path) -> None:
+    """Makes the archive from everything in its folder, and the tar of changes. Raises OSError."""
     beside = part / "archive"
     with tarfile.open(beside, "w", format=tarfile.PAX_FORMAT) as archive:
         for entry in sorted(part.iterdir()):
             if entry != beside:
                 archive.add(entry, entry.name)
+        archive.add(changes, checkpoint.CHANGES)
     beside.chmod(0o600)  # it has the memory of a workload
     beside.rename(location)

@@ -4,6 +4,8 @@
     LOCATION.part-ID/                what will be in it
     <state>/checkpoints/<container>  CRIU's images of a container that is to be restored
 
+image-svc keeps the writable layer where servicekit.places says until the archive is written.
+
 A container is frozen from `begin` to `finish`, so that memory and files fit together. Its row has
 the latest time for that, and a lock on the folder shows that the process which froze it is alive.
 Otherwise the sweep thaws the container and abandons the checkpoint.
@@ -17,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from crisp_proto import checkpoint
-from crisp_proto.checkpoint import Checkpoint, CheckpointRequest, PodCheckpoint, PodCheckpointRequest
+from crisp_proto.checkpoint import CheckpointRequest, PodCheckpoint, PodCheckpointRequest
 from crisp_proto.runtime import Container, PodRequest
 from runtime_svc import checkpoint_files
 from runtime_svc.containers import Containers
@@ -25,10 +27,11 @@ from runtime_svc.pods import Pods
 from runtime_svc.runtimes.handlers import Handlers
 from runtime_svc.runtimes.oci_runtime import OciRuntime
 from runtime_svc.store import Store
-from servicekit import logs
+from servicekit import checkpoint_dirs, logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from servicekit.linux import files, trees
+from servicekit.settings import NodeSettings
 from servicekit.tasks import KeyedQueue, for_each
 
 _PATIENCE_SECONDS = 60
@@ -40,31 +43,35 @@ _log = logs.get()
 class Checkpoints:
     """All checkpoints that are being taken."""
 
-    def __init__(self, store: Store, pods: Pods, containers: Containers, handlers: Handlers, timeout: float) -> None:
+    def __init__(
+        self, store: Store, pods: Pods, containers: Containers, handlers: Handlers, node: NodeSettings, timeout: float
+    ) -> None:
         self._store = store
         self._pods = pods
         self._containers = containers
         self._handlers = handlers
+        self._places = node.places
+        self._allowed = node.checkpoint_dirs
         self._timeout = timeout
         self._locks: dict[str, contextlib.ExitStack] = {}
         self._queue = KeyedQueue()
 
-    async def begin(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
+    async def begin(self, container_id: str, request: CheckpointRequest) -> None:
         """Freezes a running container and dumps it; `finish` or `abandon` thaw it.
 
         NotFound: no such container. InvalidArgument: names the location. Unimplemented: CRIU does
         not work here. Unknown: the dump failed.
         """
-        return await self._queue.run(container_id, f"begin {request}", lambda: self._begin(container_id, request))
+        await self._queue.run(container_id, f"begin {request}", lambda: self._begin(container_id, request))
 
-    async def _begin(self, container_id: str, request: CheckpointRequest) -> Checkpoint:
+    async def _begin(self, container_id: str, request: CheckpointRequest) -> None:
         container = self._containers.get(container_id)
         runtime = self._handlers.of(container)
         (await self._handlers.features(runtime)).demand_checkpoint()
-        location, timeout = Path(request.location), request.timeout or self._timeout
-        if not location.is_absolute() or not location.parent.is_dir() or location.is_dir():
+        location, timeout = self._resolve(request.location, "location"), request.timeout or self._timeout
+        if not location.parent.is_dir() or location.is_dir():
             raise InvalidArgument(
-                f"location = {request.location!r}: is no absolute path of a file in a folder that exists",
+                f"location = {request.location!r}: is no path of a file in a folder that exists",
                 field="location",
             )
         await self._abandon_if_dead(container_id)
@@ -82,7 +89,9 @@ class Checkpoints:
                 ) from error
             raise
         self._store.prolong_checkpoint(container_id, time.time() + _PATIENCE_SECONDS)
-        return Checkpoint(changes=str(part / checkpoint.CHANGES))
+
+    def _resolve(self, path: str, field: str) -> Path:
+        return checkpoint_dirs.resolve(path, self._allowed, field)
 
     async def _dump(self, container: Container, runtime: OciRuntime, part: Path, timeout: float) -> None:
         part.mkdir(mode=0o700)
@@ -99,8 +108,8 @@ class Checkpoints:
     async def finish(self, container_id: str) -> None:
         """Thaws the container and puts the archive in its place.
 
-        Unavailable: the checkpoint has been abandoned. FailedPrecondition: the archive cannot be
-        written.
+        Unavailable: the checkpoint has been abandoned. FailedPrecondition: image-svc has not saved
+        the container's changes, or the archive cannot be written.
         """
         await self._queue.run(container_id, "finish", lambda: self._finish(container_id))
 
@@ -111,11 +120,18 @@ class Checkpoints:
                 f"the checkpoint of container {container_id} took too long, or runtime-svc died meanwhile: it was given up",
                 hint="ask again",
             )
+        changes = self._places.changes(container_id)
+        if not changes.is_file():
+            raise FailedPrecondition(
+                f"the changes of container {container_id} are not saved at {changes}",
+                hint=f"have image-svc save them first: POST /v1/rootfs/{container_id}/changes",
+            )
         await self._handlers.of(self._containers.get(container_id)).resume(container_id)
         crashpoint("checkpoint-thawed")
         location = Path(found.location)
+        part = checkpoint_files.part(location, container_id)
         try:
-            await asyncio.to_thread(checkpoint_files.pack, checkpoint_files.part(location, container_id), location)
+            await asyncio.to_thread(checkpoint_files.pack, part, changes, location)
         except OSError as error:
             raise FailedPrecondition(f"location = {str(location)!r}: {error.strerror}", field="location") from error
         crashpoint("checkpoint-packed")
@@ -174,7 +190,8 @@ class Checkpoints:
             pod=PodRequest(config=pod.config, handler=pod.handler),
             containers={container.config.metadata.name: container.config for container in containers},
         )
-        path = Path(request.folder, checkpoint.POD)
+        _check_names(saved)
+        path = self._resolve(request.folder, "output_path") / checkpoint.POD
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             files.write_atomically(path, saved.model_dump_json(exclude_defaults=True))
@@ -184,13 +201,27 @@ class Checkpoints:
 
     def read_pod(self, folder: str) -> PodCheckpoint:
         """Reads pod.json. Raises InvalidArgument for a folder without one."""
+        path = self._resolve(folder, "checkpoint_path") / checkpoint.POD
         try:
-            content = files.read_regular(Path(folder, checkpoint.POD), limit=_MAX_POD_BYTES)
-            return PodCheckpoint.model_validate_json(content)
+            saved = PodCheckpoint.model_validate_json(files.read_regular(path, limit=_MAX_POD_BYTES, follow=False))
         except (OSError, ValueError) as error:
+            # The error of a parser would show the file's content.
+            fault = error.strerror if isinstance(error, OSError) else f"{checkpoint.POD} is not crisp's"
             raise InvalidArgument(
-                f"checkpoint_path = {folder!r}: no checkpoint of a pod: {error}", field="checkpoint_path"
+                f"checkpoint_path = {folder!r}: no checkpoint of a pod: {fault}", field="checkpoint_path"
             ) from error
+        _check_names(saved)
+        return saved
+
+
+def _check_names(saved: PodCheckpoint) -> None:
+    """Raises InvalidArgument for a container whose name cannot be that of its archive."""
+    for name in saved.containers:
+        if "/" in name or "\0" in name or name in ("", ".", ".."):
+            raise InvalidArgument(
+                f"container {name[:200]!r} can't be in a pod's checkpoint: its archive there would have this name",
+                field="container_ids",
+            )
 
 
 def _is_locked(folder: Path) -> bool:

@@ -1,13 +1,16 @@
 """Containers: creation, start, limits, removal. monitor-svc knows whether one runs.
 
 <run>/bundles/<id>/config.json
-<state>/checkpoints/<id>/      CRIU's images of a container that is to be restored
+<run>/bundles/<id>/container.json   the container (crisp_proto.runtime.Container), for monitor-svc
+<state>/checkpoints/<id>/           CRIU's images of a container that is to be restored
 """
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
+from crisp_proto.checkpoint import archive_of
 from crisp_proto.config import ContainerConfig, LinuxContainerResources
 from crisp_proto.runtime import (
     Container,
@@ -26,6 +29,7 @@ from runtime_svc.cgroups.files import UNLIMITED
 from runtime_svc.cgroups.versions import Cgroups
 from runtime_svc.cgroups.warmup import CgroupMoveWarmup
 from runtime_svc.pods import Pods
+from runtime_svc.prepared import Prepared
 from runtime_svc.runtimes.features import Features
 from runtime_svc.runtimes.handlers import Handlers
 from runtime_svc.runtimes.oci_runtime import OciRuntime
@@ -35,10 +39,12 @@ from runtime_svc.spec import bundle, capabilities, oom_score, resources
 from runtime_svc.spec.bundle import Bundle, PodContext
 from runtime_svc.spec.cdi import Registry
 from runtime_svc.store import Store
-from servicekit import logs
+from servicekit import checkpoint_dirs, log_files, logs
 from servicekit.crashpoints import crashpoint
 from servicekit.errors import AlreadyExists, CrispError, FailedPrecondition, Internal, InvalidArgument, NotFound
 from servicekit.linux import signals, trees
+from servicekit.linux.files import write_atomically
+from servicekit.settings import NodeSettings
 from servicekit.tasks import KeyedQueue
 
 _log = logs.get()
@@ -55,28 +61,40 @@ class Containers:
         cgroups: Cgroups,
         driver: CgroupDriver,
         handlers: Handlers,
-        run: Path,
-        state: Path,
+        node: NodeSettings,
         warmup: CgroupMoveWarmup,
     ) -> None:
         self._store = store
         self._pods = pods
         self._settings = settings
         capabilities.configured(settings.default_capabilities)  # a wrong one fails the start of the service
+        self._node = node
+        self._places = node.places
+        self._prepared = Prepared(node.places, cgroups, driver)
         self._cgroups = cgroups
         self._driver = driver
         self._devices = Registry(settings.cdi_dirs)
         self._handlers = handlers
         self._warmup = warmup
-        self._bundles = run / "bundles"
-        self._checkpoints = state / "checkpoints"
+        self._bundles = node.places.bundles
+        self._checkpoints = node.state_dir / "runtime-svc" / "checkpoints"
         self._queue = KeyedQueue()
+
+    def write_missing_documents(self) -> None:
+        """Writes container.json for containers of an older runtime-svc; runs at the start."""
+        for container in self._store.containers():
+            is_readable = bool(container.launch.runtime)
+            if is_readable and (self._bundles / container.id).is_dir():
+                document = self._places.container_document(container.id)
+                if not document.exists():
+                    write_atomically(document, container.model_dump_json())
 
     async def create(self, container_id: str, request: ContainerRequest) -> Container:
         """Writes a container's bundle; returns the existing container for the same request.
 
-        NotFound: no such pod. FailedPrecondition: the pod is not READY. AlreadyExists: the id
-        belongs to another request. InvalidArgument names the field of the configuration.
+        NotFound: no such pod. FailedPrecondition: the pod is not READY, or another service has not
+        prepared its part. AlreadyExists: the id belongs to another request. InvalidArgument names
+        the field of the configuration.
         """
         return await self._queue.run(container_id, "create", lambda: self._create(container_id, request))
 
@@ -93,32 +111,55 @@ class Containers:
             )
         _check(request.config)
         stop_signal = _stop_signal(request)
+        log_path = self._log_path(pod, request.config)
         runtime = self._handlers.get(pod.handler)
         features = await self._handlers.features(runtime)
-        if request.checkpoint:
+        if archive_of(request.config):
             features.demand_checkpoint()
         self._warmup.start()
         self._store.begin_container(container_id, request, runtime.name)
         crashpoint("container-recorded")
         try:
             built, restore = await self._write_bundle(container_id, request, pod, features)
+            crashpoint("bundle-written")
+            container = Container(
+                id=container_id,
+                pod_id=pod.id,
+                config=request.config,
+                image_id=request.image_id,
+                created_at=time.time_ns(),
+                user=ContainerUser(uid=built.user.uid, gid=built.user.gid, supplemental_groups=list(built.user.groups)),
+                log_path=log_path,
+                volume_images=request.volume_images,
+                launch=self._launch(container_id, stop_signal, pod, runtime, restore),
+            )
+            self._write_document(container)
         except BaseException:
             self._forget(container_id)
             raise
-        crashpoint("bundle-written")
-        container = Container(
-            id=container_id,
-            pod_id=pod.id,
-            config=request.config,
-            image_id=request.image_id,
-            created_at=time.time_ns(),
-            user=ContainerUser(uid=built.user.uid, gid=built.user.gid, supplemental_groups=list(built.user.groups)),
-            log_path=_log_path(pod, request.config),
-            volume_images=request.volume_images,
-            launch=self._launch(container_id, stop_signal, pod, runtime, restore),
-        )
+        crashpoint("container-document-written")
         self._store.complete_container(container)
         return container
+
+    def _write_document(self, container: Container) -> None:
+        # Not in a thread: the file is small, and run_dir is in memory.
+        write_atomically(self._places.container_document(container.id), container.model_dump_json())
+
+    def _log_path(self, pod: Pod, config: ContainerConfig) -> str:
+        """Returns the path of the container's log; "" (as on the wire) if kubelet wants none.
+
+        Raises InvalidArgument for one that leaves the pod's log_directory.
+        """
+        if not config.log_path:
+            return ""
+        directory = pod.config.log_directory
+        path = log_files.path_in(directory, config.log_path)
+        if not directory:
+            return ""
+        if self._places.owns(Path(os.path.realpath(directory), os.path.normpath(config.log_path))):
+            raise InvalidArgument(f"the log {path[:300]} would be in a folder of crisp's own", field="log_path")
+        log_files.check(directory, path)
+        return path
 
     async def _write_bundle(
         self, container_id: str, request: ContainerRequest, pod: Pod, features: Features
@@ -126,14 +167,19 @@ class Containers:
         """Returns the bundle, and the folder of CRIU's images if the container will be restored."""
         built = await asyncio.to_thread(self._build, container_id, request, pod, features)
         await asyncio.to_thread(bundle.write, self._bundles / container_id, built)
-        if not request.checkpoint:
+        archive = archive_of(request.config)
+        if not archive:
             return built, None
-        archive, folder = Path(request.checkpoint), self._checkpoints / container_id
-        return built, await asyncio.to_thread(checkpoint_files.unpack, archive, folder)
+        source, folder = self._archive(archive), self._checkpoints / container_id
+        return built, await asyncio.to_thread(checkpoint_files.unpack, source, folder)
+
+    def _archive(self, path: str) -> Path:
+        return checkpoint_dirs.resolve(path, self._node.checkpoint_dirs, "image.image")
 
     def _build(self, container_id: str, request: ContainerRequest, pod: Pod, features: Features) -> Bundle:
-        sandbox = self._pods.sandbox(pod.id)
+        sandbox, prepared = self._pods.sandbox(pod.id), self._prepared
         sandbox.etc.demand()
+        target = self._store.container(request.target_id) if request.target_id else None
         if request.pod_ips:
             sandbox.etc.write_hosts(pod.config, request.pod_ips)
         context = PodContext(
@@ -145,13 +191,12 @@ class Containers:
             cgroups=self._cgroups,
             handler=self._handlers.settings(pod.handler),
             features=features,
-            netns=request.netns or None,
-            target_pid=request.target_pid or None,
-            volumes=request.volumes,
+            netns=prepared.netns(pod),
+            target_pid=prepared.target_pid(request, pod, target),
+            volumes=prepared.volumes(container_id, request.config.mounts),
         )
-        return bundle.build(
-            request.config, request.image_config, Path(request.rootfs), context, self._settings, self._devices
-        )
+        rootfs = Path(prepared.rootfs(container_id))
+        return bundle.build(request.config, request.image_config, rootfs, context, self._settings, self._devices)
 
     def _launch(
         self, container_id: str, stop_signal: str, pod: Pod, runtime: OciRuntime, restore: Path | None
@@ -166,6 +211,7 @@ class Containers:
             scope_slice=self._driver.helpers_slice(pod.cgroup) or "",
             conmon=str(self._handlers.settings(pod.handler).monitor or ""),
             restore=str(restore or ""),
+            log_directory=pod.config.log_directory,
         )
 
     async def start(self, container_id: str, attempt: str) -> StartResult:
@@ -221,6 +267,8 @@ class Containers:
         await self._apply(container, limits.with_both_memories(new, merged), merged)
         config = container.config.model_copy(update={"linux": linux.model_copy(update={"resources": merged})})
         container = container.model_copy(update={"config": config})
+        if (self._bundles / container_id).is_dir():  # it is gone after a reboot
+            self._write_document(container)
         self._store.complete_container(container)
         return container
 
@@ -302,17 +350,6 @@ def _check(config: ContainerConfig) -> None:
         raise InvalidArgument(
             "metadata.name is empty", hint="a container is named by its name and attempt", field="metadata.name"
         )
-    if config.log_path.startswith("/") or ".." in config.log_path.split("/"):
-        raise InvalidArgument(
-            f"log_path = {config.log_path!r}: must stay below the pod's log_directory", field="log_path"
-        )
-
-
-def _log_path(pod: Pod, config: ContainerConfig) -> str:
-    """Returns the path of the container's log; "" (as on the wire) if kubelet wants none."""
-    if not (pod.config.log_directory and config.log_path):
-        return ""
-    return f"{pod.config.log_directory}/{config.log_path}"
 
 
 def _stop_signal(request: ContainerRequest) -> str:

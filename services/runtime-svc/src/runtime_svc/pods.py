@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from pathlib import Path
 
 from crisp_proto.config import LinuxContainerResources, LinuxContainerSecurityContext, PodSandboxConfig
 from crisp_proto.runtime import Pod, PodRequest, PodState
@@ -27,6 +26,8 @@ from servicekit.errors import (
     NotFound,
     Unimplemented,
 )
+from servicekit.linux.files import write_atomically
+from servicekit.places import Places
 from servicekit.tasks import KeyedQueue
 
 _MAX_HOSTNAME = 64
@@ -43,7 +44,7 @@ class Pods:
         cgroups: Cgroups,
         driver: CgroupDriver,
         handlers: Handlers,
-        run: Path,
+        places: Places,
         warmup: CgroupMoveWarmup,
     ) -> None:
         self._store = store
@@ -54,12 +55,23 @@ class Pods:
         self._driver = driver
         self._handlers = handlers
         self._warmup = warmup
-        self._folder = run / "pods"
+        self._places = places
         self._queue = KeyedQueue()
+
+    def write_missing_documents(self) -> None:
+        """Writes pod.json for pods of an older runtime-svc; runs at the start."""
+        for pod in self._store.pods():
+            is_readable = bool(pod.cgroup)
+            if is_readable and self.sandbox(pod.id).folder.is_dir() and not self._places.pod_document(pod.id).exists():
+                self._write_document(pod)
+
+    def _write_document(self, pod: Pod) -> None:
+        # Not in a thread: the file is small, and run_dir is in memory.
+        write_atomically(self._places.pod_document(pod.id), pod.model_dump_json())
 
     def sandbox(self, pod_id: str) -> Sandbox:
         """Returns the pod's sandbox, whether it exists or not."""
-        return Sandbox(self._folder / pod_id)
+        return Sandbox(self._places.pods / pod_id)
 
     async def create(self, pod_id: str, request: PodRequest) -> Pod:
         """Makes a pod; returns the existing one for the same request, replaces an unfinished one.
@@ -95,6 +107,7 @@ class Pods:
         crashpoint("pod-recorded")
         try:
             await self._make(pod)
+            self._write_document(pod)
         except BaseException:
             await self._remove(pod_id)
             raise
@@ -224,6 +237,8 @@ class Pods:
             if (pause := self.sandbox(pod_id).pause.process()) is not None:
                 _set_score(pause.pid, linux.resources)
         pod = pod.model_copy(update={"config": pod.config.model_copy(update={"linux": linux})})
+        if pod.state is PodState.READY:
+            self._write_document(pod)
         self._store.update_pod(pod)
         return pod
 
@@ -258,6 +273,15 @@ def _check(config: PodSandboxConfig) -> None:
             f"hostname {config.hostname!r} has more than {_MAX_HOSTNAME} characters, which is the kernel's limit",
             field="hostname",
         )
+    _check_log_directory(config.log_directory)
     limits.total(config.linux.resources, config.linux.overhead)
     id_mappings.check(config)
     sysctls.check(config)
+
+
+def _check_log_directory(path: str) -> None:
+    """Raises InvalidArgument for a log_directory that does not say by itself where it is."""
+    if path and (not path.startswith("/") or ".." in path.split("/") or "\0" in path):
+        raise InvalidArgument(
+            f"log_directory = {path[:200]!r}: must be an absolute path without '..'", field="log_directory"
+        )

@@ -29,6 +29,14 @@ def read(process: int | str = "self") -> Iterator[Mounted]:
     return map(_parse, Path(f"/proc/{process}/mountinfo").read_bytes().splitlines())
 
 
+def is_mounted(target: Path) -> bool:
+    """Tells whether a file system is mounted on the folder `target`, not on what it links to."""
+    try:
+        return os.lstat(target).st_dev != os.stat(target.parent).st_dev
+    except FileNotFoundError:
+        return False
+
+
 def _parse(line: bytes) -> Mounted:
     """Parses `36 35 98:0 /root /target rw,noatime shared:1 master:2 - ext4 /dev/sda rw`.
 

@@ -10,6 +10,7 @@ ends.
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import subprocess
 import threading
@@ -22,6 +23,14 @@ from servicekit.linux import syscalls
 
 T = TypeVar("T")
 _WAIT = "echo; exec cat"
+_NS_GET_NSTYPE = 0xB703
+_KINDS = {
+    "user": syscalls.CLONE_NEWUSER,
+    "net": syscalls.CLONE_NEWNET,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "uts": syscalls.CLONE_NEWUTS,
+    "pid": syscalls.CLONE_NEWPID,
+}
 
 
 def pin(kind: str, target: Path, process: int | str = "thread-self") -> None:
@@ -38,6 +47,23 @@ def unpin(target: Path) -> None:
     while syscalls.unmount(target):
         pass
     target.unlink(missing_ok=True)
+
+
+def is_pinned(kind: str, target: Path) -> bool:
+    """Tells whether a namespace of this kind (user, net, ipc, uts, pid) is pinned on `target`.
+
+    The kernel names the kind (ioctl_ns(2), NS_GET_NSTYPE).
+    """
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _KINDS[kind]
+    except OSError:  # an ordinary file knows no such request
+        return False
+    finally:
+        os.close(fd)
 
 
 def enter(pinned: Path, kind: int) -> None:

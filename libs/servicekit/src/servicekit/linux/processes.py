@@ -136,6 +136,17 @@ def is_frozen(process: ProcessRef) -> bool:
     return False
 
 
+def is_in_cgroup_of(pid: int, container_id: str) -> bool:
+    """Tells whether a process runs in a cgroup that is named after this container.
+
+    A pid from a file may have been used again; a process cannot leave its container's cgroup.
+    """
+    try:
+        return bool(start_time(pid)) and container_id.encode() in Path(f"/proc/{pid}/cgroup").read_bytes()
+    except OSError:
+        return False
+
+
 def kill_tree(pid: int) -> None:
     """Sends SIGKILL to a process and its descendants.
 

@@ -5,6 +5,7 @@ and `..` stops there. The result never leads outside, provided that nothing chan
 meanwhile; call these functions before a container runs in it.
 """
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -59,3 +60,28 @@ def read_in_root(root: Path | str, path: str, *, limit: int = 1 << 20) -> str:
         return ""
     with os.fdopen(fd, "rb") as file:
         return file.read(limit).decode(errors="replace")
+
+
+def open_below(folder: Path | str, path: str, *, make: bool = False) -> int:
+    """Opens the folder at `path` below `folder` without following a link, and returns its fd.
+
+    `folder` itself may be a link. With `make`, missing folders are made. The fd has O_PATH. Raises
+    OSError: ENOTDIR for a link or a file on the way, EINVAL for a path with `..`.
+    """
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in path.split("/"):
+            if part == "..":
+                raise OSError(errno.EINVAL, "the path must not have '..'", path)
+            if part in ("", "."):
+                continue
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=fd)
+            inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

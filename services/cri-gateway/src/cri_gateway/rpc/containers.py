@@ -31,8 +31,6 @@ class ContainerMethods:
         new = NewContainer(
             pod_id=request.pod_sandbox_id,
             config=convert.to_model(request.config, ContainerConfig),
-            in_user_namespace=_in_user_namespace(request.config.linux)
-            or _in_user_namespace(request.sandbox_config.linux),
         )
         return api_pb2.CreateContainerResponse(container_id=await self._containers.create(new))
 
@@ -141,12 +139,6 @@ def to_metadata(container: Container) -> api_pb2.ContainerMetadata:
     """Returns CRI's name of a container."""
     metadata = container.config.metadata
     return api_pb2.ContainerMetadata(name=metadata.name, attempt=metadata.attempt)
-
-
-def _in_user_namespace(linux: api_pb2.LinuxContainerConfig | api_pb2.LinuxPodSandboxConfig) -> bool:
-    """Tells whether a configuration asks for a user namespace other than the node's."""
-    options = linux.security_context.namespace_options
-    return options.HasField("userns_options") and options.userns_options.mode != api_pb2.NODE
 
 
 def _image(container: Container) -> api_pb2.ImageSpec:

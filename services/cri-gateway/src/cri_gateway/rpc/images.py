@@ -6,6 +6,7 @@ import time
 from cri_gateway.services import ImageService
 from crisp_proto.cri import api_pb2
 from crisp_proto.image import DiskUse, Image, PullRequest
+from crisp_proto.image_name import MAX_LENGTH
 from servicekit.errors import InvalidArgument, NotFound
 from servicekit.linux import accounts
 
@@ -18,11 +19,10 @@ class ImageMethods:
 
     async def list(self, request: api_pb2.ListImagesRequest) -> api_pb2.ListImagesResponse:
         """ListImages. A filter names one image."""
-        name = request.filter.image.image
-        if not name:
+        if not request.filter.image.image:
             return api_pb2.ListImagesResponse(images=[to_message(image) for image in await self._image.images()])
         try:
-            return api_pb2.ListImagesResponse(images=[to_message(await self._image.image(name))])
+            return api_pb2.ListImagesResponse(images=[to_message(await self._image.image(_name(request.filter.image)))])
         except NotFound:
             return api_pb2.ListImagesResponse()
 
@@ -77,6 +77,11 @@ def disk_use(use: DiskUse | None) -> api_pb2.FilesystemUsage:
 def _name(image: api_pb2.ImageSpec) -> str:
     if not image.image:
         raise InvalidArgument("image.image is empty; it names the image", field="image.image")
+    if len(image.image) > MAX_LENGTH:
+        raise InvalidArgument(
+            f"image.image = {image.image[:100]!r}…: longer than the {MAX_LENGTH} characters of a reference",
+            field="image.image",
+        )
     return image.image
 
 

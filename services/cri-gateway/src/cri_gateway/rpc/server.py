@@ -24,7 +24,8 @@ _OPTIONS = [
     # deadline decides.
     ("grpc.server_max_unrequested_time_in_server", 3600),
 ]
-_STEPS = 24
+# Of an answer: clients refuse more than 8 KiB of metadata, in which a byte may take three.
+_STEPS, _PATH, _MESSAGE = 24, 120, 1500
 _STOP_SECONDS = 20
 _log = logs.get()
 Method = Callable[[Any], Awaitable[Any] | AsyncIterator[Any]]
@@ -93,7 +94,7 @@ def _handler(name: str, method: Method) -> _Handler:
             return None
         except CrispError as error:
             code = error.code
-            await rpc.abort(grpc.StatusCode[code], error.message, _trailers(steps))
+            await rpc.abort(grpc.StatusCode[code], _shortened(error.message), _trailers(steps))
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
@@ -101,7 +102,7 @@ def _handler(name: str, method: Method) -> _Handler:
             code = "INTERNAL"
             _log.error("unexpected-error", rpc=name, exc_info=error)
             message = f"{name}: {type(error).__name__}: {error}; the gateway's log has more"
-            await rpc.abort(grpc.StatusCode.INTERNAL, message, _trailers(steps))
+            await rpc.abort(grpc.StatusCode.INTERNAL, _shortened(message), _trailers(steps))
         finally:
             if code == "OK":
                 rpc.set_trailing_metadata(_trailers(steps))
@@ -131,13 +132,20 @@ def _unimplemented(name: str) -> _Handler:
     return handle
 
 
+def _shortened(message: str) -> str:
+    """Cuts a message that clients would refuse because of its length."""
+    content = message.encode()
+    return message if len(content) <= _MESSAGE else f"{content[:_MESSAGE].decode(errors='ignore')}…"
+
+
 def _trailers(steps: list[client.Step]) -> tuple[tuple[str, str], ...]:
     """Returns the first steps, and the number of those left out.
 
     Clients refuse more than 8 KiB of metadata.
     """
     shown = [
-        ("crisp-step", f"{step.service} {step.method} {step.path} {step.milliseconds:.2f}") for step in steps[:_STEPS]
+        ("crisp-step", f"{step.service} {step.method} {step.path[:_PATH]} {step.milliseconds:.2f}")
+        for step in steps[:_STEPS]
     ]
     if len(steps) > _STEPS:
         shown.append(("crisp-steps-left-out", str(len(steps) - _STEPS)))

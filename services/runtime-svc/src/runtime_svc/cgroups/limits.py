@@ -20,6 +20,8 @@ NUMBERS = re.compile(r"^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$")
 NUMBERS_RULE = "numbers and ranges as in 0,2-3 (cpuset(7), List format)"
 _LEAST_CPU_US, _MOST_CPU_PERIOD_US = 1000, 1_000_000  # kernel's sched-bwc.rst
 _MOST_CPU_SHARES = 1 << 18
+# No path, and none of the kernel's own files: cgroup.procs moves processes.
+_UNIFIED = re.compile(r"(?!cgroup\.)[a-z]+(\.[A-Za-z0-9_-]+)+")
 _PAGE_SIZE = re.compile(r"^[1-9]\d*[KMG]B$")
 _NONE = LinuxContainerResources()
 # A kernel that does not count these has nothing to limit, but kubelet limits every page size.
@@ -45,7 +47,7 @@ def check(resources: LinuxContainerResources, field: str) -> None:
         refuse("cpu_quota", f"must be {_LEAST_CPU_US} µs or more; -1 takes the limit away, 0 leaves it")
     for name in ("cpuset_cpus", "cpuset_mems"):
         numbers = getattr(resources, name)
-        if numbers and not NUMBERS.match(numbers):
+        if numbers and not NUMBERS.fullmatch(numbers):
             refuse(name, NUMBERS_RULE)
     memory, both = resources.memory_limit_in_bytes, resources.memory_swap_limit_in_bytes
     if memory < 0:
@@ -56,10 +58,16 @@ def check(resources: LinuxContainerResources, field: str) -> None:
             f"counts memory and swap together: it needs memory_limit_in_bytes ({memory}), and can't be less",
         )
     for limit in resources.hugepage_limits:
-        if not _PAGE_SIZE.match(limit.page_size):
+        if not _PAGE_SIZE.fullmatch(limit.page_size):
             raise InvalidArgument(
                 f"{field}.hugepage_limits.page_size = {limit.page_size!r}: a number with KB, MB or GB, as 2MB",
                 field=f"{field}.hugepage_limits",
+            )
+    for name in resources.unified:
+        if not _UNIFIED.fullmatch(name):
+            raise InvalidArgument(
+                f"{field}.unified[{name[:100]!r}]: must be the name of a controller's file, as memory.high",
+                field=f"{field}.unified",
             )
 
 

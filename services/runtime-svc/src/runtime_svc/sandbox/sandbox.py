@@ -4,6 +4,7 @@
 <run>/pods/<id>/shm                            tmpfs that is /dev/shm of its containers
 <run>/pods/<id>/etc/resolv.conf, hostname …    tmpfs with files of its containers (etc_files.py)
 <run>/pods/<id>/pause.pid                      pid and start time of the pause process
+<run>/pods/<id>/pod.json                       the pod as JSON, which other services read
 """
 
 from collections.abc import Mapping, Sequence

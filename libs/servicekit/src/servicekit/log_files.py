@@ -1,0 +1,61 @@
+"""Where a container's log may be: below the pod's log_directory, on a path without links.
+
+A pod that mounts its log folder can put anything there, so the path is checked when the container
+is created and again before conmon opens the file.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+
+from servicekit.errors import InvalidArgument
+from servicekit.linux.root_paths import open_below
+
+_NOT_FOLDERS = (errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+
+
+def path_in(directory: str, log_path: str) -> str:
+    """Returns the path of a log; log_path is relative to the pod's log_directory (CRI).
+
+    Raises InvalidArgument for a log_path that leads out of it, or names no file.
+    """
+    parts = log_path.split("/")
+    if log_path.startswith("/") or ".." in parts or parts[-1] in ("", ".") or "\0" in log_path:
+        raise InvalidArgument(
+            f"log_path = {log_path[:200]!r}: must be the path of a file below the pod's log_directory",
+            field="log_path",
+        )
+    return f"{directory}/{log_path}"
+
+
+def check(directory: str, path: str, *, make: bool = False) -> None:
+    """Raises InvalidArgument for a link or a special file on the way from `directory` to `path`.
+
+    `directory` itself may be a link, since only kubelet and the operator decide about it; it is ""
+    if nobody recorded it. With `make`, missing folders are made. Raises OSError.
+    """
+    folder, name = os.path.split(path)
+    base = directory or folder
+    if make:
+        os.makedirs(base, exist_ok=True)
+    try:
+        fd = open_below(base, folder[len(base) :], make=make)
+    except FileNotFoundError:
+        if make:
+            raise
+        return
+    except OSError as error:
+        if error.errno in _NOT_FOLDERS:
+            raise _leaves(path, "has a link or a file where a folder should be") from error
+        raise
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                raise _leaves(path, "is there and is no regular file")
+    finally:
+        os.close(fd)
+
+
+def _leaves(path: str, fault: str) -> InvalidArgument:
+    return InvalidArgument(f"the log {path[:300]} {fault}", hint="remove it", field="log_path")
