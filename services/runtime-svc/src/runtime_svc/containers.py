@@ -74,7 +74,7 @@ class Containers:
         self._warmup = warmup
         self._bundles = node.places.bundles
         self._checkpoints = node.state_dir / "runtime-svc" / "checkpoints"
-        self._queue = KeyedQueue()
+        self._queue = KeyedQueue(node.places.turns("runtime-svc"))
 
     def write_missing_documents(self) -> None:
         """Writes container.json for containers of an older runtime-svc; runs at the start."""

@@ -46,7 +46,7 @@ class Pods:
         self._handlers = handlers
         self._warmup = warmup
         self._places = places
-        self._queue = KeyedQueue()
+        self._queue = KeyedQueue(places.turns("runtime-svc"))
 
     def write_missing_documents(self) -> None:
         """Writes pod.json for pods of an older runtime-svc; runs at the start."""
