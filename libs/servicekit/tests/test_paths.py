@@ -11,6 +11,7 @@ from servicekit import checkpoint_dirs, log_files
 from servicekit.client import segment
 from servicekit.errors import InvalidArgument
 from servicekit.linux import mount_table, namespaces, syscalls
+from servicekit.linux.processes import ProcessRef
 from servicekit.linux.root_paths import open_below
 from servicekit.places import Places
 
@@ -69,6 +70,21 @@ def test_a_log_whose_path_somebody_has_taken(tmp_path: Path, put: str, recorded:
             return
     with pytest.raises(InvalidArgument, match="the log "):
         log_files.check(str(tmp_path) if recorded else "", str(log), make=True)
+
+
+def test_a_log_that_is_open_is_told_from_one_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "pod").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    log, me = tmp_path / "pod/sub/c.log", ProcessRef.of(os.getpid())
+    (tmp_path / "pod/sub").symlink_to(tmp_path / "elsewhere")
+    with log.open("a"):  # as conmon opens it: the link is followed
+        (tmp_path / "pod/sub").unlink()
+        (tmp_path / "pod/sub").mkdir()
+        assert not log_files.is_opened_by(me, str(tmp_path / "pod"), str(log))
+        log.touch()
+        assert not log_files.is_opened_by(me, str(tmp_path / "pod"), str(log))
+        with log.open("a"):
+            assert log_files.is_opened_by(me, str(tmp_path / "pod"), str(log))
 
 
 def test_a_folder_is_opened_only_below_the_other(tmp_path: Path) -> None:
