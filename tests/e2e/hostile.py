@@ -11,11 +11,14 @@ import json
 import os
 import platform
 import socket
+import tarfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from asyncinotify import Inotify, Mask
 
 from crisplab.node import Node
 
@@ -24,6 +27,7 @@ Step = str | int
 AS_KEY = "the key itself"
 """The last step to a text that is the key of a table instead of a value."""
 Document = Any
+SECRET = "what only root may read"
 
 
 def connect_as(user: int, group: int, path: Path) -> socket.socket:
@@ -169,3 +173,53 @@ def with_text(base: Document, at: tuple[Step, ...], text: str) -> Document:
     else:
         here[at[-1]] = text
     return document
+
+
+class Canary:
+    """A folder outside of the services', with a program, a secret, a checkpoint and a layout."""
+
+    def __init__(self, folder: Path, image: str) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700)
+        (folder / "run").write_text(f"#!/bin/sh\n: > {folder}/ran\n")
+        (folder / "run").chmod(0o755)
+        (folder / "secret").write_text(SECRET)
+        (folder / "pod.json").write_text(f'{{"pod": "{SECRET}", "containers": {{}}}}')
+        (folder / "index.json").write_text(f'{{"manifests": "{SECRET}"}}')
+        (folder / "config.dump").write_text(f'{{"id": "x", "name": "x", "rootfsImage": "{image}"}}')
+        with tarfile.open(folder / "checkpoint.tar", "w") as archive:
+            archive.add(folder / "config.dump", "config.dump")
+        self.before = self._state()
+        self.before = self._state()
+        self._inotify = Inotify()
+        for entry in folder.iterdir():
+            if entry.name != "secret":  # a profile that CRI names may be read
+                self._inotify.add_watch(entry, Mask.OPEN)
+
+    def texts(self) -> Iterator[str]:
+        """Yields hostile values of a text."""
+        yield f"{self.folder}/run"
+        yield f"{self.folder}/made/new"
+        yield f"x/../../../../../../../../../../..{self.folder}/made"
+        yield f"$({self.folder}/run);{self.folder}/run\n{self.folder}/run"
+        yield f"{self.folder}/checkpoint.tar"
+        yield str(self.folder)
+
+    def check(self, about: object) -> None:
+        """Fails if anything there was made, changed, run or opened."""
+        assert self._state() == self.before, about
+        opened = []
+        self._inotify.sync_timeout = 0
+        while (event := self._inotify.sync_get()) is not None:
+            opened.append(event.path)
+        assert not opened, about
+
+    def _state(self) -> dict[str, tuple[int, int, int]]:
+        """Returns what lstat(2) says; the kernel sets ctime at every change."""
+        found = {}
+        for here, _, names in os.walk(self.folder):
+            for name in (".", *names):
+                path = Path(here, name)
+                status = path.lstat()
+                found[str(path)] = (status.st_ctime_ns, status.st_mode, status.st_size)
+        return found

@@ -305,7 +305,7 @@ def test_equal_calls_at_two_replicas_at_once_make_one_thing(own_node: Node, worl
     others = [own_node.start_replica(service, "1") for service in services]
     try:
         for service in services:
-            wait_for(partial(own_node.answers, service, "1"))
+            wait_for(partial(own_node.answers, service, "1"), seconds=60)
         pair = [Direct(own_node, world.image, replica) for replica in ("0", "1")]
         for name in ("pod", "attach", "mount", "bundle", "launch", "begin"):
             same(at_once(*[getattr(each, name) for each in pair * 4]))
@@ -338,12 +338,16 @@ def test_leftovers_of_all_three_kinds_are_removed_and_what_is_known_stays(world:
                 ("image-svc", "/v1/rootfs", "ages"),
                 ("net-svc", "/v1/attachments", "ages"),
             ):
-                wait_for(lambda service=service, path=path, key=key: len(get(node, service, path).json()[key]) == 1)
+                wait_for(partial(_has_one, node, service, path, key))
             assert client.status(kept).state == cri.CONTAINER_RUNNING
             assert client.exec(kept, "echo", "still").stdout == b"still\n"
         log = node.log("cri-gateway")
         for kind in ("monitor", "rootfs", "attachment"):
             assert f'"kind": "{kind}"' in log or f'"kind":"{kind}"' in log, kind
+
+
+def _has_one(node: Node, service: str, path: str, key: str) -> bool:
+    return len(get(node, service, path).json()[key]) == 1
 
 
 def twins() -> tuple[str, str, str]:

@@ -6,15 +6,13 @@ outside of the services' folders.
 """
 
 import os
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from asyncinotify import Inotify, Mask
-from hostile import Answer, Document, Intruder, Route, routes, with_text
+from hostile import SECRET, Answer, Canary, Document, Intruder, Route, routes, with_text
 from traces import started
 from world import World
 
@@ -23,7 +21,6 @@ from crisplab.cri import Cri, container_config, pod_config
 from crisplab.node import Node
 
 SERVICES = ("image-svc", "runtime-svc", "net-svc", "monitor-svc")
-SECRET = "what only root may read"
 POD, CONTAINER, UNKNOWN = "a" * 64, "b" * 64, "c" * 64
 # Paths that CRI itself gives, so that every client may choose them: what a container gets from the
 # host, and where kubelet wants its log.
@@ -39,56 +36,6 @@ BAD_IDS = (
     "x", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "%0A", "..", "%2E%2E", "..%2Fpods%2F" + POD, "%2Fetc%2Fpasswd",
     "a" * 64 + "%2F..%2F" + "b" * 64, "a" * 64 + "%00", "%C3%A4" * 64,
 )  # fmt: skip
-
-
-class Canary:
-    """A folder outside of the services', with a program, a secret, a checkpoint and a layout."""
-
-    def __init__(self, folder: Path, image: str) -> None:
-        self.folder = folder
-        folder.mkdir(mode=0o700)
-        (folder / "run").write_text(f"#!/bin/sh\n: > {folder}/ran\n")
-        (folder / "run").chmod(0o755)
-        (folder / "secret").write_text(SECRET)
-        (folder / "pod.json").write_text(f'{{"pod": "{SECRET}", "containers": {{}}}}')
-        (folder / "index.json").write_text(f'{{"manifests": "{SECRET}"}}')
-        (folder / "config.dump").write_text(f'{{"id": "x", "name": "x", "rootfsImage": "{image}"}}')
-        with tarfile.open(folder / "checkpoint.tar", "w") as archive:
-            archive.add(folder / "config.dump", "config.dump")
-        self.before = self._state()
-        self.before = self._state()
-        self._inotify = Inotify()
-        for entry in folder.iterdir():
-            if entry.name != "secret":  # a profile that CRI names may be read
-                self._inotify.add_watch(entry, Mask.OPEN)
-
-    def texts(self) -> Iterator[str]:
-        """Yields hostile values of a text."""
-        yield f"{self.folder}/run"
-        yield f"{self.folder}/made/new"
-        yield f"x/../../../../../../../../../../..{self.folder}/made"
-        yield f"$({self.folder}/run);{self.folder}/run\n{self.folder}/run"
-        yield f"{self.folder}/checkpoint.tar"
-        yield str(self.folder)
-
-    def check(self, about: object) -> None:
-        """Fails if anything there was made, changed, run or opened."""
-        assert self._state() == self.before, about
-        opened = []
-        self._inotify.sync_timeout = 0
-        while (event := self._inotify.sync_get()) is not None:
-            opened.append(event.path)
-        assert not opened, about
-
-    def _state(self) -> dict[str, tuple[int, int, int]]:
-        """Returns what lstat(2) says; the kernel sets ctime at every change."""
-        found = {}
-        for here, _, names in os.walk(self.folder):
-            for name in (".", *names):
-                path = Path(here, name)
-                status = path.lstat()
-                found[str(path)] = (status.st_ctime_ns, status.st_mode, status.st_size)
-        return found
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,10 @@ _FOLDERS = (
     "run/monitor-svc/attach",
     "run/monitor-svc/exec",
     "run/image-svc/rootfs",
+    "run/image-svc/turns",
+    "run/runtime-svc/turns",
+    "run/net-svc/turns",
+    "run/monitor-svc/turns",
     "state/image-svc/containers",
     "state/image-svc/scratch",
 )

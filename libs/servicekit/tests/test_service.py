@@ -14,12 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, WebSocket
 from pydantic import BaseModel
 
+from crisp_proto.ids import Id
 from servicekit import client as client_module
 from servicekit import context, server
-from servicekit.app import unless_same
+from servicekit.app import only_root, unless_same
 from servicekit.client import ServiceClient, steps
 from servicekit.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from servicekit.server import Frontend
@@ -85,6 +86,18 @@ def frontend(replica: str, release: asyncio.Event | None = None) -> Frontend:
         call = context.current()
         assert call is not None
         return Echo(text=f"{call.request_id} {call.trace_id}")
+
+    @router.get("/things/{id}")
+    async def thing(id: Id) -> Echo:
+        return Echo(text=id)
+
+    @router.websocket("/things/{id}/stream")
+    async def stream(id: Id, socket: WebSocket) -> None:
+        await socket.accept()
+
+    @router.post("/path", dependencies=[Depends(only_root)])
+    async def path() -> Echo:
+        return Echo(text="read")
 
     async def ready() -> None:
         if replica == "unready":
@@ -172,6 +185,42 @@ def context_free() -> BaseModel:
         other: int = 1
 
     return Other()
+
+
+async def test_a_wrong_id_is_named_also_for_a_websocket(tmp_path: Path, caller: ServiceClient) -> None:
+    async with running(tmp_path):
+        for path in ("/v1/things/x", "/v1/things/" + "A" * 64, "/v1/things/" + "a" * 64 + "%0A"):
+            with pytest.raises(InvalidArgument, match="id = '.*': String should match pattern") as caught:
+                await caller.call("GET", path, Echo)
+            assert caught.value.field == "id"
+            with pytest.raises(InvalidArgument, match="id = ") as caught:
+                await caller.connect(f"{path}/stream", Echo(text="x"))
+            assert caught.value.field == "id"
+        with pytest.raises(InvalidArgument) as caught:
+            await caller.call("GET", f"/v1/things/{'x' * 10_000}", Echo)
+        assert len(caught.value.message) < 500
+        with pytest.raises(Internal, match="answered 403"):
+            await caller.connect("/v1/no/such/stream", Echo(text="x"))
+        assert (await caller.call("GET", f"/v1/things/{'a' * 64}", Echo)).text == "a" * 64
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_a_route_with_a_path_is_for_root(tmp_path: Path, caller: ServiceClient) -> None:
+    async with running(tmp_path):
+        assert (await caller.call("POST", "/v1/path", Echo)).text == "read"
+        script = (
+            "import os,socket,sys; s=socket.socket(socket.AF_UNIX); os.setgroups([]); os.setgid(int(sys.argv[2])); "
+            "os.chdir(os.path.dirname(sys.argv[1])); os.setuid(64999); s.connect(os.path.basename(sys.argv[1]))\n"
+            "s.sendall(b'POST /v1/path HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n')\nfor piece in iter(lambda: s.recv(9999), b''): print(piece.decode())"
+        )
+        socket_path = tmp_path / "demo/0.sock"
+        socket_path.chmod(0o666)
+        process = await asyncio.create_subprocess_exec(
+            "/usr/bin/python3", "-c", script, str(socket_path), str(os.getgid()), stdout=asyncio.subprocess.PIPE
+        )
+        output, _ = await process.communicate()
+    assert b" 403 " in output
+    assert b"so only root may call it" in output
 
 
 async def test_request_id_and_trace_id_travel_with_a_call(tmp_path: Path, caller: ServiceClient) -> None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -306,3 +309,48 @@ async def test_one_id_that_fails_does_not_keep_the_next_ones_waiting() -> None:
         await for_each("sweep", ["one", "stuck", "other"], work)
     assert done == ["one", "other"]
     assert [(line["event"], line["chore"], line["id"]) for line in logged] == [("chore-failed", "sweep", "stuck")]
+
+
+async def test_queues_that_share_a_folder_take_turns(tmp_path: Path) -> None:
+    slow, one, other = Slow(), KeyedQueue(tmp_path / "turns"), KeyedQueue(tmp_path / "turns")
+    first = asyncio.create_task(one.run("thing", "a", slow.work("first")))
+    while not slow.order:
+        await asyncio.sleep(0)
+    second = asyncio.create_task(other.run("thing", "a", slow.work("second")))
+    elsewhere = asyncio.create_task(other.run("another thing", "a", slow.work("elsewhere")))
+    while len(slow.order) < 2:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    assert slow.order == ["first begins", "elsewhere begins"]
+    slow.release.set()
+    assert [await each for each in (first, second, elsewhere)] == ["first", "second", "elsewhere"]
+    assert slow.order.index("first ends") < slow.order.index("second begins")
+    assert list((tmp_path / "turns").iterdir()) == []
+
+
+async def test_a_turn_ends_with_the_process_that_has_it(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from servicekit.linux.files import try_turn; "
+        "assert try_turn(Path(sys.argv[1])) is not None; print('mine', flush=True); time.sleep(60)"
+    )
+    (tmp_path / "turns").mkdir()
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "turns/thing")], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    slow = Slow()
+    slow.release.set()
+    waiting = asyncio.create_task(KeyedQueue(tmp_path / "turns").run("thing", "a", slow.work("after")))
+    await asyncio.sleep(0.05)
+    assert slow.order == []
+    child.kill()
+    child.communicate()
+    assert await waiting == "after"
+
+
+async def test_without_a_place_for_turns_the_work_is_done_all_the_same(tmp_path: Path) -> None:
+    slow, queue = Slow(), KeyedQueue(tmp_path / "turns")
+    slow.release.set()
+    (tmp_path / "turns").rmdir()
+    with capture_logs() as logged:
+        assert await queue.run("thing", "a", slow.work("done")) == "done"
+    assert [line["event"] for line in logged] == ["turn-not-taken"]

@@ -18,7 +18,7 @@ from servicekit.errors import CrispError, InvalidArgument, PermissionDenied, Res
 
 Readiness = Callable[[], Awaitable[None]]
 _PLACES_OF_FIELDS = ("body", "path", "query", "header")
-_SHOWN = 200  # characters of a wrong value that the error repeats
+_SHOWN = 200  # characters of a wrong value that the error repeats, and of a path in the log
 _log = logs.get()
 
 
@@ -204,7 +204,7 @@ class CallMiddleware:
         try:
             await self._app(scope, receive, send)
         finally:
-            _log.info("stream-closed", path=scope["path"], ms=round((time.perf_counter() - started) * 1000, 2))
+            _log.info("stream-closed", path=scope["path"][:_SHOWN], ms=round((time.perf_counter() - started) * 1000, 2))
 
 
 def _enter_context(scope: Scope) -> None:
@@ -220,4 +220,4 @@ def _record(scope: Scope, status: int, seconds: float) -> None:
     route = getattr(scope.get("route"), "path", "unmatched")
     metrics.REQUESTS.labels(route, method, str(status)).observe(seconds)
     log = _log.info if method != "GET" or status >= 500 else _log.debug
-    log("request-served", method=method, path=scope["path"], status=status, ms=round(seconds * 1000, 2))
+    log("request-served", method=method, path=scope["path"][:_SHOWN], status=status, ms=round(seconds * 1000, 2))

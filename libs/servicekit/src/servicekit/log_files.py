@@ -4,12 +4,13 @@ A pod that mounts its log folder can put anything there, so the path is checked 
 is created and again before conmon opens the file.
 """
 
-import contextlib
 import errno
 import os
 import stat
 
 from servicekit.errors import InvalidArgument
+from servicekit.linux import processes
+from servicekit.linux.processes import ProcessRef
 from servicekit.linux.root_paths import open_below
 
 _NOT_FOLDERS = (errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
@@ -35,26 +36,42 @@ def check(directory: str, path: str, *, make: bool = False) -> None:
     `directory` itself may be a link, since only kubelet and the operator decide about it; it is ""
     if nobody recorded it. With `make`, missing folders are made. Raises OSError.
     """
+    if make:
+        os.makedirs(directory or os.path.dirname(path), exist_ok=True)
+    try:
+        _status(directory, path, make=make)
+    except FileNotFoundError:
+        pass  # the log itself; or a folder, if nobody was to make it
+
+
+def is_opened_by(process: ProcessRef, directory: str, path: str) -> bool:
+    """Tells whether a process has opened the very log that `check` has checked.
+
+    Somebody may have put a link there in between.
+    """
+    try:
+        return processes.has_opened(process, _status(directory, path, make=False))
+    except FileNotFoundError:
+        return False
+
+
+def _status(directory: str, path: str, *, make: bool) -> os.stat_result:
+    """Returns the status of a log, without following a link below `directory`."""
     folder, name = os.path.split(path)
     base = directory or folder
-    if make:
-        os.makedirs(base, exist_ok=True)
     try:
         fd = open_below(base, folder[len(base) :], make=make)
-    except FileNotFoundError:
-        if make:
-            raise
-        return
     except OSError as error:
         if error.errno in _NOT_FOLDERS:
             raise _leaves(path, "has a link or a file where a folder should be") from error
         raise
     try:
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                raise _leaves(path, "is there and is no regular file")
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
     finally:
         os.close(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise _leaves(path, "is there and is no regular file")
+    return status
 
 
 def _leaves(path: str, fault: str) -> InvalidArgument:

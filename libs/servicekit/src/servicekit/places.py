@@ -82,6 +82,10 @@ class Places:
         """The file in which conmon has written the pid of the container's process."""
         return self.monitors / container_id / "pid"
 
+    def turns(self, service: str) -> Path:
+        """The folder in which replicas of a service take turns (servicekit.tasks.KeyedQueue)."""
+        return self.run / service / "turns"
+
     def owns(self, path: Path) -> bool:
         """Tells whether a path without links is below run_dir or state_dir."""
         return any(path.is_relative_to(own.resolve()) for own in (self.run, self.state))

@@ -167,7 +167,15 @@ def _websocket_protocol(*arguments: Any, **more: Any) -> asyncio.Protocol:
     """
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-    return WebSocketsSansIOProtocol(*arguments, **more)
+    class Protocol(WebSocketsSansIOProtocol):
+        """Knows that a handshake is over once it has been refused; uvicorn 0.54 logs an error."""
+
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+                self.handshake_complete = True
+
+    return Protocol(*arguments, **more)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,18 @@
 """Tasks: work that callers share, work that runs concurrently, and background work."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from servicekit import logs
 from servicekit.errors import CrispError
+from servicekit.linux import files
 
 T = TypeVar("T")
 _log = logs.get()
+_TURN_SECONDS = 0.01  # between two looks at whether another replica is done
 
 
 class SingleFlight(Generic[T]):
@@ -50,8 +53,12 @@ class KeyedQueue:
     As with SingleFlight, a caller that gives up does not stop the change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Path | None = None) -> None:
+        """Replicas that share the folder `turns` take turns as well; with None, only this queue."""
         self._last: dict[str, _Queued] = {}
+        self._turns = turns
+        if turns is not None:
+            turns.mkdir(parents=True, exist_ok=True)
 
     async def run(self, thing: str, change: str, work: Callable[[], Awaitable[T]]) -> T:
         """Returns the result of `work`, which starts once earlier changes to `thing` have ended.
@@ -67,12 +74,32 @@ class KeyedQueue:
         async def body() -> T:
             if last is not None:
                 await asyncio.wait([last.task])
-            return await work()
+            async with self._turn(thing):
+                return await work()
 
         task = asyncio.create_task(body())
         self._last[thing] = _Queued(change, task)
         task.add_done_callback(lambda done: self._finished(thing, done))
         return await asyncio.shield(task)
+
+    @asynccontextmanager
+    async def _turn(self, thing: str) -> AsyncIterator[None]:
+        """Waits until no other replica changes this thing, and keeps it from doing so."""
+        if self._turns is None:
+            yield
+            return
+        path = self._turns / thing
+        try:
+            while (fd := files.try_turn(path)) is None:  # noqa: ASYNC110 — the kernel gives no sign
+                await asyncio.sleep(_TURN_SECONDS)
+        except OSError as error:  # a full disk must not keep anything from being removed
+            _log.warning("turn-not-taken", id=thing, error=str(error))
+            yield
+            return
+        try:
+            yield
+        finally:
+            files.end_turn(path, fd)
 
     def _finished(self, thing: str, task: asyncio.Task[Any]) -> None:
         if self._last[thing].task is task:

@@ -59,7 +59,7 @@ class RootfsMounts:
         self._idmapped = node.run_dir / "image-svc" / "idmapped"
         for folder in (self._containers, self._mounts, self._volumes, self._idmapped):
             folder.mkdir(parents=True, exist_ok=True)
-        self._queue = KeyedQueue()
+        self._queue = KeyedQueue(node.places.turns("image-svc"))
         self._usages: dict[str, DiskUse] = {}
 
     # Mounting

@@ -24,7 +24,7 @@ from crisp_proto.streams import WindowSize
 from monitor_svc.oom_kills import OomKills
 from servicekit import log_files
 from servicekit.crashpoints import crashpoint
-from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, Unknown
+from servicekit.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, Unknown
 from servicekit.linux import processes, trees
 from servicekit.linux.descriptors import Pipe, readable
 from servicekit.linux.namespaces import in_own_thread
@@ -99,7 +99,21 @@ class Conmon:
                     launcher.kill()
                     await launcher.wait()
         crashpoint("conmon-created")
-        return await self._created(container_id, request, folder, line)
+        created = await self._created(container_id, request, folder, line)
+        self._check_log(created.conmon, request)
+        return created
+
+    def _check_log(self, conmon: ProcessRef, request: MonitorRequest) -> None:
+        """Raises InvalidArgument if the log was replaced by a link just before conmon opened it.
+
+        The container has not been started, so conmon has written nothing yet. How a handler's own
+        monitor opens its log is not known.
+        """
+        launch = request.launch
+        if launch.conmon or not request.log_path:
+            return
+        if not log_files.is_opened_by(conmon, launch.log_directory, request.log_path):
+            raise InvalidArgument(f"conmon has opened another file than {request.log_path}", field="log_path")
 
     async def _start(self, container_id: str, request: MonitorRequest, folder: Path, sync: Pipe, start: Pipe) -> Child:
         """Starts conmon in its cgroup.

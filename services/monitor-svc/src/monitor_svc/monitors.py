@@ -43,7 +43,7 @@ class Monitors:
         self._conmon = conmon
         self._disks = disks
         self._kill_timeout = settings.kill_timeout
-        self._queue = KeyedQueue()
+        self._queue = KeyedQueue(places.turns("monitor-svc"))
         self._watches: dict[str, asyncio.Task[None]] = {}
 
     def watch_all(self) -> None:

@@ -55,7 +55,7 @@ class Attachments:
         self._places = places
         self._netns = places.netns
         self._netns.mkdir(parents=True, exist_ok=True)
-        self._queue = KeyedQueue()
+        self._queue = KeyedQueue(places.turns("net-svc"))
         self._background: set[asyncio.Task[None]] = set()
 
     # ADD

@@ -78,16 +78,15 @@ class Containers:
         self._warmup = warmup
         self._bundles = node.places.bundles
         self._checkpoints = node.state_dir / "runtime-svc" / "checkpoints"
-        self._queue = KeyedQueue()
+        self._queue = KeyedQueue(node.places.turns("runtime-svc"))
 
     def write_missing_documents(self) -> None:
         """Writes container.json for containers of an older runtime-svc; runs at the start."""
-        for container in self._store.containers():
-            is_readable = bool(container.launch.runtime)
-            if is_readable and (self._bundles / container.id).is_dir():
-                document = self._places.container_document(container.id)
-                if not document.exists():
-                    write_atomically(document, container.model_dump_json())
+        for folder in self._bundles.iterdir() if self._bundles.exists() else ():
+            if not self._places.container_document(folder.name).exists():
+                container = self._store.container(folder.name)
+                if container is not None and container.launch.runtime:  # else its record could not be read
+                    self._write_document(container)
 
     async def create(self, container_id: str, request: ContainerRequest) -> Container:
         """Writes a container's bundle; returns the existing container for the same request.

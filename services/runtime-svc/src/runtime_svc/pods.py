@@ -56,14 +56,15 @@ class Pods:
         self._handlers = handlers
         self._warmup = warmup
         self._places = places
-        self._queue = KeyedQueue()
+        self._queue = KeyedQueue(places.turns("runtime-svc"))
 
     def write_missing_documents(self) -> None:
         """Writes pod.json for pods of an older runtime-svc; runs at the start."""
-        for pod in self._store.pods():
-            is_readable = bool(pod.cgroup)
-            if is_readable and self.sandbox(pod.id).folder.is_dir() and not self._places.pod_document(pod.id).exists():
-                self._write_document(pod)
+        for folder in self._places.pods.iterdir() if self._places.pods.exists() else ():
+            if not self._places.pod_document(folder.name).exists():
+                known = self._store.pod(folder.name)
+                if known is not None and known[1] and known[0].cgroup:  # else its record could not be read
+                    self._write_document(known[0])
 
     def _write_document(self, pod: Pod) -> None:
         # Not in a thread: the file is small, and run_dir is in memory.

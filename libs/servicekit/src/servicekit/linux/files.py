@@ -82,6 +82,31 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
         os.close(fd)
 
 
+def try_turn(path: Path) -> int | None:
+    """Locks the file at `path`, made for it, and returns its fd; None while another has the lock.
+
+    `end_turn` removes the file. Processes that share the path take turns, and the kernel ends the
+    turn of one that dies. Raises OSError.
+    """
+    while True:
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # another process has removed it between our two calls
+
+
+def end_turn(path: Path, fd: int) -> None:
+    """Removes the file of a turn and releases its lock."""
+    with suppress(OSError):
+        os.unlink(path)
+    os.close(fd)
+
+
 def open_regular(path: Path | str, flags: int = os.O_RDONLY, *, follow: bool = True, dir_fd: int | None = None) -> int:
     """Opens a regular file in a folder that is not trusted, and returns its fd.
 

@@ -108,8 +108,15 @@ def reap(pid: int) -> None:
 
 def has_open(process: ProcessRef, file: Path) -> bool:
     """Tells whether the process has the file at this path open."""
+    try:
+        return has_opened(process, file.stat())
+    except OSError:
+        return False
+
+
+def has_opened(process: ProcessRef, wanted: os.stat_result) -> bool:
+    """Tells whether the process has the file open that has this status."""
     with contextlib.suppress(OSError):
-        wanted = file.stat()
         for entry in os.scandir(f"/proc/{process.pid}/fd"):
             with contextlib.suppress(OSError):
                 found = entry.stat()
