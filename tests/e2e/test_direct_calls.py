@@ -5,6 +5,7 @@ Every service has guards of its own, so nothing breaks if a flow is interrupted 
 
 import contextlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from traces import client_of, get, started, traces, wait_until_clean
 from world import World
 
 from cri_gateway import ids
-from crisp_proto.config import PodSandboxMetadata
+from crisp_proto.config import ContainerMetadata, PodSandboxMetadata
 from crisp_proto.cri import api_pb2 as cri
 from crisplab import scratch
 from crisplab.cri import Cri, container_config, pod_config
@@ -319,6 +320,36 @@ def test_equal_calls_at_two_replicas_at_once_make_one_thing(own_node: Node, worl
     wait_until_clean(own_node)
 
 
+# Records for the other services
+
+
+def test_records_are_written_for_root_and_again_for_what_an_older_version_made(
+    own_node: Node, world: World, tmp_path: Path
+) -> None:
+    own_node.start()
+    with Cri(own_node.socket) as client:
+        client.pull(world.image)
+        config = pod_config("old", log_directory=tmp_path)
+        with client.pod(config) as pod:
+            container = client.run(pod, container_config(world.image, ["sleep", "600"]), config)
+            run = own_node.run / "runtime-svc"
+            records = [run / "pods" / pod / "pod.json", run / "bundles" / container / "container.json"]
+            before = [json.loads(record.read_text()) for record in records]
+            assert [document["id"] for document in before] == [pod, container]
+            for record in records:
+                assert (record.stat().st_mode & 0o777, record.stat().st_uid) == (0o600, 0)
+                record.unlink()
+            own_node.kill("runtime-svc")
+            assert [json.loads(record.read_text())["config"] for record in records] == [
+                document["config"] for document in before
+            ]
+            client.update(container, cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20))
+            limits = json.loads(records[1].read_text())["config"]["linux"]["resources"]
+            assert limits["memory_limit_in_bytes"] == 64 << 20
+            assert client.exec(container, "echo", "still").stdout == b"still\n"
+    wait_until_clean(own_node)
+
+
 # Leftovers and ids
 
 
@@ -362,7 +393,23 @@ def twins() -> tuple[str, str, str]:
     raise AssertionError
 
 
-def test_an_id_that_is_the_beginning_of_two_names_neither(cri_client: Cri) -> None:
+def _check_containers(client: Cri, pod: str, config: cri.PodSandboxConfig, image: str) -> None:
+    """Checks the same of two containers."""
+    by_beginning: dict[str, str] = {}
+    for name in (f"c{number}" for number in itertools.count()):
+        beginning = ids.container_id(pod, ContainerMetadata(name=name))[:2]
+        if beginning in by_beginning:
+            break
+        by_beginning[beginning] = name
+    names = (by_beginning[beginning], name)
+    one, two = (client.create(pod, container_config(image, ["sleep", "9"], name=name), config) for name in names)
+    for call in (client.status, client.start, client.stop, client.remove):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "several"):
+            call(beginning)
+    assert {client.status(one).state, client.status(two).state} == {cri.CONTAINER_CREATED}
+
+
+def test_an_id_that_is_the_beginning_of_two_names_neither(cri_client: Cri, world: World) -> None:
     first, second, beginning = twins()
     configs = []
     for uid in (first, second):
@@ -380,5 +427,6 @@ def test_an_id_that_is_the_beginning_of_two_names_neither(cri_client: Cri) -> No
                     call("")
             for pod in (one, two):
                 assert cri_client.pod_status(pod).state == cri.SANDBOX_READY
+            _check_containers(cri_client, one, configs[0], world.image)
             length = next(at for at in range(65) if one[:at] != two[:at])
             assert cri_client.pod_status(two[:length]).id == two

@@ -32,7 +32,10 @@ def test_a_log_path_below_the_directory(log_path: str) -> None:
     assert log_files.path_in("/var/log/pods/p", log_path) == f"/var/log/pods/p/{log_path}"
 
 
-@pytest.mark.parametrize("log_path", ["", "/a", "..", "../a", "a/..", "a/../b", ".", "a/", "a/.", "a\0b"])
+@pytest.mark.parametrize(
+    "log_path",
+    ["", "/a", "..", "../a", "a/..", "a/../b", ".", "a/", "a/.", "a\0b", "n" * 252, "ä" * 126, "a/" * 2100 + "c"],
+)
 def test_a_log_path_that_names_no_file_below_the_directory(log_path: str) -> None:
     with pytest.raises(InvalidArgument, match="log_path = "):
         log_files.path_in("/var/log/pods/p", log_path)
@@ -70,6 +73,15 @@ def test_a_log_whose_path_somebody_has_taken(tmp_path: Path, put: str, recorded:
             return
     with pytest.raises(InvalidArgument, match="the log "):
         log_files.check(str(tmp_path) if recorded else "", str(log), make=True)
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "n" * 5000 + "/c"])
+def test_a_log_whose_path_the_kernel_refuses(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument, match="the log .* can't be: File name too long"):
+        log_files.check(str(tmp_path), f"{tmp_path}/{name}", make=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgument, match="the log "):
+        log_files.check(f"{tmp_path}/file/x", f"{tmp_path}/file/x/c.log", make=True)
 
 
 def test_a_log_that_is_open_is_told_from_one_behind_a_link(tmp_path: Path) -> None:

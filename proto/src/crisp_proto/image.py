@@ -79,7 +79,7 @@ class RootfsRequest(Contract):
     pod_id: OptionalId = Field(
         "", description="The container's pod; if it has a user namespace of its own, its ids own the files"
     )
-    volumes: dict[Annotated[int, Field(ge=0)], ImageVolume] = {}
+    volumes: dict[Annotated[int, Field(ge=0, lt=1 << 31)], ImageVolume] = {}
     label: str = Field("", pattern=r"^[\w.:,-]*$", description="SELinux label of everything in it")
 
 

@@ -13,6 +13,8 @@ from servicekit.linux import processes
 from servicekit.linux.processes import ProcessRef
 from servicekit.linux.root_paths import open_below
 
+_MAX_PATH, _MAX_NAME = 4095 - len(".tmp"), 255 - len(".tmp")  # conmon adds that when it reopens a log
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_FOLDERS = (errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
 
 
@@ -27,21 +29,32 @@ def path_in(directory: str, log_path: str) -> str:
             f"log_path = {log_path[:200]!r}: must be the path of a file below the pod's log_directory",
             field="log_path",
         )
-    return f"{directory}/{log_path}"
+    path = f"{directory}/{log_path}"
+    if len(path.encode(errors="surrogateescape")) > _MAX_PATH or max(len(part.encode()) for part in parts) > _MAX_NAME:
+        raise InvalidArgument(
+            f"log_path = {log_path[:200]!r}…: longer than the kernel takes ({_MAX_PATH} bytes, {_MAX_NAME} a name)",
+            field="log_path",
+        )
+    return path
 
 
 def check(directory: str, path: str, *, make: bool = False) -> None:
     """Raises InvalidArgument for a link or a special file on the way from `directory` to `path`.
 
     `directory` itself may be a link, since only kubelet and the operator decide about it; it is ""
-    if nobody recorded it. With `make`, missing folders are made. Raises OSError.
+    if nobody recorded it. With `make`, missing folders are made. Raises InvalidArgument as well for
+    a path that cannot be, and OSError if the disk is full.
     """
-    if make:
-        os.makedirs(directory or os.path.dirname(path), exist_ok=True)
     try:
+        if make:
+            os.makedirs(directory or os.path.dirname(path), exist_ok=True)
         _status(directory, path, make=make)
     except FileNotFoundError:
         pass  # the log itself; or a folder, if nobody was to make it
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise _leaves(path, f"can't be: {error.strerror}") from error
 
 
 def is_opened_by(process: ProcessRef, directory: str, path: str) -> bool:
@@ -75,4 +88,4 @@ def _status(directory: str, path: str, *, make: bool) -> os.stat_result:
 
 
 def _leaves(path: str, fault: str) -> InvalidArgument:
-    return InvalidArgument(f"the log {path[:300]} {fault}", hint="remove it", field="log_path")
+    return InvalidArgument(f"the log {path[:300]} {fault}", hint="remove that, or choose another", field="log_path")

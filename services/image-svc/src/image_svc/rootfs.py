@@ -264,10 +264,9 @@ def _path_in_volume(mounted: Path, number: int, sub_path: str) -> str:
     try:
         wanted = resolve_in_root(mounted, sub_path)
         wanted.stat()
-    except OSError as error:
-        raise InvalidArgument(
-            f"{field} = {sub_path!r}: the image has no such path ({error.strerror})", field=field
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError for a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidArgument(f"{field} = {sub_path!r}: the image has no such path ({reason})", field=field) from error
     return str(wanted)
 
 
