@@ -24,7 +24,7 @@ def client(own_node: Node, world: World, tmp_path: Path) -> Iterator[Cri]:
     """A client of a node that has an image, and settings that CRI-O's users bring."""
     own_node.settings = {
         "runtime": {
-            "default_ulimits": ["nofile=1024:2048", "core=0:0", "memlock=-1:-1"],
+            "default_ulimits": ["nofile=1024:2048", "core=0:0"],
             "default_sysctls": ["kernel.shm_rmid_forced=1", "fs.mqueue.msg_max=20"],
             "default_env": ["FROM_NODE=yes", "FROM_IMAGE=overridden", "ASKED=overridden", "EMPTY="],
             "default_capabilities": ["CAP_CHOWN", "net_bind_service"],
@@ -51,8 +51,8 @@ def test_defaults_of_processes(client: Cri, world: World, tmp_path: Path) -> Non
     with client.pod(config) as pod:
         wanted = container_config(world.image, SLEEP, envs=[cri.KeyValue(key="ASKED", value=b"yes")])
         container = client.run(pod, wanted, config)
-        script = "ulimit -Sn; ulimit -Hn; ulimit -c; ulimit -l; echo $FROM_NODE $FROM_IMAGE $ASKED; env | grep EMPTY"
-        assert lines(client, container, script) == ["1024", "2048", "0", "unlimited", "yes yes yes", "EMPTY="]
+        script = "ulimit -Sn; ulimit -Hn; ulimit -c; echo $FROM_NODE $FROM_IMAGE $ASKED; env | grep EMPTY"
+        assert lines(client, container, script) == ["1024", "2048", "0", "yes yes yes", "EMPTY="]
         assert lines(client, container, "grep CapBnd /proc/1/status") == ["CapBnd:\t0000000000000401"]
         more = container_config(world.image, SLEEP, name="more")
         more.linux.security_context.capabilities.add_capabilities.append("KILL")

@@ -22,7 +22,8 @@ class Cri:
     """A client of both CRI services on one socket; `options` are additional channel options."""
 
     def __init__(self, socket: Path | str, timeout: float = 120, options: Sequence[tuple[str, int]] = ()) -> None:
-        self._channel = grpc.insecure_channel(f"unix://{socket}", options=[*_OPTIONS, *options])
+        given = {**dict(_OPTIONS), **dict(options)}
+        self._channel = grpc.insecure_channel(f"unix://{socket}", options=list(given.items()))
         self.timeout = timeout
         self.runtime = cri_grpc.RuntimeServiceStub(self._channel)
         self.image = cri_grpc.ImageServiceStub(self._channel)

@@ -119,12 +119,17 @@ def _nodes(asked: Requested) -> Iterator[oci.Device]:
     if not device.host_path.startswith("/") or not source.exists():
         raise asked.refused("no such device on this node")
     for path in _files(source) if source.is_dir() else [source]:
-        inside = os.path.normpath(f"/{device.container_path or device.host_path}/{path.relative_to(source)}")
+        inside = _absolute(f"{device.container_path or device.host_path}/{path.relative_to(source)}")
         node = _node(path, inside)
         if node is not None:
             yield node
         elif path == source:
             raise asked.refused("not a device")
+
+
+def _absolute(path: str) -> str:
+    """Returns a normal path from the root; normpath keeps two slashes at the beginning (POSIX)."""
+    return os.path.normpath(f"/{path.lstrip('/')}")
 
 
 def _files(root: Path, skip: Container[str] = ()) -> Iterator[Path]:

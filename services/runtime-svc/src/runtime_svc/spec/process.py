@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from crisp_proto.config import ContainerConfig
 from crisp_proto.image import ImageConfig
 from runtime_svc.settings import RuntimeSettings
-from runtime_svc.spec import capabilities, oci, oom_score
+from runtime_svc.spec import capabilities, oci, oom_score, ulimits
 from runtime_svc.spec.users import User
 from servicekit.errors import InvalidArgument
 
-_UNLIMITED = 2**64 - 1
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -41,18 +40,10 @@ def plan(
         "oomScoreAdj": oom_score.allowed(config.linux.resources.oom_score_adj),
     }
     if settings.default_ulimits:
-        process["rlimits"] = [_rlimit(text) for text in settings.default_ulimits]
+        process["rlimits"] = [ulimits.to_oci(text) for text in settings.default_ulimits]
     if not process["cwd"].startswith("/"):
         raise InvalidArgument(f"working_dir = {process['cwd']!r}: must be an absolute path", field="working_dir")
     return process
-
-
-def _rlimit(text: str) -> oci.Rlimit:
-    """Translates a limit of runtime.default_ulimits (setrlimit(2)); -1 is no limit."""
-    name, _, values = text.partition("=")
-    soft, _, hard = values.partition(":")
-    limits = [_UNLIMITED if value == "-1" else int(value) for value in (soft, hard or soft)]
-    return {"type": f"RLIMIT_{name.upper()}", "soft": limits[0], "hard": limits[1]}
 
 
 def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
