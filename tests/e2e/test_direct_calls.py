@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -318,6 +319,40 @@ def test_equal_calls_at_two_replicas_at_once_make_one_thing(own_node: Node, worl
             process.terminate()
             process.wait(30)
     wait_until_clean(own_node)
+
+
+# The parts of a checkpoint that need no CRIU
+
+
+def test_the_changes_of_a_container_are_saved_where_they_are_found_by_id(direct: Direct, node: Node) -> None:
+    direct.run()
+    command = {"command": ["sh", "-c", "echo new > /added; rm /www/index.html"]}
+    direct.send("monitor-svc", "POST", f"/v1/monitors/{CONTAINER}/exec", command).raise_for_status()
+    changes = node.root / "state/image-svc/containers" / CONTAINER / "changes.tar"
+    path = f"/v1/rootfs/{CONTAINER}/changes"
+    same(at_once(*[lambda: direct.send("image-svc", "POST", path)] * 4))
+    with tarfile.open(changes) as archive:
+        assert {"added", "www/.wh.index.html"} <= set(archive.getnames())
+    for _ in range(2):
+        assert direct.send("image-svc", "DELETE", path).status_code == 204
+    assert not changes.exists()
+    assert fault(direct.send("image-svc", "POST", f"/v1/rootfs/{POD}/changes"))[0] == 404
+
+
+def test_a_pods_part_of_its_checkpoint_is_written_and_read(direct: Direct, tmp_path: Path) -> None:
+    direct.run()
+    body = {"folder": str(tmp_path / "saved"), "container_ids": [CONTAINER]}
+    saved = direct.send("runtime-svc", "PUT", f"/v1/pods/{POD}/checkpoint", body).raise_for_status().json()
+    query = httpx.QueryParams({"folder": str(tmp_path / "saved")})
+    assert direct.send("runtime-svc", "GET", f"/v1/pod-checkpoints?{query}").json() == saved
+    written = tmp_path / "saved/pod.json"
+    for content in ("secret", '{"pod": "secret"}'):
+        written.write_text(content)
+        status, message = fault(direct.send("runtime-svc", "GET", f"/v1/pod-checkpoints?{query}"))
+        assert (status, "secret" in message) == (400, False)
+    containers = {"../../other": saved["containers"]["c"]}
+    written.write_text(json.dumps({**saved, "containers": containers}))
+    assert fault(direct.send("runtime-svc", "GET", f"/v1/pod-checkpoints?{query}"))[0] == 400
 
 
 # Records for the other services

@@ -1,4 +1,4 @@
-"""Flows of pods: the steps of each change in order, with their undo, and what clients see."""
+"""Flows of pods: the ordered steps of each change, with their undo, and the joins behind lists."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -21,7 +21,7 @@ from servicekit.tasks import KeyedQueue, gather_to_the_end
 class ObservedPod:
     """A pod: runtime-svc's record, and net-svc's attachment.
 
-    There is no attachment on the node's network, and none once the pod was stopped.
+    A pod on the node's network has no attachment, and neither has a stopped pod.
     """
 
     record: Pod
@@ -51,10 +51,13 @@ class Pods:
         self._containers = containers
         self._queue = KeyedQueue()
         self._attached: set[str] = set()
-        """Pods that this gateway has seen with their network."""
+        """Ids of pods that this gateway has seen attached to their network."""
 
     async def run(self, request: PodRequest) -> str:
-        """Creates a pod, runtime-svc's part and net-svc's at the same time, and returns its id."""
+        """Creates a pod and returns its id.
+
+        runtime-svc and net-svc create their parts at the same time.
+        """
         pod_id = ids.pod_id(request.config.metadata)
         await self._queue.run(pod_id, "run", lambda: self._run(pod_id, request))
         return pod_id
@@ -71,9 +74,10 @@ class Pods:
         crashpoint("pod-run")
 
     async def _attach(self, pod_id: str, request: PodRequest, creation: Awaitable[Pod]) -> None:
-        """Has net-svc connect the pod.
+        """Makes net-svc connect the pod.
 
-        A user namespace of the pod's own is created first, since it owns the network namespace.
+        If the pod has its own user namespace, waits until it is created: it must own the network
+        namespace.
         """
         if request.config.on_node_network:
             return
@@ -85,8 +89,8 @@ class Pods:
         """Removes the part that was created, after the other part failed.
 
         Each service has undone its own failed part. runtime-svc refuses to remove a pod that has
-        containers, so such a pod stays. If runtime-svc is away, it may have created the pod, so the
-        network stays.
+        containers, so such a pod stays. If runtime-svc is unavailable, it may have created the pod,
+        so the network stays.
         """
         if not isinstance(creation, BaseException):
             await asyncio.gather(self._services.runtime.remove_pod(pod_id), return_exceptions=True)
@@ -94,7 +98,7 @@ class Pods:
             await self._services.net.detach(pod_id)
 
     async def _is_ready(self, pod_id: str) -> bool:
-        """Tells whether the pod runs already, so that only a different request for it failed."""
+        """Tells whether the pod runs already. If so, a different request for the same pod failed."""
         try:
             return (await self._services.runtime.pod(pod_id)).state is PodState.READY
         except NotFound:
@@ -118,7 +122,7 @@ class Pods:
         self._journal.write(pod_id, pod_id, EventKind.STOPPED)
 
     async def remove(self, pod_id: str) -> None:
-        """Removes all that is left of a pod, running containers included.
+        """Removes a pod, with its running containers.
 
         Does nothing if there is no such pod.
         """
@@ -156,7 +160,7 @@ class Pods:
             return None
 
     def _may_be_in_creation(self, pod: Pod) -> bool:
-        """Tells whether the pod's network may still be on its way.
+        """Tells whether a RunPodSandbox call may still be attaching the pod's network.
 
         A pod that is too old for that was left behind by a killed gateway.
         """
@@ -167,8 +171,8 @@ class Pods:
     async def list(self, wanted: Filter) -> list[Pod]:
         """Returns the pods that the filter accepts, except those that are being created.
 
-        kubelet looks at a pod only when the list changes. It would replace a pod that it saw before
-        the pod had its network.
+        kubelet inspects a pod only when the list changes, and replaces a pod that it sees without a
+        network.
         """
         pods = await self._services.runtime.pods()
         if any(self._may_be_in_creation(pod) for pod in pods):
