@@ -122,6 +122,20 @@ def test_links_in_a_circle_keep_no_container_from_starting(rootfs: Path) -> None
     assert "/etc/hosts" not in paths(planned(rootfs))
 
 
+def test_the_time_zone_replaces_a_link_unless_the_request_has_its_own(rootfs: Path, tmp_path: Path) -> None:
+    (rootfs / "zones").mkdir()
+    (rootfs / "zones/UTC").write_text("UTC")
+    (rootfs / "etc/localtime").symlink_to("/zones/UTC")
+    files = {"/etc/localtime": tmp_path / "zone"}
+    (tmp_path / "zone").touch()
+    theirs = Mount(container_path="/etc/localtime", host_path=str(tmp_path / "zone"))
+    made = mounts.plan([theirs], MountContext(rootfs, FEATURES), [], files, readonly_rootfs=False).mounts
+    assert (paths(made), (rootfs / "etc/localtime").is_symlink()) == (["/zones/UTC"], True)
+    made = mounts.plan([], MountContext(rootfs, FEATURES), [], files, readonly_rootfs=False).mounts
+    assert (paths(made), (rootfs / "etc/localtime").is_symlink()) == (["/etc/localtime"], False)
+    assert (rootfs / "zones/UTC").read_text() == "UTC"
+
+
 def test_an_image_volume_is_read_only_and_executable(rootfs: Path) -> None:
     asked = Mount(container_path="/image", image=ImageSpec(image="x"), readonly=True)
     context = MountContext(rootfs, FEATURES, {0: "/run/volumes/0"})

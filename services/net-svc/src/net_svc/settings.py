@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from servicekit.settings import Section
 
-_SYSCTL = re.compile(r"net(?:[./][A-Za-z0-9_-]+)+=[^\0\n]*")
+_SYSCTL = re.compile(r"net(?:\.[A-Za-z0-9_-]+)+(?:/[A-Za-z0-9_.-]+)*=[^\0\n]*")
 
 
 class NetSettings(Section):

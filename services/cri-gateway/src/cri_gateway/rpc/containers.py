@@ -149,8 +149,9 @@ def _image(container: Container) -> api_pb2.ImageSpec:
 def _mounts(container: Container) -> list[api_pb2.Mount]:
     """Returns the mounts as asked for; image_ref is the id of the image that a volume shows."""
     mounts = [convert.to_message(mount, api_pb2.Mount()) for mount in container.config.mounts]
-    for number, image_id in container.volume_images.items():
-        mounts[number].image.image_ref = image_id
+    for number, mount in enumerate(mounts):
+        if number in container.volume_images:
+            mount.image.image_ref = container.volume_images[number]
     return mounts
 
 

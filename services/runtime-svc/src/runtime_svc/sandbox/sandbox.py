@@ -15,6 +15,7 @@ from crisp_proto.config import NamespaceMode, PodSandboxConfig
 from runtime_svc.sandbox import id_mappings, sysctls
 from runtime_svc.sandbox.etc_files import EtcFiles, hostname_of
 from runtime_svc.sandbox.pause import Pause
+from servicekit.crashpoints import crashpoint
 from servicekit.linux import namespaces, selinux, syscalls, trees
 
 _FLAGS = {"uts": syscalls.CLONE_NEWUTS, "ipc": syscalls.CLONE_NEWIPC}
@@ -71,6 +72,7 @@ class Sandbox:
 
         def in_new_namespaces() -> None:
             self.etc.create(config, given.timezone)
+            crashpoint("pod-etc-mounted")
             self._make_namespaces(config, hostname_of(config), given.shm_bytes)
             user_namespace = self.namespace("user") if config.own_user_namespace else None
             sysctls.write(config, given.sysctls, user_namespace, self.namespace("ipc"))

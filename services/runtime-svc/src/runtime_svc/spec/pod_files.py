@@ -19,28 +19,26 @@ def plan(files: Mapping[str, Path], rootfs: Path, taken: Collection[str], *, rea
     found: list[oci.Mount] = []
     for path, source in files.items():
         try:
-            inside = _resolved(rootfs, path)
+            target = _resolved(rootfs, path)
+            inside = _resolved(rootfs, path, follow_last=path != _ZONE)
         except OSError:
             continue
-        if inside not in taken and path not in taken:
+        if target not in taken:
             if path == _ZONE:
                 _replace_link(rootfs, inside)
             found.append(_mount(inside, source, readonly=readonly))
     return found
 
 
-def _resolved(rootfs: Path, path: str) -> str:
-    """Returns the path in the container, without links.
-
-    A link /etc/localtime is not followed: what is mounted on its target would also change the zone
-    that this file is for.
-    """
-    resolved = os.fspath(resolve_in_root(rootfs, path, follow_last=path != _ZONE))
-    return resolved[len(os.fspath(rootfs)) :]
+def _resolved(rootfs: Path, path: str, *, follow_last: bool = True) -> str:
+    return os.fspath(resolve_in_root(rootfs, path, follow_last=follow_last))[len(os.fspath(rootfs)) :]
 
 
 def _replace_link(rootfs: Path, inside: str) -> None:
-    """Removes a link from the container's writable layer; the OCI runtime makes a file instead."""
+    """Removes the link from the container's writable layer; the OCI runtime makes a file instead.
+
+    What is mounted on the link's target would also change the zone that the target is for.
+    """
     target = f"{rootfs}{inside}"
     if os.path.islink(target):
         os.unlink(target)

@@ -1,4 +1,4 @@
-"""Resource limits of a container's processes (setrlimit(2)), as runtime.default_ulimits has them."""
+"""Resource limits of a container's processes (setrlimit(2)): runtime.default_ulimits."""
 
 import resource
 from functools import cache
