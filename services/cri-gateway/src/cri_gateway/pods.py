@@ -98,7 +98,7 @@ class Pods:
             await self._services.net.detach(pod_id)
 
     async def _is_ready(self, pod_id: str) -> bool:
-        """Tells whether the pod runs already. If so, a different request for the same pod failed."""
+        """Tells whether the pod runs already. If so, a different request for it failed."""
         try:
             return (await self._services.runtime.pod(pod_id)).state is PodState.READY
         except NotFound:
