@@ -36,9 +36,11 @@ def make_folder(path: Path, *, mode: int = 0o755, owner: tuple[int, int] | None 
     the owner as it is. Raises OSError.
     """
     path.mkdir(parents=True, exist_ok=True)
+    # Before the owner changes, and only if it differs: another user's folder takes CAP_FOWNER.
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
     if owner is not None:
         os.chown(path, *owner)
-    path.chmod(mode)
     return path
 
 
